@@ -1,0 +1,357 @@
+// The verbs that ask a broker.
+#include <poll.h>
+#include <sys/signalfd.h>
+
+#include <CLI/CLI.hpp>
+#include <atomic>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <thread>
+
+#include "broker/cli/commands.h"
+#include "broker/cli/json.h"
+#include "broker/cli/output.h"
+#include "broker/ram/budget.h"
+#include "cpp_client/connection.h"
+#include "shm/block.h"
+
+namespace modelbroker::cli {
+namespace {
+
+using client::Connection;
+using client::Timeout;
+
+constexpr Timeout kShort{30000};  // requests that only look at the books
+constexpr Timeout kNoEnd{0};      // loads: a terminal has Ctrl-C
+
+Os& plain_os() {
+  static const std::unique_ptr<Os> os = make_plain_os();
+  return *os;
+}
+
+Result<Connection> connect(const Common& common) { return Connection::connect(plain_os(), {.endpoint = common.endpoint}); }
+
+// Text from a peer or a file, fit for a terminal.
+std::string shown(const std::string& text) { return wire::printable(text, 4096); }
+
+void print(const Json& json) {
+  std::printf("%s\n", json.dump(2, ' ', false, Json::error_handler_t::replace).c_str());
+}
+void print_line(const Json& json) {
+  std::printf("%s\n", json.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
+}
+
+// A name, or the absolute form of what looks like a path: a broker knows no working directory.
+std::string name_or_path(const std::string& word) {
+  const bool looks_like_path = word.find('/') != std::string::npos ||
+                               ((word.ends_with(".safetensors") || word.ends_with(".sft")) &&
+                                std::filesystem::exists(word));
+  return looks_like_path ? std::filesystem::absolute(word).lexically_normal().string() : word;
+}
+
+// Runs `work` with a connection and turns its error into an exit code.
+template <class Work>
+int with_broker(const Common& common, Work work) {
+  auto connection = connect(common);
+  if (!connection) return report(connection.error(), common.json);
+  const Result<void> outcome = work(*connection);
+  return outcome ? kExitOk : report(outcome.error(), common.json);
+}
+
+// ---- load
+
+struct LoadArguments {
+  std::string path, name, type;
+  bool pin = false;
+};
+
+// A second connection looks at the load while the first waits for it.
+void watch_progress(const Common& common, const std::string& path, const std::atomic<bool>& done) {
+  ProgressLine line;
+  if (!line.visible()) return;
+  auto connection = connect(common);
+  while (connection && !done) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(150));
+    const auto list = connection->request<wire::ModelListReply>("model.list", wire::Empty{}, kShort);
+    if (!list || done) return;
+    for (const wire::ModelInfo& model : list->models) {
+      if (model.state == "loading" && model.path == path) {
+        line.show("loading " + shown(model.name), model.loaded_bytes, model.payload_bytes);
+      }
+    }
+  }
+}
+
+Result<void> load(const Common& common, Connection& connection, const LoadArguments& arguments) {
+  const std::string path = std::filesystem::absolute(arguments.path).lexically_normal().string();
+  MODELBROKER_ASSIGN(const Fd file, client::open_source(plain_os(), path));
+  wire::LoadModel request;
+  MODELBROKER_ASSIGN(request.file, connection.offer_file(file));
+  request.path = path;
+  request.name = arguments.name;
+  request.type = arguments.type;
+  request.pin = arguments.pin;
+  std::atomic<bool> done = false;
+  std::thread progress([&] { watch_progress(common, path, done); });
+  const auto loaded = connection.request<wire::LoadModelReply>("model.load_model", request, kNoEnd);
+  done = true;
+  progress.join();
+  if (!loaded) return tl::unexpected(loaded.error());
+  if (common.json) {
+    print_line(to_json(*loaded));
+    return {};
+  }
+  const double rate = static_cast<double>(loaded->payload_bytes) / 1e9 / std::max(loaded->seconds, 1e-6);
+  std::string detail = format_size(loaded->payload_bytes) + ", " + loaded->page_kind + " pages";
+  char text[64];
+  std::snprintf(text, sizeof text, ", %.2f s", loaded->seconds);
+  detail += text;
+  if (loaded->outcome == "loaded") {
+    std::snprintf(text, sizeof text, ", %.1f GB/s", rate);
+    detail += text;
+  }
+  std::printf("%s: %s (%s)\n", shown(loaded->model).c_str(), loaded->outcome.c_str(), detail.c_str());
+  return {};
+}
+
+// ---- unload
+
+Result<void> unload(const Common& common, Connection& connection, const std::string& model, bool wait) {
+  wire::UnloadModel request;
+  request.model = name_or_path(model);
+  request.wait = wait;
+  MODELBROKER_ASSIGN(const auto unloaded, connection.request<wire::UnloadModelReply>(
+                                              "model.unload_model", request, wait ? kNoEnd : kShort));
+  if (common.json) {
+    print(to_json(unloaded));
+  } else if (!unloaded.remaining_names.empty()) {
+    std::printf("%s: name withdrawn; the weights stay as '%s'\n", shown(unloaded.model).c_str(),
+                shown(unloaded.remaining_names.front()).c_str());
+  } else if (unloaded.draining > 0) {
+    std::printf("%s: withdrawn; %s drain until their holders let go (%llu bytes)\n", shown(unloaded.model).c_str(),
+                format_size(unloaded.draining).c_str(), static_cast<unsigned long long>(unloaded.draining));
+  } else {
+    std::printf("%s: freed %s\n", shown(unloaded.model).c_str(), format_size(unloaded.freed).c_str());
+  }
+  return {};
+}
+
+// ---- ls, ps, show, status
+
+Result<void> ls(const Common& common, Connection& connection) {
+  MODELBROKER_ASSIGN(const auto list, connection.request<wire::ModelListReply>("model.list", wire::Empty{}, kShort));
+  Json json = Json::array();
+  Table table({"NAME", "ALIASES", "TYPE", "PATH"});
+  for (const wire::ModelInfo& model : list.models) {
+    json.push_back({{"name", model.name}, {"aliases", model.aliases}, {"type", model.type}, {"path", model.path}});
+    std::string aliases;
+    for (const std::string& alias : model.aliases) aliases += (aliases.empty() ? "" : ", ") + shown(alias);
+    table.add({shown(model.name), aliases.empty() ? "-" : aliases, model.type.empty() ? "-" : shown(model.type),
+               shown(model.path)});
+  }
+  common.json ? print(json) : table.print();
+  return {};
+}
+
+Json ps_entry(const wire::ModelInfo& model) {
+  Json leases = Json::array();
+  for (const wire::LeaseHolder& lease : model.leases) leases.push_back({{"pid", lease.pid}, {"uid", lease.uid}});
+  return {{"name", model.name},           {"state", model.state},   {"block", model.block},
+          {"generation", model.generation}, {"bytes", model.bytes},   {"page_kind", model.page_kind},
+          {"leases", leases},             {"pinned", model.pinned}, {"expires_at", nullptr}};
+}
+
+Result<void> ps(const Common& common, Connection& connection) {
+  MODELBROKER_ASSIGN(auto list, connection.request<wire::ModelListReply>("model.list", wire::Empty{}, kShort));
+  Json json = Json::array();
+  Table table({"NAME", "STATE", "SIZE", "PAGES", "PINNED", "LEASES (PIDS)", "GENERATION", "BLOCK"});
+  std::ranges::move(list.draining, std::back_inserter(list.models));
+  for (const wire::ModelInfo& model : list.models) {
+    json.push_back(ps_entry(model));
+    std::string pids;
+    for (const wire::LeaseHolder& lease : model.leases) pids += " " + std::to_string(lease.pid);
+    table.add({shown(model.name), model.state, format_size(model.state == "loading" ? model.payload_bytes : model.bytes),
+               model.page_kind, model.pinned ? "yes" : "no", std::to_string(model.leases.size()) + pids,
+               std::to_string(model.generation), model.block});
+  }
+  common.json ? print(json) : table.print();
+  return {};
+}
+
+Json tensor_entry(const TensorEntry& tensor) {
+  return {{"name", tensor.name},
+          {"dtype", tensor.dtype},
+          {"shape", tensor.shape},
+          {"offset", tensor.offset},
+          {"bytes", tensor.size}};
+}
+
+std::string shape_text(const std::vector<std::uint64_t>& shape) {
+  std::string text;
+  for (const std::uint64_t dimension : shape) text += (text.empty() ? "" : ",") + std::to_string(dimension);
+  return "[" + text + "]";
+}
+
+// Names, dtypes and shapes stand in the block itself: attach and look.
+Result<Manifest> read_manifest(Connection& connection, const std::string& model) {
+  wire::Attach request;
+  request.model = model;
+  request.load = false;
+  MODELBROKER_ASSIGN(const auto attached, connection.request<wire::AttachReply>("model.attach", request, kShort));
+  if (attached.blocks.empty()) return fail(ErrorCode::kInternal, "the broker granted no block");
+  MODELBROKER_ASSIGN(const Fd block, connection.open_block(attached.blocks.front().block));
+  MODELBROKER_ASSIGN(const BlockView view, BlockView::map(plain_os(), block, Access::kReadOnly));
+  return view.manifest();
+}
+
+Result<void> show(const Common& common, Connection& connection, const std::string& word, bool tensors) {
+  const std::string model = name_or_path(word);
+  MODELBROKER_ASSIGN(const auto found,
+                     connection.request<wire::ModelGetReply>("model.get", wire::ModelName{model}, kShort));
+  Json json = to_json(found.model);
+  Manifest manifest;
+  if (tensors) {
+    MODELBROKER_ASSIGN(manifest, read_manifest(connection, model));
+    json["tensors"] = Json::array();
+    for (const TensorEntry& tensor : manifest.tensors) json["tensors"].push_back(tensor_entry(tensor));
+    json["metadata"] = manifest.metadata;
+  }
+  if (common.json) {
+    print(json);
+    return {};
+  }
+  Table facts({"FIELD", "VALUE"});
+  for (const auto& [key, value] : json.items()) {
+    if (key == "tensors" && tensors) continue;
+    facts.add({key, shown(value.is_string() ? value.get<std::string>()
+                                            : value.dump(-1, ' ', false, Json::error_handler_t::replace))});
+  }
+  facts.print();
+  if (!tensors) return {};
+  std::printf("\n");
+  Table table({"TENSOR", "DTYPE", "SHAPE", "OFFSET", "BYTES"});
+  for (const TensorEntry& tensor : manifest.tensors) {
+    table.add({shown(tensor.name), tensor.dtype, shape_text(tensor.shape), std::to_string(tensor.offset),
+               std::to_string(tensor.size)});
+  }
+  table.print();
+  return {};
+}
+
+Result<void> set_pinned(const Common& common, Connection& connection, const std::string& model, bool pinned) {
+  MODELBROKER_ASSIGN(const auto reply,
+                     connection.request<wire::PinReply>(pinned ? "model.pin" : "model.unpin",
+                                                        wire::ModelName{name_or_path(model)}, kShort));
+  if (common.json) {
+    print(to_json(reply));
+  } else {
+    std::printf("%s: %s\n", shown(reply.model).c_str(), reply.pinned ? "pinned" : "not pinned");
+  }
+  return {};
+}
+
+Result<void> status(const Common& common, Connection& connection) {
+  MODELBROKER_ASSIGN(const auto reply, connection.request<wire::StatusReply>("cache.status", wire::Empty{}, kShort));
+  if (common.json) {
+    print(to_json(reply));
+    return {};
+  }
+  std::printf("modelbroker %s, pid %llu, instance %s, up %.0f s, %llu sessions\n", reply.version.c_str(),
+              static_cast<unsigned long long>(reply.pid), reply.instance.c_str(),
+              static_cast<double>(reply.uptime_ms) / 1000, static_cast<unsigned long long>(reply.sessions));
+  std::printf("blocks in %s, %s pages\n", reply.ram_directory.c_str(), reply.page_kind.c_str());
+  Table table({"TIER", "LIMIT", "RESERVED", "MADE", "DRAINING", "PINNED", "LEASED", "MODELS", "LEASES", "HITS",
+               "MISSES", "LOADS", "EVICTIONS"});
+  for (const auto& [name, tier] : reply.tiers) {
+    table.add({name, format_size(tier.limit), format_size(tier.reserved), format_size(tier.made),
+               format_size(tier.draining), format_size(tier.pinned), format_size(tier.leased),
+               std::to_string(tier.models), std::to_string(tier.leases), std::to_string(tier.hits),
+               std::to_string(tier.misses), std::to_string(tier.loads), std::to_string(tier.evictions)});
+  }
+  table.print();
+  for (const auto& [feature, there] : reply.features) {
+    if (!there) std::printf("this kernel lacks %s: the second way is used\n", feature.c_str());
+  }
+  return {};
+}
+
+}  // namespace
+
+void add_client_commands(CLI::App& app, Common& common, Action& action) {
+  const auto verb = [&](const char* name, const char* text, const char* examples) {
+    CLI::App* const command = app.add_subcommand(name, text);
+    command->add_flag("--json", common.json, "print JSON");
+    command->footer(std::string("Examples:\n") + examples);
+    return command;
+  };
+  const auto model_of = [](CLI::App* command) {
+    auto model = std::make_shared<std::string>();
+    command->add_option("MODEL", *model, "name, alias or path")->required();
+    return model;
+  };
+
+  auto* const load_command = verb("load", "load a safetensors file once, for every worker",
+                                  "  modelbroker load ./model.safetensors --name m\n"
+                                  "  modelbroker load /models/vae.sft --type vae --pin --json");
+  auto arguments = std::make_shared<LoadArguments>();
+  load_command->add_option("FILE", arguments->path, "a .safetensors or .sft file")->required();
+  load_command->add_option("--name", arguments->name, "what to call it (default: the file's stem)");
+  load_command->add_option("--type", arguments->type, "what it is: unet, vae, lora, ... (kept, not interpreted)");
+  load_command->add_flag("--pin", arguments->pin, "never evict it");
+  load_command->callback([&common, &action, arguments] {
+    action = [&common, arguments] {
+      return with_broker(common, [&](Connection& connection) { return load(common, connection, *arguments); });
+    };
+  });
+
+  auto* const unload_command = verb("unload", "withdraw a model; its memory is freed when nobody has it mapped",
+                                    "  modelbroker unload m\n  modelbroker unload m --wait");
+  auto unload_model = model_of(unload_command);
+  auto wait = std::make_shared<bool>(false);
+  unload_command->add_flag("--wait", *wait, "return when the bytes are free");
+  unload_command->callback([&common, &action, unload_model, wait] {
+    action = [&common, unload_model, wait] {
+      return with_broker(common,
+                         [&](Connection& connection) { return unload(common, connection, *unload_model, *wait); });
+    };
+  });
+
+  auto* const show_command = verb("show", "all that is known of one model",
+                                  "  modelbroker show m\n  modelbroker show m --tensors");
+  auto show_model = model_of(show_command);
+  auto tensors = std::make_shared<bool>(false);
+  show_command->add_flag("--tensors", *tensors, "its tensors too");
+  show_command->callback([&common, &action, show_model, tensors] {
+    action = [&common, show_model, tensors] {
+      return with_broker(common,
+                         [&](Connection& connection) { return show(common, connection, *show_model, *tensors); });
+    };
+  });
+
+  for (const bool pinned : {true, false}) {
+    auto* const command = pinned ? verb("pin", "keep a model whatever comes", "  modelbroker pin m")
+                                 : verb("unpin", "let a model be evicted again", "  modelbroker unpin m");
+    auto model = model_of(command);
+    command->callback([&common, &action, model, pinned] {
+      action = [&common, model, pinned] {
+        return with_broker(common,
+                           [&](Connection& connection) { return set_pinned(common, connection, *model, pinned); });
+      };
+    });
+  }
+
+  using Look = Result<void> (*)(const Common&, Connection&);
+  const auto look = [&](const char* name, const char* text, const char* examples, Look run) {
+    verb(name, text, examples)->callback([&common, &action, run] {
+      action = [&common, run] {
+        return with_broker(common, [&](Connection& connection) { return run(common, connection); });
+      };
+    });
+  };
+  look("ls", "names, aliases and sources of loaded models", "  modelbroker ls", &ls);
+  look("ps", "what is resident, in which block, and who holds it", "  modelbroker ps --json", &ps);
+  look("status", "the broker and its budget", "  modelbroker status --json", &status);
+}
+
+}  // namespace modelbroker::cli

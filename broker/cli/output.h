@@ -1,0 +1,44 @@
+// What the CLI prints: errors with exit codes, JSON, tables, a progress line. Threads: one.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "shm/error.h"
+
+namespace modelbroker::cli {
+
+inline constexpr int kExitOk = 0;
+inline constexpr int kExitUsage = 2;
+
+// Prints "modelbroker: <code>: <message>" (or a JSON object) to stderr. 10 + the code; internal is 1.
+int report(const Error& error, bool json);
+
+// Columns aligned, the first row a heading; numbers to the right.
+class Table {
+ public:
+  explicit Table(std::vector<std::string> heading) { rows_.push_back(std::move(heading)); }
+  void add(std::vector<std::string> row) { rows_.push_back(std::move(row)); }
+  void print() const;
+
+ private:
+  std::vector<std::vector<std::string>> rows_;
+};
+
+// One line that is rewritten while something takes long; silent when stderr is no terminal.
+class ProgressLine {
+ public:
+  ProgressLine();
+  ~ProgressLine();
+  ProgressLine(const ProgressLine&) = delete;
+  ProgressLine& operator=(const ProgressLine&) = delete;
+  [[nodiscard]] bool visible() const noexcept { return visible_; }
+  void show(const std::string& what, std::uint64_t done, std::uint64_t total);
+
+ private:
+  bool visible_ = false;
+  bool shown_ = false;
+};
+
+}  // namespace modelbroker::cli

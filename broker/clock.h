@@ -1,0 +1,35 @@
+// Clock: where the broker gets time from, so that tests can turn it. Monotonic; runs through suspend.
+#pragma once
+
+#include <time.h>
+
+#include <chrono>
+
+namespace modelbroker {
+
+using Duration = std::chrono::nanoseconds;
+struct BootClock {  // CLOCK_BOOTTIME as a std::chrono clock's time line
+  using duration = Duration;
+  using rep = duration::rep;
+  using period = duration::period;
+  using time_point = std::chrono::time_point<BootClock>;
+  static constexpr bool is_steady = true;
+};
+using TimePoint = BootClock::time_point;
+
+class Clock {
+ public:
+  virtual ~Clock() = default;
+  [[nodiscard]] virtual TimePoint now() const noexcept = 0;
+};
+
+class SystemClock final : public Clock {
+ public:
+  [[nodiscard]] TimePoint now() const noexcept override {
+    timespec value{};
+    ::clock_gettime(CLOCK_BOOTTIME, &value);
+    return TimePoint(std::chrono::seconds(value.tv_sec) + Duration(value.tv_nsec));
+  }
+};
+
+}  // namespace modelbroker

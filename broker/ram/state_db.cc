@@ -1,0 +1,135 @@
+#include "broker/ram/state_db.h"
+
+#include <SQLiteCpp/SQLiteCpp.h>
+
+#include <cstdio>
+#include <map>
+
+namespace modelbroker {
+namespace {
+
+constexpr int kSchemaVersion = 1;
+// SQLite's own numbers (sqlite3.h), so that its header is not needed here.
+constexpr int kSqliteFull = 13;
+
+Error error_of(const std::string& path, const SQLite::Exception& error) {
+  const ErrorCode code = error.getErrorCode() == kSqliteFull ? ErrorCode::kResourceExhausted : ErrorCode::kInternal;
+  return {code, "the state database '" + path + "': " + error.what()};
+}
+
+}  // namespace
+
+struct StateDb::Impl {
+  explicit Impl(const std::string& file)
+      : path(file), db(file, SQLite::OPEN_READWRITE | SQLite::OPEN_CREATE, /*busy timeout ms*/ 1000) {
+    // Blocks do not outlive the machine, so neither need their names: no fsync. A killed process
+    // loses nothing that was written.
+    db.exec("PRAGMA journal_mode=WAL");
+    db.exec("PRAGMA synchronous=OFF");
+    if (db.execAndGet("PRAGMA user_version").getInt() == 0) {
+      db.exec(
+          "CREATE TABLE IF NOT EXISTS blocks(block TEXT PRIMARY KEY, type TEXT NOT NULL, path TEXT NOT NULL,"
+          " pinned INTEGER NOT NULL, ctime_ns INTEGER NOT NULL) WITHOUT ROWID");
+      db.exec(
+          "CREATE TABLE IF NOT EXISTS names(name TEXT PRIMARY KEY, block TEXT NOT NULL, position INTEGER NOT NULL)"
+          " WITHOUT ROWID");
+      db.exec("PRAGMA user_version=" + std::to_string(kSchemaVersion));
+    } else if (db.execAndGet("PRAGMA user_version").getInt() != kSchemaVersion) {
+      throw SQLite::Exception("it was written by another version of modelbroker");
+    }
+  }
+
+  std::vector<BlockRecord> read() {
+    std::map<std::string, BlockRecord> records;
+    SQLite::Statement blocks(db, "SELECT block, type, path, pinned, ctime_ns FROM blocks");
+    while (blocks.executeStep()) {
+      BlockRecord record;
+      record.block = blocks.getColumn(0).getString();
+      record.type = blocks.getColumn(1).getString();
+      record.path = blocks.getColumn(2).getString();
+      record.pinned = blocks.getColumn(3).getInt() != 0;
+      record.ctime_ns = blocks.getColumn(4).getInt64();
+      records.emplace(record.block, std::move(record));
+    }
+    SQLite::Statement names(db, "SELECT name, block FROM names ORDER BY position");
+    while (names.executeStep()) {
+      const auto found = records.find(names.getColumn(1).getString());
+      if (found != records.end()) found->second.names.push_back(names.getColumn(0).getString());
+    }
+    std::vector<BlockRecord> list;
+    list.reserve(records.size());
+    for (auto& [block, record] : records) list.push_back(std::move(record));
+    return list;
+  }
+
+  void erase(const std::string& block) {
+    SQLite::Statement names(db, "DELETE FROM names WHERE block = ?");
+    names.bind(1, block);
+    names.exec();
+    SQLite::Statement blocks(db, "DELETE FROM blocks WHERE block = ?");
+    blocks.bind(1, block);
+    blocks.exec();
+  }
+
+  void insert(const BlockRecord& record) {
+    SQLite::Statement block(db, "INSERT INTO blocks VALUES(?, ?, ?, ?, ?)");
+    block.bind(1, record.block);
+    block.bind(2, record.type);
+    block.bind(3, record.path);
+    block.bind(4, record.pinned ? 1 : 0);
+    block.bind(5, record.ctime_ns);
+    block.exec();
+    int position = 0;
+    for (const std::string& name : record.names) {
+      // A name that moves to a newer block may still stand at the older one's.
+      SQLite::Statement row(db, "INSERT OR REPLACE INTO names VALUES(?, ?, ?)");
+      row.bind(1, name);
+      row.bind(2, record.block);
+      row.bind(3, position++);
+      row.exec();
+    }
+  }
+
+  std::string path;
+  SQLite::Database db;
+};
+
+StateDb::StateDb(std::unique_ptr<Impl> impl) noexcept : impl_(std::move(impl)) {}
+StateDb::~StateDb() = default;
+
+Result<StateDb::Opened> StateDb::open(const std::string& path) {
+  Opened opened;
+  for (const bool again : {false, true}) {
+    try {
+      auto impl = std::make_unique<Impl>(path);
+      opened.records = impl->read();
+      opened.db = std::unique_ptr<StateDb>(new StateDb(std::move(impl)));
+      return opened;
+    } catch (const SQLite::Exception& error) {
+      if (again) return tl::unexpected<Error>(error_of(path, error));
+      opened.warning = error_of(path, error).message + "; it was moved to '" + path +
+                       ".damaged' and names are taken from the blocks";
+      for (const char* suffix : {"", "-wal", "-shm"}) {
+        (void)std::rename((path + suffix).c_str(), (path + ".damaged" + suffix).c_str());
+      }
+    }
+  }
+  return fail(ErrorCode::kInternal, "unreachable");
+}
+
+Result<void> StateDb::apply(const std::vector<BlockRecord>& records, const std::vector<std::string>& erased) {
+  try {
+    SQLite::Transaction transaction(impl_->db);
+    for (const std::string& block : erased) impl_->erase(block);
+    for (const BlockRecord& record : records) {
+      impl_->erase(record.block);
+      impl_->insert(record);
+    }
+    transaction.commit();
+    return {};
+  } catch (const SQLite::Exception& error) {
+    return tl::unexpected<Error>(error_of(impl_->path, error));
+  }
+}
+
+}  // namespace modelbroker

@@ -1,0 +1,46 @@
+// StateDb: names, pins and confirmed sources of blocks, kept over a broker's death.
+//
+// The truth about bytes is in the blocks; this is the truth about intent. Losing it costs names, never
+// blocks. A damaged file is moved aside and a new one begun.
+// Threads: one at a time (the broker's state job). Failure: internal or resource_exhausted (disk full);
+// the file stays as it was.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "shm/error.h"
+
+namespace modelbroker {
+
+struct BlockRecord {
+  std::string block;
+  std::vector<std::string> names;
+  std::string type, path;
+  bool pinned = false;
+  std::int64_t ctime_ns = 0;
+};
+
+class StateDb {
+ public:
+  struct Opened {
+    std::unique_ptr<StateDb> db;
+    std::vector<BlockRecord> records;
+    std::string warning;  // what was wrong with the old file, if anything
+  };
+  [[nodiscard]] static Result<Opened> open(const std::string& path);
+  ~StateDb();
+
+  // What is known of these blocks from now on, in one transaction; `erased` are forgotten.
+  [[nodiscard]] Result<void> apply(const std::vector<BlockRecord>& records,
+                                   const std::vector<std::string>& erased);
+
+ private:
+  struct Impl;
+  explicit StateDb(std::unique_ptr<Impl> impl) noexcept;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace modelbroker

@@ -1,0 +1,112 @@
+#include "broker/ram/store.h"
+
+#include <algorithm>
+
+namespace modelbroker {
+
+Resident& RamStore::add(Resident resident) {
+  const std::string id = resident.block->id();
+  for (const std::string& name : resident.names) block_of_name_[name] = id;
+  return residents_.insert_or_assign(id, std::move(resident)).first->second;
+}
+
+void RamStore::erase(const std::string& block) {
+  Resident* const resident = by_block(block);
+  if (resident == nullptr) return;
+  for (const std::string& name : resident->names) block_of_name_.erase(name);
+  residents_.erase(block);
+}
+
+Resident* RamStore::by_block(const std::string& block) {
+  const auto found = residents_.find(block);
+  return found == residents_.end() ? nullptr : &found->second;
+}
+
+Resident* RamStore::by_name(std::string_view name) {
+  const auto found = block_of_name_.find(name);
+  return found == block_of_name_.end() ? nullptr : by_block(found->second);
+}
+
+template <class Predicate>
+Resident* RamStore::newest(Predicate predicate) {
+  Resident* best = nullptr;
+  for (auto& [id, resident] : residents_) {
+    if (resident.removing || !predicate(resident)) continue;
+    // What still has its name goes before what drains, then the higher generation.
+    const auto rank = [](const Resident& r) {
+      return std::pair(!r.draining(), r.block->name().generation);
+    };
+    if (best == nullptr || rank(resident) > rank(*best)) best = &resident;
+  }
+  return best;
+}
+
+Resident* RamStore::by_path(std::string_view path) {
+  if (path.empty()) return nullptr;
+  return newest([&](const Resident& r) { return !r.draining() && r.path == path; });
+}
+
+Resident* RamStore::find(std::string_view name_or_path) {
+  return name_or_path.starts_with('/') ? by_path(name_or_path) : by_name(name_or_path);
+}
+
+Resident* RamStore::by_source(const FileIdentity& source) {
+  return newest([&](const Resident& r) { return r.source == source; });
+}
+
+Resident* RamStore::by_source_but_ctime(const FileIdentity& source) {
+  return newest([&](const Resident& r) { return r.source.same_but_ctime(source); });
+}
+
+Result<void> RamStore::add_name(Resident& resident, const std::string& name) {
+  const auto [entry, is_new] = block_of_name_.emplace(name, resident.block->id());
+  if (is_new) {
+    resident.names.push_back(name);
+    return {};
+  }
+  if (entry->second == resident.block->id()) return {};
+  const Resident& owner = residents_.at(entry->second);
+  return fail(ErrorCode::kAlreadyExists, "the name '" + name + "' belongs to '" + owner.path +
+                                             "': use --name to choose another, or unload it first");
+}
+
+void RamStore::remove_name(Resident& resident, const std::string& name) {
+  std::erase(resident.names, name);
+  block_of_name_.erase(name);
+}
+
+void RamStore::move_names(Resident& from, Resident& to) {
+  for (std::string& name : from.names) {
+    block_of_name_[name] = to.block->id();
+    to.names.push_back(std::move(name));
+  }
+  from.names.clear();
+  to.pinned = to.pinned || from.pinned;
+  from.pinned = false;
+}
+
+Result<void> RamStore::drain(Resident& resident) {
+  if (!resident.draining()) MODELBROKER_TRY(resident.block->drain(os_));
+  for (const std::string& name : resident.names) block_of_name_.erase(name);
+  resident.names.clear();
+  resident.pinned = false;
+  return {};
+}
+
+Result<void> RamStore::revive(Resident& resident) { return resident.block->revive(os_); }
+
+RamStore::Totals RamStore::totals() const {
+  Totals totals;
+  for (const auto& [id, resident] : residents_) {
+    if (resident.draining()) {
+      totals.draining += resident.bytes();
+      continue;
+    }
+    totals.made += resident.bytes();
+    totals.models += 1;
+    if (resident.pinned) totals.pinned += resident.bytes();
+  }
+  return totals;
+}
+
+}  // namespace modelbroker

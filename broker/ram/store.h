@@ -1,0 +1,73 @@
+// RamStore: the books of the RAM tier: which blocks there are, what they are called, what they cost.
+//
+// A block is resident (has a name, may be attached) or draining (withdrawn, held by somebody). The store
+// renames blocks and counts; it reads no file, asks for no lease and frees nothing.
+// Threads: the broker's only; a Block behind a shared_ptr may be read by a job meanwhile.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "shm/block.h"
+
+namespace modelbroker {
+
+struct Resident {
+  std::shared_ptr<Block> block;
+  std::vector<std::string> names;  // the first is the model's; empty while it drains
+  std::string type;
+  std::string path;                // the source as it was last named
+  FileIdentity source;             // as last confirmed: ctime may be newer than the manifest's
+  bool pinned = false;
+  bool removing = false;           // its file is being unlinked: cannot be revived
+
+  [[nodiscard]] bool draining() const noexcept { return block->draining(); }
+  [[nodiscard]] std::uint64_t bytes() const noexcept { return block->bytes_held(); }
+};
+
+class RamStore {
+ public:
+  explicit RamStore(Os& os) : os_(os) {}
+
+  Resident& add(Resident resident);  // its names must be free
+  void erase(const std::string& block);
+
+  [[nodiscard]] Resident* by_block(const std::string& block);
+  [[nodiscard]] Resident* by_name(std::string_view name);   // resident ones only, as the next two
+  [[nodiscard]] Resident* by_path(std::string_view path);
+  // By name, or by path if it begins with '/'.
+  [[nodiscard]] Resident* find(std::string_view name_or_path);
+  // The block that holds exactly this source (draining ones too, if they can be revived).
+  [[nodiscard]] Resident* by_source(const FileIdentity& source);
+  // The same, but for the ctime: to be trusted only after it was hashed again.
+  [[nodiscard]] Resident* by_source_but_ctime(const FileIdentity& source);
+
+  // already_exists if another block has the name.
+  [[nodiscard]] Result<void> add_name(Resident& resident, const std::string& name);
+  void remove_name(Resident& resident, const std::string& name);
+  // Names and pin go from one block to another: a new generation of the same file.
+  void move_names(Resident& from, Resident& to);
+  // Withdraws all names and renames the block to `.drain`. Kept resident if the rename fails.
+  [[nodiscard]] Result<void> drain(Resident& resident);
+  [[nodiscard]] Result<void> revive(Resident& resident);
+
+  [[nodiscard]] const std::map<std::string, Resident>& all() const noexcept { return residents_; }
+
+  struct Totals {
+    std::uint64_t made = 0, draining = 0, pinned = 0, models = 0;
+  };
+  [[nodiscard]] Totals totals() const;
+
+ private:
+  template <class Predicate>
+  [[nodiscard]] Resident* newest(Predicate predicate);
+  Os& os_;
+  std::map<std::string, Resident> residents_;                       // by block id
+  std::map<std::string, std::string, std::less<>> block_of_name_;
+};
+
+}  // namespace modelbroker

@@ -1,0 +1,124 @@
+// The table of requests, and those about sessions and the broker itself.
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "broker/server/server.h"
+#include "modelbroker_version.h"
+#include "shm/block_format.h"
+
+namespace modelbroker {
+
+template <class M, class R>
+void Server::on(std::string_view type, void (Server::*handler)(Session&, const M&, const Reply<R>&)) {
+  handlers_.emplace(type, [this, handler](Session& session, const wire::Request& request, Ticket ticket) {
+    const Reply<R> reply(std::move(ticket));
+    const auto data = request.data<M>();
+    if (!data) return reply.error(data.error());
+    (this->*handler)(session, *data, reply);
+  });
+}
+
+void Server::register_handlers() {
+  on("session.hello", &Server::hello);
+  on("session.ping", &Server::ping);
+  on("session.bye", &Server::bye);
+  on("lease.restate", &Server::restate);
+  on("cache.status", &Server::status);
+  on("model.load_model", &Server::load);
+  on("model.unload_model", &Server::unload);
+  on("model.attach", &Server::attach);
+  on("model.detach", &Server::detach);
+  on("model.list", &Server::list);
+  on("model.get", &Server::get);
+  on("model.pin", &Server::pin);
+  on("model.unpin", &Server::unpin);
+  on("model.get_model_info", &Server::get_model_info);
+}
+
+void Server::dispatch(Session& session, const wire::Request& request, Ticket ticket) {
+  const auto handler = handlers_.find(request.type());
+  if (handler != handlers_.end()) return handler->second(session, request, std::move(ticket));
+  const Error error{ErrorCode::kUnimplemented,
+                    "'" + wire::printable(request.type(), 64) + "' is not served by modelbroker " + kVersion};
+  ticket->answer(wire::encode_error(ticket->to(), error));
+}
+
+void Server::hello(Session& session, const wire::Empty&, const Reply<wire::SessionHelloReply>& reply) {
+  wire::SessionHelloReply hello;
+  hello.version = kVersion;
+  hello.boot_id = to_hex(books_->boot_id);
+  hello.instance = books_->config.instance;
+  hello.fds = endpoint_.fds();
+  hello.ram_directory = books_->config.ram_directory;
+  hello.uid = session.peer.uid;
+  hello.pid = static_cast<std::uint64_t>(session.peer.pid);
+  reply.ok(hello);
+}
+
+void Server::ping(Session&, const wire::Empty&, const Reply<wire::SessionPingReply>& reply) {
+  reply.ok({to_hex(books_->boot_id)});
+}
+
+void Server::bye(Session& session, const wire::Empty&, const Reply<wire::SessionByeReply>& reply) {
+  const SessionId id = session.id;
+  const bool plain = session.token.empty();
+  const LeaseBook::Ended ended = books_->leases.end_session(id);
+  reply.ok({ended.leases});
+  for (const std::string& block : ended.blocks) reaper_->check(block);
+  if (plain) {
+    session_ended(id);
+  } else {
+    fd_socket_->close_session(id);
+  }
+}
+
+void Server::restate(Session& session, const wire::Restate& data, const Reply<wire::RestateReply>& reply) {
+  wire::RestateReply outcome;
+  for (const wire::HeldLease& held : data.leases) {
+    const bool all_here = !held.blocks.empty() && std::ranges::all_of(held.blocks, [&](const std::string& block) {
+      const Resident* const resident = books_->store.by_block(block);
+      return resident != nullptr && !resident->removing;
+    });
+    session.next_lease = std::max(session.next_lease, held.lease + 1);
+    if (!all_here) {
+      outcome.lost.push_back(held.lease);
+      continue;
+    }
+    books_->leases.grant(session.id, held.lease, {held.model, held.blocks, session.peer, books_->clock.now()});
+    outcome.restated.push_back(held.lease);
+  }
+  reply.ok(outcome);
+}
+
+void Server::status(Session&, const wire::Empty&, const Reply<wire::StatusReply>& reply) {
+  const OsFeatures& features = books_->os.features();
+  const RamStore::Totals totals = books_->store.totals();
+  wire::StatusReply status;
+  status.boot_id = to_hex(books_->boot_id);
+  status.version = kVersion;
+  status.instance = books_->config.instance;
+  status.pid = static_cast<std::uint64_t>(::getpid());
+  status.uptime_ms = static_cast<std::uint64_t>(
+      std::chrono::duration_cast<std::chrono::milliseconds>(books_->clock.now() - books_->started).count());
+  status.ram_directory = books_->config.ram_directory;
+  status.page_kind = to_string(features.collapse && books_->config.huge_pages ? PageKind::kHuge : PageKind::kSmall);
+  status.sessions = books_->sessions.size();
+  for (const auto& [name, member] : kFeatureNames) status.features.emplace(name, features.*member);
+  wire::TierStatus ram;
+  ram.limit = books_->budget.limit();
+  ram.reserved = books_->budget.reserved();
+  ram.made = totals.made;
+  ram.draining = totals.draining;
+  ram.pinned = totals.pinned;
+  ram.leased = books_->leased_bytes();
+  ram.models = totals.models;
+  ram.leases = books_->leases.total();
+  ram.hits = books_->hits;
+  ram.misses = books_->misses;
+  ram.loads = books_->loads;
+  status.tiers.emplace("ram", ram);
+  reply.ok(status);
+}
+
+}  // namespace modelbroker

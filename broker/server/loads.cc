@@ -1,0 +1,257 @@
+#include "broker/server/loads.h"
+
+#include <fcntl.h>
+
+#include <algorithm>
+
+#include "broker/server/log.h"
+#include "wire/frame.h"
+
+namespace modelbroker {
+namespace {
+
+Result<FileIdentity> open_and_identify(Os& os, Fd& file, const std::string& path) {
+  if (!file) {
+    auto opened = os.open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0);
+    if (!opened) return fail_errno(opened.error().number, "opening '" + wire::printable(path) + "'");
+    file = std::move(*opened);
+  }
+  return identify(os, file.get(), wire::printable(path));
+}
+
+}  // namespace
+
+std::string stem_of(const std::string& path) {
+  const std::string file = path.substr(path.rfind('/') + 1);
+  const auto dot = file.rfind('.');
+  return dot == std::string::npos || dot == 0 ? file : file.substr(0, dot);
+}
+
+void Loads::start(Ask ask, Done done) {
+  Waiter waiter{ask.session,         std::move(ask.path), std::move(ask.name),
+                std::move(ask.type), ask.pin,             std::move(done)};
+  // The file may lie on a file system that hangs: even fstat is a job.
+  auto file = std::make_shared<Fd>(std::move(ask.file));
+  jobs_.run([os = &books_.os, file, path = waiter.path] { return open_and_identify(*os, *file, path); },
+            [this, file, waiter = std::move(waiter)](const Result<FileIdentity>& source) mutable {
+              identified(std::move(waiter), std::move(*file), source);
+            });
+}
+
+Resident* Loads::usable(const FileIdentity& source, std::string& outcome) {
+  Resident* const resident = books_.store.by_source(source);
+  if (resident == nullptr) return nullptr;
+  outcome = "resident";
+  if (!resident->draining()) return resident;
+  if (auto revived = books_.store.revive(*resident); !revived) {
+    log_warning("block " + resident->block->id() + " cannot be revived: " + revived.error().message);
+    return nullptr;
+  }
+  reaper_.revived(resident->block->id());
+  outcome = "revived";
+  return resident;
+}
+
+void Loads::identified(Waiter waiter, Fd file, const Result<FileIdentity>& source) {
+  if (books_.sessions.find(waiter.session) == nullptr) return;  // it ended meanwhile
+  if (!source) return waiter.done(tl::unexpected(source.error()));
+  if (auto free = check_name(waiter, *source); !free) return waiter.done(tl::unexpected(free.error()));
+  std::string outcome;
+  if (Resident* const resident = usable(*source, outcome)) {
+    ++books_.hits;
+    finish(waiter, *resident, outcome);
+    return drain_if_nameless(*resident);
+  }
+  ++books_.misses;
+  const auto running = std::ranges::find_if(flights_, [&](const FlightPtr& flight) {
+    return flight->source == *source && !flight->progress.cancelled;
+  });
+  if (running != flights_.end()) {
+    (*running)->waiters.push_back(std::move(waiter));
+    return;
+  }
+  take_off(std::move(waiter), std::move(file), *source);
+}
+
+// Refuses a name that another file has, or is about to get, before anything is read.
+Result<void> Loads::check_name(const Waiter& waiter, const FileIdentity& source) {
+  const std::string name = waiter.name.empty() ? stem_of(waiter.path) : waiter.name;
+  const auto taken = [&](const std::string& path) {
+    return fail(ErrorCode::kAlreadyExists,
+                "the name '" + wire::printable(name) + "' belongs to '" + wire::printable(path) +
+                    "': use --name to choose another, or unload it first");
+  };
+  const Resident* const owner = books_.store.by_name(name);
+  if (owner != nullptr && owner->path != waiter.path && !owner->source.same_but_ctime(source)) {
+    // A file that is resident under other names needs no name of its own.
+    if (waiter.name.empty() && books_.store.by_source_but_ctime(source) != nullptr) return {};
+    return taken(owner->path);
+  }
+  for (const FlightPtr& flight : flights_) {
+    if (flight->source == source) continue;
+    for (const Waiter& other : flight->waiters) {
+      const std::string theirs = other.name.empty() ? stem_of(other.path) : other.name;
+      if (theirs == name && other.path != waiter.path) return taken(other.path);
+    }
+  }
+  return {};
+}
+
+void Loads::take_off(Waiter waiter, Fd file, const FileIdentity& source) {
+  auto flight = std::make_shared<Flight>();
+  flight->source = source;
+  flight->file = std::move(file);
+  const std::string label = waiter.path;
+  flight->waiters.push_back(std::move(waiter));
+  flights_.push_back(flight);
+  std::shared_ptr<Block> candidate;
+  if (const Resident* const alike = books_.store.by_source_but_ctime(source)) {
+    candidate = alike->block;
+    flight->block_to_compare = candidate->id();
+  }
+  jobs_.run(
+      [os = &books_.os, flight, label, candidate]() -> Result<Header> {
+        Header header;
+        MODELBROKER_ASSIGN(header.directory, read_directory(*os, flight->file.get(), wire::printable(label)));
+        if (header.directory.source != flight->source) {
+          return fail(ErrorCode::kDataLoss, "'" + wire::printable(label) +
+                                                "' changed while it was being loaded: load it again when "
+                                                "its writer has finished");
+        }
+        if (candidate) {
+          MODELBROKER_ASSIGN(header.same_bytes, same_bytes(*os, flight->file.get(), header.directory, *candidate,
+                                                           flight->progress));
+        }
+        return header;
+      },
+      [this, flight](Result<Header> header) { header_read(flight, std::move(header)); });
+}
+
+void Loads::header_read(const FlightPtr& flight, Result<Header> header) {
+  if (!header) return fail_all(flight, header.error());
+  if (flight->waiters.empty()) return fail_all(flight, {ErrorCode::kCancelled, "nobody waits for the load"});
+  if (header->same_bytes) {
+    // chmod, link or rename changed the ctime; the bytes are the block's.
+    Resident* const resident = books_.store.by_block(flight->block_to_compare);
+    if (resident != nullptr && !resident->removing) {
+      resident->source = flight->source;
+      std::string outcome;
+      if (Resident* const found = usable(flight->source, outcome)) return land(flight, *found, outcome);
+    }
+  }
+  flight->directory = std::move(header->directory);
+  const Waiter& first = flight->waiters.front();
+  LoadOptions options;
+  options.label = wire::printable(first.path);
+  options.name = first.name.empty() ? stem_of(first.path) : first.name;
+  options.type = first.type;
+  options.generation = books_.new_generation();
+  options.broker_boot_id = books_.boot_id;
+  options.huge_pages = books_.config.huge_pages;
+  options.threads = books_.config.load_threads;
+  const auto layout = plan_block(flight->directory, options);
+  if (!layout) return fail_all(flight, layout.error());
+  const auto admitted = books_.budget.reserve(layout->block_size, books_.use(), "'" + options.label + "'");
+  if (!admitted) return fail_all(flight, admitted.error());
+  flight->reserved = layout->block_size;
+  log_info("loading '" + options.label + "': " + format_size(flight->directory.payload.size) + ", " +
+           std::to_string(flight->directory.tensors.size()) + " tensors");
+  jobs_.run(
+      [os = &books_.os, where = &books_.directory, flight, options] {
+        return load_block(*os, *where, flight->file.get(), flight->directory, options, flight->progress);
+      },
+      [this, flight](Result<Block> block) { landed(flight, std::move(block)); });
+}
+
+void Loads::landed(const FlightPtr& flight, Result<Block> block) {
+  books_.budget.unreserve(std::exchange(flight->reserved, 0));
+  if (!block) return fail_all(flight, block.error());
+  ++books_.loads;
+  Resident resident;
+  resident.block = std::make_shared<Block>(std::move(*block));
+  resident.source = flight->source;
+  const Manifest& manifest = resident.block->manifest();
+  resident.type = manifest.type;
+  resident.path = manifest.source_path;
+  Resident& added = books_.store.add(std::move(resident));
+  log_info("loaded block " + added.block->id() + " (" + std::string(to_string(added.block->page_kind())) +
+           " pages)");
+  land(flight, added, "loaded");
+}
+
+void Loads::land(const FlightPtr& flight, Resident& resident, const std::string& outcome) {
+  std::erase(flights_, flight);
+  bool first = true;
+  for (Waiter& waiter : flight->waiters) {
+    finish(waiter, resident, first ? outcome : "resident");
+    first = false;
+  }
+  drain_if_nameless(resident);
+}
+
+// Every name was refused, or nobody waited any more: what nobody can name is not kept.
+void Loads::drain_if_nameless(Resident& resident) {
+  if (resident.names.empty()) reaper_.drain(resident);
+}
+
+void Loads::fail_all(const FlightPtr& flight, const Error& error) {
+  books_.budget.unreserve(std::exchange(flight->reserved, 0));
+  std::erase(flights_, flight);
+  if (!flight->waiters.empty()) {
+    log_warning("load of '" + wire::printable(flight->waiters.front().path) + "' failed: " + error.message);
+  }
+  for (const Waiter& waiter : flight->waiters) waiter.done(tl::unexpected(error));
+}
+
+void Loads::finish(Waiter& waiter, Resident& resident, std::string outcome) {
+  auto model = settle_name(waiter, resident, outcome);
+  if (!model) return waiter.done(tl::unexpected(model.error()));
+  if (waiter.pin) resident.pinned = true;
+  // Answered when it is written: what was acknowledged survives a crash.
+  keeper_.save(resident, [done = waiter.done, result = Outcome{resident.block->id(), *model, outcome}] {
+    done(result);
+  });
+}
+
+Result<std::string> Loads::settle_name(const Waiter& waiter, Resident& resident, std::string& outcome) {
+  // Names follow the file: what this path was called before, its new generation is called now.
+  Resident* const before = books_.store.by_path(waiter.path);
+  if (before != nullptr && before != &resident) {
+    books_.store.move_names(*before, resident);
+    reaper_.drain(*before);
+  }
+  if (resident.names.empty() || before != nullptr) resident.path = waiter.path;
+  if (!waiter.type.empty()) resident.type = waiter.type;
+  if (waiter.name.empty() && !resident.names.empty()) return resident.names.front();
+  const std::string name = waiter.name.empty() ? stem_of(waiter.path) : waiter.name;
+  const bool had_names = !resident.names.empty();
+  const bool is_new = std::ranges::find(resident.names, name) == resident.names.end();
+  MODELBROKER_TRY(books_.store.add_name(resident, name));
+  if (had_names && is_new && outcome == "resident") outcome = "alias";
+  return name;
+}
+
+void Loads::session_ended(SessionId session) {
+  for (const FlightPtr& flight : flights_) {
+    if (flight->waiters.empty()) continue;
+    std::erase_if(flight->waiters, [&](const Waiter& waiter) { return waiter.session == session; });
+    if (flight->waiters.empty()) flight->progress.cancelled = true;
+  }
+}
+
+void Loads::cancel_all() {
+  for (const FlightPtr& flight : flights_) flight->progress.cancelled = true;
+}
+
+std::vector<Loads::Running> Loads::running() const {
+  std::vector<Running> list;
+  for (const FlightPtr& flight : flights_) {
+    if (flight->waiters.empty()) continue;
+    const Waiter& first = flight->waiters.front();
+    list.push_back({first.name.empty() ? stem_of(first.path) : first.name, first.path, first.type,
+                    &flight->progress});
+  }
+  return list;
+}
+
+}  // namespace modelbroker

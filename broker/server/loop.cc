@@ -1,0 +1,133 @@
+#include "broker/server/loop.h"
+
+#include <sys/epoll.h>
+#include <zmq.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+
+namespace modelbroker {
+namespace {
+// A turn is bounded, so that neither a flood of messages nor of descriptors starves the other.
+constexpr int kMessagesPerTurn = 64;
+constexpr std::size_t kDescriptorsPerTurn = 64;
+constexpr WatchId kWakeKey = 0;
+}  // namespace
+
+Result<std::unique_ptr<Loop>> Loop::create(Os& os, const Clock& clock) {
+  std::unique_ptr<Loop> loop(new Loop(os, clock));
+  auto epoll = os.epoll_create();
+  if (!epoll) return fail_errno(epoll.error().number, "creating the event loop");
+  loop->epoll_ = std::move(*epoll);
+  auto wake = os.event_fd();
+  if (!wake) return fail_errno(wake.error().number, "creating the event loop");
+  loop->wake_ = std::move(*wake);
+  if (auto added = os.epoll_add(loop->epoll_.get(), loop->wake_.get(), EPOLLIN, kWakeKey); !added) {
+    return fail_errno(added.error().number, "creating the event loop");
+  }
+  return loop;
+}
+
+Result<WatchId> Loop::watch(int fd, std::uint32_t events, FdHandler handler) {
+  const WatchId id = next_id_++;
+  if (auto added = os_.epoll_add(epoll_.get(), fd, events, id); !added) {
+    return fail_errno(added.error().number, "watching a descriptor");
+  }
+  watches_.emplace(id, Watch{fd, std::make_shared<FdHandler>(std::move(handler))});
+  return id;
+}
+
+void Loop::unwatch(WatchId id) {
+  const auto found = watches_.find(id);
+  if (found == watches_.end()) return;
+  (void)os_.epoll_remove(epoll_.get(), found->second.fd);
+  watches_.erase(found);
+}
+
+TimerId Loop::after(Duration delay, Handler handler) {
+  const TimerId id(clock_.now() + delay, next_id_++);
+  timers_.emplace(id, std::move(handler));
+  return id;
+}
+
+void Loop::cancel(const TimerId& timer) { timers_.erase(timer); }
+
+void Loop::post(Handler handler) {
+  {
+    const std::scoped_lock lock(mutex_);
+    posted_.push_back(std::move(handler));
+  }
+  os_.event_fd_signal(wake_.get());
+}
+
+void Loop::set_messages(void* zmq_socket, std::function<bool()> receive_one) {
+  messages_ = zmq_socket;
+  receive_one_ = std::move(receive_one);
+}
+
+long Loop::wait_ms() const {
+  if (timers_.empty()) return -1;
+  const Duration left = timers_.begin()->first.first - clock_.now();
+  // Rounded up: a timer must have come due when we look again.
+  return std::max<long>(0, std::chrono::ceil<std::chrono::milliseconds>(left).count());
+}
+
+void Loop::run_timers() {
+  const TimePoint now = clock_.now();
+  while (!timers_.empty() && timers_.begin()->first.first <= now) {
+    const Handler handler = std::move(timers_.begin()->second);
+    timers_.erase(timers_.begin());
+    handler();
+  }
+}
+
+void Loop::run_posted() {
+  std::vector<Handler> posted;
+  {
+    const std::scoped_lock lock(mutex_);
+    posted.swap(posted_);
+  }
+  for (const Handler& handler : posted) handler();
+}
+
+void Loop::run_descriptors() {
+  const auto ready = os_.epoll_poll(epoll_.get(), kDescriptorsPerTurn);
+  if (!ready) return;
+  for (const Os::Ready& event : *ready) {
+    if (event.key == kWakeKey) {
+      os_.event_fd_drain(wake_.get());
+      continue;
+    }
+    // An earlier handler of this turn may have unwatched it.
+    const auto found = watches_.find(event.key);
+    if (found == watches_.end()) continue;
+    const std::shared_ptr<FdHandler> handler = found->second.handler;
+    (*handler)(event.events);
+  }
+}
+
+Result<void> Loop::run() {
+  while (!stopping_) {
+    std::array<zmq_pollitem_t, 2> items{{{nullptr, epoll_.get(), ZMQ_POLLIN, 0},
+                                         {messages_, -1, ZMQ_POLLIN, 0}}};
+    const int count = messages_ == nullptr ? 1 : 2;
+    if (zmq_poll(items.data(), count, wait_ms()) < 0 && zmq_errno() != EINTR) {
+      return fail_errno(zmq_errno(), "waiting for events");
+    }
+    run_timers();
+    if (items[0].revents != 0) run_descriptors();
+    run_posted();
+    if (items[1].revents != 0) {
+      for (int i = 0; i < kMessagesPerTurn && receive_one_(); ++i) {
+      }
+    }
+  }
+  return {};
+}
+
+void Loop::stop() {
+  post([this] { stopping_ = true; });
+}
+
+}  // namespace modelbroker

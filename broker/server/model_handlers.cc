@@ -1,0 +1,244 @@
+// Requests about models: load, unload, attach, detach, list, get, pin, unpin.
+#include <algorithm>
+
+#include "broker/server/log.h"
+#include "broker/server/server.h"
+
+namespace modelbroker {
+namespace {
+
+constexpr double kMebibyte = 1 << 20;
+
+double seconds_between(TimePoint from, TimePoint to) { return std::chrono::duration<double>(to - from).count(); }
+
+bool is_path(const std::string& model) { return model.starts_with('/'); }
+
+}  // namespace
+
+Result<Resident*> Server::require(const std::string& model) {
+  if (model.empty()) return fail(ErrorCode::kInvalidArgument, "field 'model' must name a model");
+  if (Resident* const resident = books_->store.find(model)) return resident;
+  return fail(ErrorCode::kNotFound, "no model '" + wire::printable(model) +
+                                        "' is loaded: 'modelbroker ls' shows those that are, 'modelbroker load "
+                                        "FILE --name NAME' loads one");
+}
+
+Result<Loads::Ask> Server::ask_for(Session& session, const std::string& path, const std::string& file) {
+  Loads::Ask ask;
+  ask.session = session.id;
+  ask.path = path;
+  if (!file.empty()) {
+    MODELBROKER_ASSIGN(ask.file, Sessions::take_offer(session, file));
+  }
+  if (!is_path(path) || path.size() > 4096 || path.find('\0') != std::string::npos) {
+    return fail(ErrorCode::kInvalidArgument,
+                "the path '" + wire::printable(path) + "' must be absolute and at most 4096 bytes long");
+  }
+  return ask;
+}
+
+void Server::load(Session& session, const wire::LoadModel& data, const Reply<wire::LoadModelReply>& reply) {
+  auto ask = ask_for(session, data.path, data.file);
+  if (!ask) return reply.error(ask.error());
+  if (!data.name.empty() && !wire::valid_model_name(data.name)) {
+    return reply.error({ErrorCode::kInvalidArgument,
+                        "the name '" + wire::printable(data.name) +
+                            "' must have 1 to 255 bytes, no control characters and no leading '/'"});
+  }
+  if (data.name.empty() && !wire::valid_model_name(stem_of(data.path))) {
+    return reply.error({ErrorCode::kInvalidArgument, "the file's name '" + wire::printable(data.path) +
+                                                         "' cannot be a model's: give --name"});
+  }
+  ask->name = data.name;
+  ask->type = wire::printable(data.type, 64);
+  ask->pin = data.pin;
+  const TimePoint began = books_->clock.now();
+  loads_->start(std::move(*ask), [this, reply, began](Result<Loads::Outcome> outcome) {
+    if (!outcome) return reply.error(outcome.error());
+    const Resident* const resident = books_->store.by_block(outcome->block);
+    if (resident == nullptr) {
+      return reply.error({ErrorCode::kUnavailable, "the model was unloaded as soon as it was loaded: retry"});
+    }
+    const Block& block = *resident->block;
+    wire::LoadModelReply loaded;
+    loaded.model = outcome->model;
+    loaded.block = outcome->block;
+    loaded.generation = block.name().generation;
+    loaded.bytes = resident->bytes();
+    loaded.payload_bytes = block.header().layout.payload.size;
+    loaded.page_kind = to_string(block.page_kind());
+    loaded.outcome = outcome->outcome;
+    loaded.seconds = seconds_between(began, books_->clock.now());
+    reply.ok(loaded);
+  });
+}
+
+void Server::unload(Session&, const wire::UnloadModel& data, const Reply<wire::UnloadModelReply>& reply) {
+  const std::string& model = data.model.empty() ? data.name : data.model;
+  const auto found = require(model);
+  if (!found) return reply.error(found.error());
+  Resident& resident = **found;
+  wire::UnloadModelReply outcome;
+  outcome.model = is_path(model) ? resident.names.front() : model;
+  if (!is_path(model) && resident.names.size() > 1) {
+    books_->store.remove_name(resident, model);
+    outcome.remaining_names = resident.names;
+    return keeper_->save(resident, [reply, outcome] { reply.ok(outcome); });
+  }
+  const std::string block = resident.block->id();
+  const std::uint64_t bytes = resident.bytes();
+  log_info("unloading '" + wire::printable(model) + "'");
+  reaper_->drain(resident, [this, reply, outcome, block, bytes, wait = data.wait](bool freed) mutable {
+    const auto answer = [reply, bytes](wire::UnloadModelReply result, bool gone) {
+      (gone ? result.freed : result.draining) = bytes;
+      reply.ok(result);
+    };
+    if (freed || !wait) return answer(outcome, freed);
+    reaper_->when_gone(block, [answer, outcome] { answer(outcome, true); });
+  });
+}
+
+wire::AttachReply Server::grant(Session& session, const Resident& resident, const std::string& model) {
+  const Block& block = *resident.block;
+  const BlockLayout& layout = block.header().layout;
+  wire::AttachReply attached;
+  attached.lease = session.next_lease++;
+  attached.model = model;
+  wire::BlockGrant grant;
+  grant.block = block.id();
+  grant.path = block.path();
+  grant.generation = block.name().generation;
+  grant.size = layout.block_size;
+  grant.payload_offset = layout.payload.offset;
+  grant.payload_size = layout.payload.size;
+  grant.manifest_offset = layout.manifest.offset;
+  grant.manifest_size = layout.manifest.size;
+  grant.page_kind = to_string(block.page_kind());
+  attached.blocks.push_back(std::move(grant));
+  books_->leases.grant(session.id, attached.lease, {model, {block.id()}, session.peer, books_->clock.now()});
+  return attached;
+}
+
+void Server::attach(Session& session, const wire::Attach& data, const Reply<wire::AttachReply>& reply) {
+  if (data.device != "cpu") {
+    return reply.error({ErrorCode::kUnimplemented,
+                        "device '" + wire::printable(data.device, 64) + "': this version serves 'cpu' only"});
+  }
+  if (!data.component.empty()) {
+    return reply.error({ErrorCode::kUnimplemented,
+                        "component '" + wire::printable(data.component, 64) +
+                            "': this version attaches whole models; use state_dict(prefix=...)"});
+  }
+  if (!is_path(data.model) || (data.file.empty() && !data.load)) {
+    const auto resident = require(data.model);
+    if (!resident) return reply.error(resident.error());
+    ++books_->hits;
+    return reply.ok(grant(session, **resident, is_path(data.model) ? (*resident)->names.front() : data.model));
+  }
+  auto ask = ask_for(session, data.model, data.file);
+  if (!ask) return reply.error(ask.error());
+  loads_->start(std::move(*ask), [this, reply, id = session.id](Result<Loads::Outcome> outcome) {
+    if (!outcome) return reply.error(outcome.error());
+    Session* const asker = books_->sessions.find(id);
+    const Resident* const resident = books_->store.by_block(outcome->block);
+    if (asker == nullptr || resident == nullptr || resident->draining()) {
+      return reply.error({ErrorCode::kUnavailable, "the model was unloaded as soon as it was loaded: retry"});
+    }
+    reply.ok(grant(*asker, *resident, outcome->model));
+  });
+}
+
+void Server::detach(Session& session, const wire::Detach& data, const Reply<wire::DetachReply>& reply) {
+  const std::vector<std::string> blocks = books_->leases.end(session.id, data.lease);
+  reply.ok({!blocks.empty()});
+  for (const std::string& block : blocks) reaper_->check(block);
+}
+
+wire::ModelInfo Server::describe(const Resident& resident) const {
+  const Block& block = *resident.block;
+  wire::ModelInfo info;
+  info.name = resident.names.empty() ? block.manifest().name : resident.names.front();
+  if (resident.names.size() > 1) info.aliases.assign(resident.names.begin() + 1, resident.names.end());
+  info.type = resident.type;
+  info.format = block.manifest().format;
+  info.path = resident.path;
+  info.state = resident.draining() ? "draining" : "resident";
+  info.block = block.id();
+  info.block_path = block.path();
+  info.generation = block.name().generation;
+  info.bytes = resident.bytes();
+  info.payload_bytes = info.loaded_bytes = block.header().layout.payload.size;
+  info.tensors = block.manifest().tensors.size();
+  info.page_kind = to_string(block.page_kind());
+  info.pinned = resident.pinned;
+  const TimePoint now = books_->clock.now();
+  for (const LeaseBook::Holder& holder : books_->leases.holders(block.id())) {
+    const auto age = std::chrono::duration_cast<std::chrono::milliseconds>(now - holder.since).count();
+    info.leases.push_back({static_cast<std::uint64_t>(holder.peer.pid), holder.peer.uid, holder.number,
+                           static_cast<std::uint64_t>(age)});
+  }
+  return info;
+}
+
+void Server::list(Session&, const wire::Empty&, const Reply<wire::ModelListReply>& reply) {
+  wire::ModelListReply list;
+  for (const auto& [id, resident] : books_->store.all()) {
+    (resident.draining() ? list.draining : list.models).push_back(describe(resident));
+  }
+  for (const Loads::Running& running : loads_->running()) {
+    wire::ModelInfo info;
+    info.name = running.name;
+    info.path = running.path;
+    info.type = running.type;
+    info.state = "loading";
+    info.payload_bytes = running.progress->total_bytes;
+    info.loaded_bytes = running.progress->read_bytes;
+    list.models.push_back(std::move(info));
+  }
+  std::ranges::sort(list.models, {}, &wire::ModelInfo::name);
+  reply.ok(list);
+}
+
+void Server::get(Session&, const wire::ModelName& data, const Reply<wire::ModelGetReply>& reply) {
+  const auto resident = require(data.model);
+  if (!resident) return reply.error(resident.error());
+  reply.ok({describe(**resident)});
+}
+
+void Server::set_pinned(const std::string& model, bool pinned, const Reply<wire::PinReply>& reply) {
+  const auto resident = require(model);
+  if (!resident) return reply.error(resident.error());
+  (*resident)->pinned = pinned;
+  keeper_->save(**resident, [reply, name = (*resident)->names.front(), pinned] { reply.ok({name, pinned}); });
+}
+
+void Server::pin(Session&, const wire::ModelName& data, const Reply<wire::PinReply>& reply) {
+  set_pinned(data.model, true, reply);
+}
+
+void Server::unpin(Session&, const wire::ModelName& data, const Reply<wire::PinReply>& reply) {
+  set_pinned(data.model, false, reply);
+}
+
+void Server::get_model_info(Session&, const wire::GetModelInfo& data, const Reply<wire::GetModelInfoReply>& reply) {
+  if (!data.name.empty()) {
+    if (const auto resident = require(data.name); !resident) return reply.error(resident.error());
+  }
+  const Resident* const wanted = data.name.empty() ? nullptr : books_->store.find(data.name);
+  wire::GetModelInfoReply info;
+  for (const auto& [id, resident] : books_->store.all()) {
+    if (resident.draining() || (wanted != nullptr && &resident != wanted)) continue;
+    info.loaded_models[resident.names.front()] = {resident.path, resident.type,
+                                                  static_cast<double>(resident.bytes()) / kMebibyte,
+                                                  resident.block->name().generation};
+  }
+  const Budget::Use use = books_->use();
+  const std::uint64_t used = use.made + use.draining + books_->budget.reserved();
+  const std::uint64_t limit = books_->budget.limit();
+  info.memory_usage_mb = static_cast<double>(use.made + use.draining) / kMebibyte;
+  info.available_memory_mb = static_cast<double>(limit > used ? limit - used : 0) / kMebibyte;
+  info.model_count = info.loaded_models.size();
+  reply.ok(info);
+}
+
+}  // namespace modelbroker

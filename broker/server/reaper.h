@@ -1,0 +1,55 @@
+// Reaper: frees draining blocks when, by the kernel's word, nobody has them any more.
+//
+// Asked when a lease ends, when inotify says that a file was closed, and by a slow timer behind both.
+// Threads: the loop's; the unlink runs as a job.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "broker/server/books.h"
+#include "broker/server/jobs.h"
+#include "broker/server/state_keeper.h"
+
+namespace modelbroker {
+
+class Reaper {
+ public:
+  Reaper(Books& books, Loop& loop, Jobs& jobs, StateKeeper& keeper);
+  Reaper(const Reaper&) = delete;
+  Reaper& operator=(const Reaper&) = delete;
+  ~Reaper();
+
+  // Withdraws a block and frees it as soon as may be. `freed` is told once: whether it is gone by now.
+  void drain(Resident& resident, std::function<void(bool freed)> freed = {});
+  // Frees the block if it drains and nobody has it.
+  void check(const std::string& block);
+  void check_all();
+  // Calls `gone` when the block's bytes are free (at once if it is not there).
+  void when_gone(const std::string& block, std::function<void()> gone);
+  // A draining block that was revived.
+  void revived(const std::string& block);
+
+ private:
+  [[nodiscard]] bool unheld(const Resident& resident) const;
+  void start_removing(Resident& resident);
+  void removed(const std::string& block, const Result<void>& outcome);
+  void watch(const Resident& resident);
+  void unwatch(const std::string& block);
+  void arm_timer();
+
+  Books& books_;
+  Loop& loop_;
+  Jobs& jobs_;
+  StateKeeper& keeper_;
+  Fd inotify_;
+  WatchId inotify_watch_ = 0;
+  std::map<int, std::string> block_of_watch_;
+  std::multimap<std::string, std::function<void(bool freed)>> waiting_;  // by block
+  std::multimap<std::string, std::function<void()>> gone_;
+  bool timer_armed_ = false;
+};
+
+}  // namespace modelbroker

@@ -1,0 +1,94 @@
+#include "broker/server/recovery.h"
+
+#include <algorithm>
+#include <map>
+
+#include "broker/server/log.h"
+
+namespace modelbroker {
+namespace {
+
+// The books' entry for an adopted block, without names.
+Resident entry_of(Block block, const BlockRecord* record) {
+  Resident resident;
+  const Manifest& manifest = block.manifest();
+  resident.type = manifest.type;
+  resident.path = manifest.source_path;
+  resident.source = manifest.source;
+  if (record != nullptr) {
+    resident.type = record->type;
+    resident.path = record->path;
+    resident.pinned = record->pinned;
+    resident.source.ctime_ns = record->ctime_ns;
+  }
+  resident.block = std::make_shared<Block>(std::move(block));
+  return resident;
+}
+
+// A block that the database does not know: it was published just before the death, or the database is lost.
+void name_from_manifest(Books& books, Resident& resident, Recovered& recovered) {
+  const std::string& name = resident.block->manifest().name;
+  Resident* const owner = books.store.by_name(name);
+  if (owner == nullptr) {
+    (void)books.store.add_name(resident, name);
+  } else if (owner->path == resident.path &&
+             owner->block->name().generation < resident.block->name().generation) {
+    recovered.superseded.push_back(owner->block->id());
+    books.store.move_names(*owner, resident);
+  } else if (owner->path == resident.path) {
+    recovered.superseded.push_back(resident.block->id());
+  } else {
+    (void)books.store.add_name(resident, name + "@" + resident.block->name().digest16);
+  }
+}
+
+bool adopt_one(Books& books, const BlockName& name, const BlockRecord* record) {
+  auto block = Block::adopt(books.os, books.directory, name);
+  if (block) {
+    books.store.add(entry_of(std::move(*block), record));
+    return true;
+  }
+  log_error("block " + name.file_name() + " is not adopted: " + block.error().message);
+  if (block.error().code != ErrorCode::kDataLoss) return false;  // a newer version's: not ours to judge
+  if (auto removed = books.directory.remove(books.os, name); !removed) log_error(removed.error().message);
+  return false;
+}
+
+}  // namespace
+
+Result<Recovered> adopt_blocks(Books& books, const std::vector<BlockRecord>& records) {
+  MODELBROKER_ASSIGN(BlockDirectory::Listing listing, books.directory.list(books.os));
+  for (const std::string& foreign : listing.foreign) {
+    log_warning("'" + foreign + "' is named like a block of ours and is not safe to touch: left alone");
+  }
+  std::ranges::sort(listing.blocks, {}, &BlockName::generation);
+  std::map<std::string, const BlockRecord*> known;
+  for (const BlockRecord& record : records) known[record.block] = &record;
+  Recovered recovered;
+  std::vector<std::string> nameless;
+  for (const BlockName& name : listing.blocks) {
+    books.highest_generation = std::max(books.highest_generation, name.generation);
+    if (name.state == BlockState::kTemporary) {
+      ++recovered.garbage;
+      if (auto removed = books.directory.remove(books.os, name); !removed) log_error(removed.error().message);
+      continue;
+    }
+    const auto record = known.find(name.id());
+    const BlockRecord* const found = record == known.end() ? nullptr : record->second;
+    if (!adopt_one(books, name, found)) continue;
+    Resident& resident = *books.store.by_block(name.id());
+    if (resident.draining()) {
+      ++recovered.draining;
+      continue;
+    }
+    ++recovered.adopted;
+    if (found != nullptr) {
+      for (const std::string& word : found->names) (void)books.store.add_name(resident, word);
+    }
+    if (resident.names.empty()) nameless.push_back(name.id());
+  }
+  for (const std::string& block : nameless) name_from_manifest(books, *books.store.by_block(block), recovered);
+  return recovered;
+}
+
+}  // namespace modelbroker

@@ -1,0 +1,20 @@
+// Recovery: what an earlier broker left in the RAM directory becomes this one's.
+//
+// Blocks from their names, headers and manifests; names and pins from the state database. What still
+// bears `.tmp` is garbage; `.drain` goes on draining. Threads: at start, before the loop runs.
+#pragma once
+
+#include <vector>
+
+#include "broker/ram/state_db.h"
+#include "broker/server/books.h"
+
+namespace modelbroker {
+
+struct Recovered {
+  std::size_t adopted = 0, draining = 0, garbage = 0;
+  std::vector<std::string> superseded;  // resident blocks without a name left: to be drained
+};
+[[nodiscard]] Result<Recovered> adopt_blocks(Books& books, const std::vector<BlockRecord>& records);
+
+}  // namespace modelbroker

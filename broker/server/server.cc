@@ -1,0 +1,231 @@
+#include "broker/server/server.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+
+#include <array>
+#include <cerrno>
+
+#include "broker/server/log.h"
+#include "broker/server/recovery.h"
+#include "shm/block_format.h"
+
+namespace modelbroker {
+namespace {
+
+constexpr std::size_t kJobThreads = 32;
+constexpr std::array kStopSignals{SIGINT, SIGTERM};
+
+// A folder of our own that nobody else may enter.
+Result<void> make_run_directory(Os& os, const std::string& path) {
+  if (auto made = os.mkdir(path, 0700); !made && made.error().number != EEXIST) {
+    return fail_errno(made.error().number, "making the run directory '" + path + "'");
+  }
+  const auto found = os.lstat(path);
+  if (!found) return fail_errno(found.error().number, "looking at the run directory '" + path + "'");
+  if (!S_ISDIR(found->st_mode) || found->st_uid != os.uid() || (found->st_mode & 022U) != 0) {
+    return fail(ErrorCode::kFailedPrecondition,
+                "the run directory '" + path +
+                    "' must be a folder of your own that others cannot write to: choose another --run-directory");
+  }
+  return {};
+}
+
+// Before any bind: a second bind on an ipc path succeeds silently and steals it.
+Result<Fd> lock_run_directory(Os& os, const std::string& path) {
+  const std::string file = path + "/lock";
+  auto lock = os.open(file, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+  if (!lock) return fail_errno(lock.error().number, "opening '" + file + "'");
+  if (auto locked = os.lock_exclusive(lock->get()); !locked) {
+    if (locked.error().number != EWOULDBLOCK) return fail_errno(locked.error().number, "locking '" + file + "'");
+    return fail(ErrorCode::kFailedPrecondition, "another broker serves '" + path +
+                                                    "': stop it, or choose another --run-directory (and "
+                                                    "--instance, if both use the same --ram-directory)");
+  }
+  return std::move(*lock);
+}
+
+// libzmq aborts when it runs out of descriptors.
+void raise_descriptor_limit() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  (void)::setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Server>> Server::start(Os& os, const Clock& clock, const Config& config) {
+  raise_descriptor_limit();
+  ::signal(SIGPIPE, SIG_IGN);
+  ::signal(SIGIO, SIG_IGN);   // somebody opens a block during the moment of our write lease
+  ::signal(SIGHUP, SIG_IGN);  // the terminal that started us may go
+  MODELBROKER_ASSIGN(auto endpoint, wire::Endpoint::in(config.run_directory));
+  MODELBROKER_TRY(make_run_directory(os, config.run_directory));
+  MODELBROKER_ASSIGN(Fd run_lock, lock_run_directory(os, config.run_directory));
+  MODELBROKER_ASSIGN(auto loop, Loop::create(os, clock));
+  std::unique_ptr<Server> server(new Server(std::move(loop), std::move(endpoint), std::move(run_lock)));
+  MODELBROKER_TRY(server->open(os, clock, config));
+  return server;
+}
+
+Result<void> Server::open(Os& os, const Clock& clock, const Config& config) {
+  MODELBROKER_ASSIGN(BlockDirectory directory,
+                     BlockDirectory::lock(os, config.ram_directory, config.instance, config.any_file_system));
+  books_ = std::make_unique<Books>(os, clock, config, std::move(directory));
+  books_->started = clock.now();
+  const std::string boot = random_token();
+  for (std::size_t i = 0; i < books_->boot_id.size(); ++i) {
+    books_->boot_id[i] = static_cast<std::uint8_t>(std::stoi(boot.substr(2 * i, 2), nullptr, 16));
+  }
+  MODELBROKER_TRY(watch_signals());  // before any thread is made, so that all threads block them
+
+  MODELBROKER_ASSIGN(auto state, StateDb::open(config.run_directory + "/state.db"));
+  if (!state.warning.empty()) log_warning(state.warning);
+  MODELBROKER_ASSIGN(const Recovered recovered, adopt_blocks(*books_, state.records));
+  const RamStore::Totals totals = books_->store.totals();
+  const std::uint64_t held = totals.made + totals.draining;
+  std::uint64_t limit = config.ram_budget.value_or(0);
+  if (!config.ram_budget) {
+    MODELBROKER_ASSIGN(const MemoryFacts facts, read_memory_facts(os, config.ram_directory));
+    limit = default_limit(facts, held);
+  }
+  books_->budget = Budget(limit);
+
+  jobs_ = std::make_unique<Jobs>(*loop_, kJobThreads);
+  keeper_ = std::make_unique<StateKeeper>(*loop_, std::move(state.db));
+  reaper_ = std::make_unique<Reaper>(*books_, *loop_, *jobs_, *keeper_);
+  loads_ = std::make_unique<Loads>(*books_, *jobs_, *reaper_, *keeper_);
+  register_handlers();
+
+  // Stale sockets of a broker that died: ours to remove, for we hold its locks.
+  for (const std::string& path : {endpoint_.broker_path(), endpoint_.fds()}) (void)os.unlink(path);
+  MODELBROKER_ASSIGN(router_, Router::bind(
+                                  *loop_, endpoint_.broker(),
+                                  [this](const wire::Request& request, const Router::Sender& sender) {
+                                    return find_session(request, sender);
+                                  },
+                                  [this](Session& session, const wire::Request& request, Ticket ticket) {
+                                    dispatch(session, request, std::move(ticket));
+                                  }));
+  // Last: who can connect here can also ask there.
+  MODELBROKER_ASSIGN(fd_socket_, FdSocket::listen(*books_, *loop_, endpoint_.fds(),
+                                                  [this](SessionId session) { session_ended(session); }));
+
+  for (const std::string& block : recovered.superseded) {
+    if (Resident* const resident = books_->store.by_block(block)) reaper_->drain(*resident);
+  }
+  reaper_->check_all();
+  log_info("serving " + endpoint_.broker() + ", budget " + format_size(limit) + " in " + config.ram_directory +
+           (os.features().collapse && config.huge_pages ? ", 2 MiB pages" : ", 4 KiB pages"));
+  if (recovered.adopted + recovered.draining + recovered.garbage > 0) {
+    log_info("adopted " + std::to_string(recovered.adopted) + " blocks and " + std::to_string(recovered.draining) +
+             " that drain (" + format_size(held) + "), removed " + std::to_string(recovered.garbage) +
+             " unfinished ones");
+  }
+  end_silent_peers();
+  return {};
+}
+
+Result<void> Server::watch_signals() {
+  auto signals = books_->os.signal_fd(kStopSignals);
+  if (!signals) return fail_errno(signals.error().number, "listening for signals");
+  signals_ = std::move(*signals);
+  MODELBROKER_ASSIGN([[maybe_unused]] const WatchId id, loop_->watch(signals_.get(), EPOLLIN, [this](std::uint32_t) {
+    if (const auto number = books_->os.read_signal(signals_.get())) {
+      log_info(std::string("stopping: ") + (*number == SIGINT ? "SIGINT" : "SIGTERM"));
+      loop_->stop();
+    }
+  }));
+  return {};
+}
+
+Result<void> Server::run() {
+  auto outcome = loop_->run();
+  router_.reset();
+  fd_socket_.reset();
+  for (const std::string& path : {endpoint_.broker_path(), endpoint_.fds()}) (void)books_->os.unlink(path);
+  loads_->cancel_all();
+  jobs_.reset();
+  stop_blocks();
+  keeper_->flush();
+  return outcome;
+}
+
+// Mapped memory outlives its name: holders keep what they have.
+void Server::stop_blocks() {
+  if (books_->config.keep_on_stop) return;
+  std::uint64_t freed = 0;
+  for (const auto& [id, resident] : books_->store.all()) {
+    if (resident.removing && !books_->os.lstat(resident.block->path())) continue;
+    freed += resident.bytes();
+    if (auto removed = std::move(*resident.block).remove(books_->os); !removed) log_error(removed.error().message);
+    keeper_->erase(id);
+  }
+  if (freed > 0) log_info("freed " + format_size(freed));
+}
+
+Server::~Server() = default;
+
+// The only end of a session: release, hang-up, death and silence all come here.
+void Server::session_ended(SessionId session) {
+  const LeaseBook::Ended ended = books_->leases.end_session(session);
+  if (const Session* const found = books_->sessions.find(session); found != nullptr && ended.leases > 0) {
+    log_info("session of pid " + std::to_string(found->peer.pid) + " ended with " + std::to_string(ended.leases) +
+             " leases");
+  }
+  books_->sessions.close(session);
+  loads_->session_ended(session);
+  if (router_) router_->forget(session);
+  if (const auto plain = plain_peers_.find(session); plain != plain_peers_.end()) {
+    loop_->unwatch(plain->second.second);
+    plain_peers_.erase(plain);
+  }
+  for (const std::string& block : ended.blocks) reaper_->check(block);
+}
+
+Result<Session*> Server::find_session(const wire::Request& request, const Router::Sender& sender) {
+  if (sender.peer.uid != books_->os.uid() && sender.peer.uid != 0) {
+    return fail(ErrorCode::kPermissionDenied, "this broker serves uid " + std::to_string(books_->os.uid()) + " alone");
+  }
+  const TimePoint now = books_->clock.now();
+  if (!request.session().empty()) {
+    Session* const session = books_->sessions.find_token(request.session());
+    if (session == nullptr || session->peer.uid != sender.peer.uid) {
+      return fail(ErrorCode::kFailedPrecondition,
+                  "the session is not known here (it ended, or the broker was restarted): open one at " +
+                      endpoint_.fds(),
+                  {{"unknown_session", 1}});
+    }
+    session->last_heard = now;
+    return session;
+  }
+  MODELBROKER_ASSIGN(const Sessions::Plain plain, books_->sessions.plain(sender.peer, sender.route, now));
+  if (plain.is_new) watch_plain(*plain.session);
+  return plain.session;
+}
+
+void Server::watch_plain(const Session& session) {
+  if (session.peer.pid <= 0) return;
+  auto pidfd = books_->os.pidfd_open(session.peer.pid);
+  if (!pidfd) return;  // silence alone must do
+  auto watching = loop_->watch(pidfd->get(), EPOLLIN, [this, id = session.id](std::uint32_t) { session_ended(id); });
+  if (watching) plain_peers_.emplace(session.id, std::pair(std::move(*pidfd), *watching));
+}
+
+// ZeroMQ-only peers whose death the kernel cannot tell us end by silence.
+void Server::end_silent_peers() {
+  std::vector<SessionId> silent;
+  for (const auto& [id, session] : books_->sessions.all()) {
+    if (session.token.empty() && !plain_peers_.contains(id) &&
+        session.last_heard + books_->config.hung < books_->clock.now()) {
+      silent.push_back(id);
+    }
+  }
+  for (const SessionId id : silent) session_ended(id);
+  loop_->after(books_->config.hung / 4, [this] { end_silent_peers(); });
+}
+
+}  // namespace modelbroker

@@ -1,0 +1,93 @@
+// Server: one running broker: takes its locks, adopts what an earlier one left, serves, and stops cleanly.
+//
+// Threads: start(), run() and the destructor on one thread, which becomes the loop's; request_stop() on any.
+// Failure: start() leaves nothing behind but the lock files, which are never removed.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "broker/server/books.h"
+#include "broker/server/fd_socket.h"
+#include "broker/server/jobs.h"
+#include "broker/server/loads.h"
+#include "broker/server/reaper.h"
+#include "broker/server/router.h"
+#include "broker/server/state_keeper.h"
+#include "wire/endpoint.h"
+
+namespace modelbroker {
+
+class Server {
+ public:
+  [[nodiscard]] static Result<std::unique_ptr<Server>> start(Os& os, const Clock& clock, const Config& config);
+  ~Server();
+  Server(const Server&) = delete;
+  Server& operator=(const Server&) = delete;
+
+  // Serves until SIGINT, SIGTERM or request_stop(); then frees or keeps the blocks as configured.
+  [[nodiscard]] Result<void> run();
+  void request_stop() { loop_->stop(); }
+
+ private:
+  Server(std::unique_ptr<Loop> loop, wire::Endpoint endpoint, Fd run_lock)
+      : loop_(std::move(loop)), endpoint_(std::move(endpoint)), run_lock_(std::move(run_lock)) {}
+
+  // server.cc
+  [[nodiscard]] Result<void> open(Os& os, const Clock& clock, const Config& config);
+  [[nodiscard]] Result<void> watch_signals();
+  void stop_blocks();
+  void session_ended(SessionId session);
+  [[nodiscard]] Result<Session*> find_session(const wire::Request& request, const Router::Sender& sender);
+  void watch_plain(const Session& session);
+  void end_silent_peers();
+
+  // handlers.cc
+  void dispatch(Session& session, const wire::Request& request, Ticket ticket);
+  template <class M, class R>
+  void on(std::string_view type, void (Server::*handler)(Session&, const M&, const Reply<R>&));
+  void register_handlers();
+  void hello(Session& session, const wire::Empty& data, const Reply<wire::SessionHelloReply>& reply);
+  void ping(Session& session, const wire::Empty& data, const Reply<wire::SessionPingReply>& reply);
+  void bye(Session& session, const wire::Empty& data, const Reply<wire::SessionByeReply>& reply);
+  void restate(Session& session, const wire::Restate& data, const Reply<wire::RestateReply>& reply);
+  void status(Session& session, const wire::Empty& data, const Reply<wire::StatusReply>& reply);
+
+  // model_handlers.cc
+  void load(Session& session, const wire::LoadModel& data, const Reply<wire::LoadModelReply>& reply);
+  void unload(Session& session, const wire::UnloadModel& data, const Reply<wire::UnloadModelReply>& reply);
+  void attach(Session& session, const wire::Attach& data, const Reply<wire::AttachReply>& reply);
+  void detach(Session& session, const wire::Detach& data, const Reply<wire::DetachReply>& reply);
+  void list(Session& session, const wire::Empty& data, const Reply<wire::ModelListReply>& reply);
+  void get(Session& session, const wire::ModelName& data, const Reply<wire::ModelGetReply>& reply);
+  void pin(Session& session, const wire::ModelName& data, const Reply<wire::PinReply>& reply);
+  void unpin(Session& session, const wire::ModelName& data, const Reply<wire::PinReply>& reply);
+  void get_model_info(Session& session, const wire::GetModelInfo& data, const Reply<wire::GetModelInfoReply>& reply);
+  void set_pinned(const std::string& model, bool pinned, const Reply<wire::PinReply>& reply);
+  [[nodiscard]] Result<Resident*> require(const std::string& model);
+  [[nodiscard]] Result<Loads::Ask> ask_for(Session& session, const std::string& path, const std::string& file);
+  [[nodiscard]] wire::AttachReply grant(Session& session, const Resident& resident, const std::string& model);
+  [[nodiscard]] wire::ModelInfo describe(const Resident& resident) const;
+
+  using Handler = std::function<void(Session&, const wire::Request&, Ticket)>;
+
+  // In the order of their making; destroyed in reverse, so that jobs end before what they use.
+  std::unique_ptr<Loop> loop_;
+  wire::Endpoint endpoint_;
+  Fd run_lock_;
+  std::unique_ptr<Books> books_;
+  std::map<std::string, Handler, std::less<>> handlers_;
+  Fd signals_;
+  std::map<SessionId, std::pair<Fd, WatchId>> plain_peers_;
+  std::unique_ptr<Jobs> jobs_;
+  std::unique_ptr<StateKeeper> keeper_;
+  std::unique_ptr<Reaper> reaper_;
+  std::unique_ptr<Loads> loads_;
+  std::unique_ptr<FdSocket> fd_socket_;
+  std::unique_ptr<Router> router_;
+};
+
+}  // namespace modelbroker

@@ -1,0 +1,152 @@
+#include "shm/block.h"
+
+#include <fcntl.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "shm/chunk_hasher.h"
+
+namespace modelbroker {
+namespace {
+
+constexpr int kReadFlags = O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK;
+
+Result<std::vector<std::byte>> read_range(Os& os, int fd, const ByteRange& range, const std::string& path) {
+  std::vector<std::byte> bytes(range.size);
+  std::size_t have = 0;
+  while (have < bytes.size()) {
+    const auto got = os.pread(fd, std::span(bytes).subspan(have), range.offset + have);
+    if (!got) return fail_errno(got.error().number, "reading block '" + path + "'");
+    if (*got == 0) return fail(ErrorCode::kDataLoss, "block '" + path + "' is shorter than its header says");
+    have += *got;
+  }
+  return bytes;
+}
+
+Error in_block(const std::string& path, Error error) {
+  error.message = "block '" + path + "': " + error.message;
+  return error;
+}
+
+// A file that nobody else could have written or swapped.
+Result<struct stat> check_file(Os& os, const Fd& fd, const std::string& path, std::uint32_t uid) {
+  const auto found = os.fstat(fd.get());
+  if (!found) return fail_errno(found.error().number, "looking at block '" + path + "'");
+  if (!S_ISREG(found->st_mode) || found->st_uid != uid || found->st_nlink != 1 || (found->st_mode & 0222U) != 0) {
+    return fail(ErrorCode::kFailedPrecondition,
+                "block '" + path + "' is not a read-only regular file of ours with one link");
+  }
+  return *found;
+}
+
+Result<ChunkHashes> read_chunk_table(Os& os, int fd, const BlockHeader& header, const std::string& path) {
+  MODELBROKER_ASSIGN(const auto bytes, read_range(os, fd, header.layout.chunk_table, path));
+  ChunkHashes hashes(header.layout.chunk_count());
+  std::copy(bytes.begin(), bytes.end(), std::as_writable_bytes(std::span(hashes)).begin());
+  if (digest_of(header.layout.payload.size, hashes) != header.digest) {
+    return fail(ErrorCode::kDataLoss, "block '" + path + "': the chunk table does not agree with the digest");
+  }
+  return hashes;
+}
+
+std::uint64_t held(const struct stat& found) { return static_cast<std::uint64_t>(found.st_blocks) * 512; }
+
+}  // namespace
+
+std::string_view to_string(PageKind kind) noexcept { return kind == PageKind::kHuge ? "2MiB" : "4KiB"; }
+
+Result<Block> Block::adopt(Os& os, const BlockDirectory& where, const BlockName& name) {
+  Block block;
+  block.name_ = name;
+  block.directory_ = where.path();
+  block.path_ = where.path_of(name);
+  auto fd = os.open(block.path_, kReadFlags, 0);
+  if (!fd) return fail_errno(fd.error().number, "opening block '" + block.path_ + "'");
+  block.fd_ = std::move(*fd);
+  MODELBROKER_ASSIGN(const auto found, check_file(os, block.fd_, block.path_, where.uid()));
+  const auto size = static_cast<std::uint64_t>(found.st_size);
+  if (size < kPage) return fail(ErrorCode::kDataLoss, "block '" + block.path_ + "' is shorter than a header");
+  MODELBROKER_ASSIGN(const auto page, read_range(os, block.fd_.get(), {0, kPage}, block.path_));
+  auto header = BlockHeader::decode(page, size);
+  if (!header) return tl::unexpected(in_block(block.path_, header.error()));
+  block.header_ = *header;
+  if (header->generation != name.generation || to_hex(header->digest).substr(0, 16) != name.digest16) {
+    return fail(ErrorCode::kDataLoss, "block '" + block.path_ + "': its name does not agree with its header");
+  }
+  MODELBROKER_ASSIGN(const auto encoded, read_range(os, block.fd_.get(), header->layout.manifest, block.path_));
+  if (hash64(encoded) != header->manifest_hash) {
+    return fail(ErrorCode::kDataLoss, "block '" + block.path_ + "': the manifest is damaged");
+  }
+  auto manifest = Manifest::decode(encoded, header->layout.payload.size);
+  if (!manifest) return tl::unexpected(in_block(block.path_, manifest.error()));
+  block.manifest_ = std::make_shared<const Manifest>(std::move(*manifest));
+  MODELBROKER_ASSIGN([[maybe_unused]] const ChunkHashes hashes,
+                     read_chunk_table(os, block.fd_.get(), block.header_, block.path_));
+  block.bytes_held_ = held(found);
+  block.page_kind_ = header->huge_pages ? PageKind::kHuge : PageKind::kSmall;
+  return block;
+}
+
+Result<Fd> Block::open_for_reader(Os& os) const {
+  // A description of its own: a duplicate of ours would hide from the write-lease test.
+  auto fd = os.open(path_, kReadFlags, 0);
+  if (!fd) return fail_errno(fd.error().number, "opening block '" + path_ + "'");
+  return std::move(*fd);
+}
+
+Result<void> Block::rename(Os& os, BlockState state) {
+  BlockName name = name_;
+  name.state = state;
+  const std::string path = directory_ + "/" + name.file_name();
+  if (auto renamed = os.rename_noreplace(path_, path); !renamed) {
+    return fail_errno(renamed.error().number, "renaming block '" + path_ + "' to '" + path + "'");
+  }
+  name_ = std::move(name);
+  path_ = path;
+  return {};
+}
+
+Result<void> Block::drain(Os& os) { return rename(os, BlockState::kDraining); }
+Result<void> Block::revive(Os& os) { return rename(os, BlockState::kPublished); }
+
+Result<bool> Block::unmapped_everywhere(Os& os) const {
+  const auto alone = os.nobody_else_has_it(fd_.get());
+  if (!alone) return fail_errno(alone.error().number, "asking the kernel who has block '" + path_ + "'");
+  return *alone;
+}
+
+Result<void> Block::remove(Os& os) && {
+  if (auto removed = os.unlink(path_); !removed) {
+    return fail_errno(removed.error().number, "removing block '" + path_ + "'");
+  }
+  fd_.reset();
+  return {};
+}
+
+Result<ChunkHashes> Block::chunk_hashes(Os& os) const { return read_chunk_table(os, fd_.get(), header_, path_); }
+
+Result<void> Block::verify(Os& os) const {
+  MODELBROKER_ASSIGN(const ChunkHashes hashes, chunk_hashes(os));
+  std::vector<std::byte> buffer(kHugePage);
+  ChunkHasher hasher;
+  for (std::uint32_t i = 0; i < hashes.size(); ++i) {
+    const ByteRange chunk = header_.layout.chunk(i);
+    hasher.reset();
+    for (std::uint64_t at = chunk.offset; at < chunk.end();) {
+      const std::size_t want = std::min<std::uint64_t>(buffer.size(), chunk.end() - at);
+      const auto got = os.pread(fd_.get(), std::span(buffer).first(want), at);
+      if (!got) return fail_errno(got.error().number, "reading block '" + path_ + "'");
+      if (*got == 0) return fail(ErrorCode::kDataLoss, "block '" + path_ + "' is shorter than its header says");
+      hasher.update(std::span(buffer).first(*got));
+      at += *got;
+    }
+    if (hasher.digest() != hashes[i]) {
+      return fail(ErrorCode::kDataLoss, "block '" + path_ + "': chunk " + std::to_string(i) + " is damaged",
+                  {{"chunk", i}});
+    }
+  }
+  return {};
+}
+
+}  // namespace modelbroker

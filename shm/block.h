@@ -1,0 +1,166 @@
+// A block: an immutable run of bytes in named shared memory.
+//
+// BlockDirectory  the folder that holds an instance's blocks, and its lock.
+// BlockWriter     fills a new block; nobody else can see it until publish().
+// Block           a published block as its owner holds it: name, header, one read-only descriptor.
+// BlockView       a block as a reader maps it; keeps the bytes alive, whoever dies.
+//
+// Threads: a BlockWriter's make_pages() and payload bytes may be used from several threads on
+// disjoint ranges; everything else belongs to one thread at a time. Failure: every function that can
+// fail returns Result and leaves the object as it was; the && ones clean up what they held.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "shm/block_format.h"
+#include "shm/error.h"
+#include "shm/fd.h"
+#include "shm/manifest.h"
+#include "shm/os.h"
+
+namespace modelbroker {
+
+enum class PageKind : std::uint8_t { kSmall, kHuge };  // 4 KiB; 2 MiB (all of the payload)
+[[nodiscard]] std::string_view to_string(PageKind kind) noexcept;  // "4KiB", "2MiB"
+
+class BlockDirectory {
+ public:
+  // Opens `path` (a tmpfs, unless `any_file_system`) and takes the instance's lock. failed_precondition
+  // names the holder's remedy if another broker has it; the lock lasts as long as this object.
+  [[nodiscard]] static Result<BlockDirectory> lock(Os& os, std::string path, std::string instance,
+                                                   bool any_file_system = false);
+  [[nodiscard]] const std::string& path() const noexcept { return path_; }
+  [[nodiscard]] const std::string& instance() const noexcept { return instance_; }
+  [[nodiscard]] std::uint32_t uid() const noexcept { return uid_; }
+  [[nodiscard]] std::string path_of(const BlockName& name) const;
+  // Names of our uid and instance, in any state, that are regular files of ours with one link.
+  // `foreign`: file names that look like ours and are not safe to touch (reported, left alone).
+  struct Listing {
+    std::vector<BlockName> blocks;
+    std::vector<std::string> foreign;
+  };
+  [[nodiscard]] Result<Listing> list(Os& os) const;
+  // Unlinks a block by name (checked as in list()). Returns the bytes it held (st_blocks).
+  [[nodiscard]] Result<std::uint64_t> remove(Os& os, const BlockName& name) const;
+
+ private:
+  BlockDirectory() = default;
+  std::string path_;
+  std::string instance_;
+  std::uint32_t uid_ = 0;
+  Fd lock_;
+};
+
+struct BlockPlan {
+  std::uint64_t payload_size = 0;
+  std::uint64_t phase = 0;          // payload's offset in its source, modulo 4096
+  std::uint64_t manifest_size = 0;  // bytes of the encoded manifest that publish() will get
+  std::uint64_t generation = 0;
+  BootId broker_boot_id{};
+  bool huge_pages = true;           // try; false: 4 KiB pages
+};
+
+class Block {
+ public:
+  // Opens a block by its file name (published or draining) and checks all but the payload's bytes.
+  [[nodiscard]] static Result<Block> adopt(Os& os, const BlockDirectory& where, const BlockName& name);
+
+  Block(Block&&) noexcept = default;
+  Block& operator=(Block&&) noexcept = default;
+  ~Block() = default;
+
+  [[nodiscard]] const BlockName& name() const noexcept { return name_; }
+  [[nodiscard]] std::string id() const { return name_.id(); }
+  [[nodiscard]] const std::string& path() const noexcept { return path_; }
+  [[nodiscard]] const BlockHeader& header() const noexcept { return header_; }
+  [[nodiscard]] const Manifest& manifest() const noexcept { return *manifest_; }
+  [[nodiscard]] bool draining() const noexcept { return name_.state == BlockState::kDraining; }
+  // st_blocks of the file, as last asked at publish or adopt: what it really holds, in bytes.
+  [[nodiscard]] std::uint64_t bytes_held() const noexcept { return bytes_held_; }
+  [[nodiscard]] PageKind page_kind() const noexcept { return page_kind_; }
+  [[nodiscard]] const Fd& descriptor() const noexcept { return fd_; }
+
+  [[nodiscard]] Result<Fd> open_for_reader(Os& os) const;  // a new O_RDONLY description, safe to send
+  [[nodiscard]] Result<void> drain(Os& os);                // no new opens by name
+  [[nodiscard]] Result<void> revive(Os& os);               // back to its name, nothing read
+  // The kernel's word (F_SETLEASE); unimplemented where it has none.
+  [[nodiscard]] Result<bool> unmapped_everywhere(Os& os) const;
+  [[nodiscard]] Result<void> remove(Os& os) &&;            // unlink
+  // The chunk table, checked against the digest.
+  [[nodiscard]] Result<ChunkHashes> chunk_hashes(Os& os) const;
+  // Hashes the payload again and compares; data_loss names the first wrong chunk.
+  [[nodiscard]] Result<void> verify(Os& os) const;
+
+ private:
+  friend class BlockWriter;
+  Block() = default;
+  [[nodiscard]] Result<void> rename(Os& os, BlockState state);
+  BlockName name_;
+  std::string directory_;
+  std::string path_;
+  BlockHeader header_;
+  std::shared_ptr<const Manifest> manifest_;
+  std::uint64_t bytes_held_ = 0;
+  PageKind page_kind_ = PageKind::kSmall;
+  Fd fd_;
+};
+
+class BlockWriter {
+ public:
+  // Makes the `.tmp` file at its full size and maps it. No page exists yet but the first.
+  [[nodiscard]] static Result<BlockWriter> create(Os& os, const BlockDirectory& where, const BlockPlan& plan);
+
+  BlockWriter(BlockWriter&&) noexcept;
+  BlockWriter& operator=(BlockWriter&&) noexcept;
+  ~BlockWriter();  // an unpublished block is unlinked and unmapped
+
+  [[nodiscard]] const BlockLayout& layout() const noexcept;
+  // The whole block as mapped; addresses stay until publish().
+  [[nodiscard]] std::span<std::byte> bytes() noexcept;
+  [[nodiscard]] std::span<std::byte> payload() noexcept;
+  // Makes every page that `range` of the block's bytes touches (whole 2 MiB steps where not compact).
+  // After it, writing there cannot fault. resource_exhausted where memory is out, never SIGBUS.
+  [[nodiscard]] Result<void> make_pages(ByteRange range);
+  // Bytes that really exist by now (st_blocks).
+  [[nodiscard]] Result<std::uint64_t> bytes_held() const;
+  // Writes manifest, chunk table and header, makes what pages are missing, unmaps in small steps,
+  // renames to the final name, reopens read-only. `manifest_bytes` as planned.
+  [[nodiscard]] Result<Block> publish(const Manifest& manifest, std::span<const std::byte> manifest_bytes,
+                                      const ChunkHashes& hashes) &&;
+
+ private:
+  struct State;
+  explicit BlockWriter(std::unique_ptr<State> state) noexcept;
+  std::unique_ptr<State> state_;
+};
+
+enum class Access : std::uint8_t { kReadOnly, kPrivate };  // kPrivate: copy-on-write, MAP_NORESERVE
+
+class BlockView {
+ public:
+  // Maps a block from a read-only descriptor at a 2 MiB-aligned address and checks header and manifest.
+  // The descriptor is not kept: the mapping holds the file.
+  [[nodiscard]] static Result<BlockView> map(Os& os, const Fd& fd, Access access);
+
+  BlockView(BlockView&&) noexcept;
+  BlockView& operator=(BlockView&&) noexcept;
+  ~BlockView();
+
+  [[nodiscard]] const BlockHeader& header() const noexcept;
+  [[nodiscard]] const Manifest& manifest() const noexcept;
+  [[nodiscard]] std::span<const std::byte> payload() const noexcept;
+  [[nodiscard]] std::span<std::byte> writable_payload() noexcept;  // only with kPrivate; else empty
+
+ private:
+  struct State;
+  explicit BlockView(std::unique_ptr<State> state) noexcept;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace modelbroker

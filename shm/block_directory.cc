@@ -1,0 +1,86 @@
+#include <fcntl.h>
+#include <linux/magic.h>
+
+#include <cerrno>
+
+#include "shm/block.h"
+
+namespace modelbroker {
+namespace {
+
+Result<void> check_file_system(Os& os, const std::string& path) {
+  const auto found = os.statfs(path);
+  if (!found) return fail_errno(found.error().number, "looking at the RAM directory '" + path + "'");
+  if (found->f_type == TMPFS_MAGIC) return {};
+  return fail(ErrorCode::kFailedPrecondition,
+              "the RAM directory '" + path +
+                  "' is not on a tmpfs, so blocks there would be files on a disk: choose /dev/shm or "
+                  "another tmpfs, or force it with --any-file-system");
+}
+
+Result<Fd> take_lock(Os& os, const std::string& path, const std::string& instance) {
+  auto lock = os.open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+  if (!lock) return fail_errno(lock.error().number, "opening the lock '" + path + "'");
+  const auto found = os.fstat(lock->get());
+  if (!found) return fail_errno(found.error().number, "looking at the lock '" + path + "'");
+  if (!S_ISREG(found->st_mode) || found->st_uid != os.uid()) {
+    return fail(ErrorCode::kFailedPrecondition, "the lock '" + path + "' is not a file of ours: remove it");
+  }
+  if (auto locked = os.lock_exclusive(lock->get()); !locked) {
+    if (locked.error().number != EWOULDBLOCK) return fail_errno(locked.error().number, "locking '" + path + "'");
+    return fail(ErrorCode::kFailedPrecondition, "a broker with instance '" + instance + "' holds '" + path +
+                                                    "': stop it, or choose another --instance");
+  }
+  return std::move(*lock);
+}
+
+}  // namespace
+
+Result<BlockDirectory> BlockDirectory::lock(Os& os, std::string path, std::string instance, bool any_file_system) {
+  if (!valid_instance(instance)) {
+    return fail(ErrorCode::kInvalidArgument, "the instance '" + instance.substr(0, 64) +
+                                                 "' must have 1 to 32 characters of a-z, 0-9 and '-'");
+  }
+  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  if (!any_file_system) MODELBROKER_TRY(check_file_system(os, path));
+  BlockDirectory directory;
+  directory.uid_ = os.uid();
+  MODELBROKER_ASSIGN(directory.lock_, take_lock(os, path + "/" + lock_file_name(directory.uid_, instance), instance));
+  directory.path_ = std::move(path);
+  directory.instance_ = std::move(instance);
+  return directory;
+}
+
+std::string BlockDirectory::path_of(const BlockName& name) const { return path_ + "/" + name.file_name(); }
+
+Result<BlockDirectory::Listing> BlockDirectory::list(Os& os) const {
+  const auto names = os.list_directory(path_);
+  if (!names) return fail_errno(names.error().number, "listing '" + path_ + "'");
+  Listing listing;
+  for (const std::string& file_name : *names) {
+    auto name = BlockName::parse(file_name);
+    if (!name || name->uid != uid_ || name->instance != instance_) continue;
+    const auto found = os.lstat(path_ + "/" + file_name);
+    if (!found) continue;  // gone meanwhile
+    const bool safe = S_ISREG(found->st_mode) && found->st_uid == uid_ && found->st_nlink == 1;
+    if (safe) {
+      listing.blocks.push_back(std::move(*name));
+    } else {
+      listing.foreign.push_back(file_name);
+    }
+  }
+  return listing;
+}
+
+Result<std::uint64_t> BlockDirectory::remove(Os& os, const BlockName& name) const {
+  const std::string path = path_of(name);
+  const auto found = os.lstat(path);
+  if (!found) return fail_errno(found.error().number, "looking at block '" + path + "'");
+  if (!S_ISREG(found->st_mode) || found->st_uid != uid_ || found->st_nlink != 1) {
+    return fail(ErrorCode::kFailedPrecondition, "'" + path + "' is not a block of ours: left alone");
+  }
+  if (auto removed = os.unlink(path); !removed) return fail_errno(removed.error().number, "removing block '" + path + "'");
+  return static_cast<std::uint64_t>(found->st_blocks) * 512;
+}
+
+}  // namespace modelbroker

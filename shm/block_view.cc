@@ -1,0 +1,52 @@
+#include "shm/block.h"
+#include "shm/mapping.h"
+
+namespace modelbroker {
+
+struct BlockView::State {
+  Mapping mapping;
+  BlockHeader header;
+  Manifest manifest;
+  Access access = Access::kReadOnly;
+};
+
+BlockView::BlockView(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
+BlockView::BlockView(BlockView&&) noexcept = default;
+BlockView& BlockView::operator=(BlockView&&) noexcept = default;
+BlockView::~BlockView() = default;
+
+Result<BlockView> BlockView::map(Os& os, const Fd& fd, Access access) {
+  const auto found = os.fstat(fd.get());
+  if (!found) return fail_errno(found.error().number, "looking at a block");
+  const auto size = static_cast<std::uint64_t>(found->st_size);
+  if (!S_ISREG(found->st_mode) || size < kPage) return fail(ErrorCode::kDataLoss, "the descriptor is no block");
+  auto state = std::make_unique<State>();
+  state->access = access;
+  const auto kind = access == Access::kReadOnly ? Mapping::Kind::kReadOnly : Mapping::Kind::kPrivate;
+  MODELBROKER_ASSIGN(state->mapping, Mapping::map(os, fd.get(), size, kind));
+  const std::span<const std::byte> bytes = state->mapping.bytes();
+  MODELBROKER_ASSIGN(state->header, BlockHeader::decode(bytes.first(kPage), size));
+  const BlockLayout& layout = state->header.layout;
+  const auto manifest = bytes.subspan(layout.manifest.offset, layout.manifest.size);
+  if (hash64(manifest) != state->header.manifest_hash) {
+    return fail(ErrorCode::kDataLoss, "the block's manifest is damaged");
+  }
+  MODELBROKER_ASSIGN(state->manifest, Manifest::decode(manifest, layout.payload.size));
+  return BlockView(std::move(state));
+}
+
+const BlockHeader& BlockView::header() const noexcept { return state_->header; }
+const Manifest& BlockView::manifest() const noexcept { return state_->manifest; }
+
+std::span<const std::byte> BlockView::payload() const noexcept {
+  const ByteRange& range = state_->header.layout.payload;
+  return state_->mapping.bytes().subspan(range.offset, range.size);
+}
+
+std::span<std::byte> BlockView::writable_payload() noexcept {
+  if (state_->access != Access::kPrivate) return {};
+  const ByteRange& range = state_->header.layout.payload;
+  return state_->mapping.bytes().subspan(range.offset, range.size);
+}
+
+}  // namespace modelbroker

@@ -1,0 +1,218 @@
+#include "shm/manifest.h"
+
+#include <array>
+#include <limits>
+#include <msgpack.hpp>
+#include <unordered_set>
+#include <utility>
+
+namespace modelbroker {
+namespace {
+
+using Object = msgpack::object;
+using Packer = msgpack::packer<msgpack::sbuffer>;
+
+constexpr std::size_t kMostRank = 64;
+constexpr std::size_t kMostDepth = 6;
+
+constexpr std::array<std::pair<std::string_view, unsigned>, 20> kDtypes{
+    {{"BOOL", 8},    {"U8", 8},      {"I8", 8},   {"F8_E5M2", 8}, {"F8_E4M3", 8}, {"F8_E8M0", 8}, {"I16", 16},
+     {"U16", 16},    {"F16", 16},    {"BF16", 16}, {"I32", 32},   {"U32", 32},    {"F32", 32},    {"C64", 64},
+     {"F64", 64},    {"I64", 64},    {"U64", 64},  {"F4", 4},     {"F6_E2M3", 6}, {"F6_E3M2", 6}}};
+
+tl::unexpected<Error> bad(const std::string& why) { return fail(ErrorCode::kDataLoss, "manifest: " + why); }
+
+bool text(const Object& object, std::string& value) {
+  if (object.type != msgpack::type::STR) return false;
+  value.assign(object.via.str.ptr, object.via.str.size);
+  return true;
+}
+bool number(const Object& object, std::uint64_t& value) {
+  if (object.type != msgpack::type::POSITIVE_INTEGER) return false;
+  value = object.via.u64;
+  return true;
+}
+bool number(const Object& object, std::int64_t& value) {
+  if (object.type == msgpack::type::NEGATIVE_INTEGER) {
+    value = object.via.i64;
+    return true;
+  }
+  if (object.type != msgpack::type::POSITIVE_INTEGER ||
+      object.via.u64 > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max())) {
+    return false;
+  }
+  value = static_cast<std::int64_t>(object.via.u64);
+  return true;
+}
+
+// The map's values by key; refuses keys that are no strings or stand twice.
+using Fields = std::map<std::string_view, const Object*>;
+Result<Fields> fields_of(const Object& object, const char* what) {
+  if (object.type != msgpack::type::MAP) return bad(std::string(what) + " is not a map");
+  Fields fields;
+  for (std::uint32_t i = 0; i < object.via.map.size; ++i) {
+    const auto& pair = object.via.map.ptr[i];
+    if (pair.key.type != msgpack::type::STR) return bad(std::string(what) + " has a key that is no string");
+    if (!fields.emplace(std::string_view(pair.key.via.str.ptr, pair.key.via.str.size), &pair.val).second) {
+      return bad(std::string(what) + " has a key twice");
+    }
+  }
+  return fields;
+}
+
+template <class Read, class Value>
+bool read(const Fields& fields, std::string_view key, Read reader, Value& value) {
+  const auto found = fields.find(key);
+  return found != fields.end() && reader(*found->second, value);
+}
+
+constexpr auto kText = [](const Object& object, std::string& value) { return text(object, value); };
+constexpr auto kNumber = [](const Object& object, auto& value) { return number(object, value); };
+
+Result<TensorEntry> tensor_of(const Object& object, std::uint64_t payload_size) {
+  TensorEntry tensor;
+  if (object.type != msgpack::type::ARRAY || object.via.array.size < 5) return bad("a tensor is not an array of five");
+  const Object* const item = object.via.array.ptr;
+  if (!text(item[0], tensor.name) || !text(item[1], tensor.dtype) || item[2].type != msgpack::type::ARRAY ||
+      item[2].via.array.size > kMostRank || !number(item[3], tensor.offset) || !number(item[4], tensor.size)) {
+    return bad("a tensor's fields are not of their kinds");
+  }
+  tensor.shape.resize(item[2].via.array.size);
+  for (std::size_t i = 0; i < tensor.shape.size(); ++i) {
+    if (!number(item[2].via.array.ptr[i], tensor.shape[i])) return bad("a shape is not made of unsigned integers");
+  }
+  auto bytes = tensor_bytes(tensor.dtype, tensor.shape);
+  if (!bytes) return bad(bytes.error().message);
+  if (*bytes != tensor.size || tensor.offset > payload_size || tensor.size > payload_size - tensor.offset) {
+    return bad("a tensor does not fit its dtype and shape, or lies outside the payload");
+  }
+  return tensor;
+}
+
+Result<void> read_tensors(const Object& object, std::uint64_t payload_size, Manifest& manifest) {
+  if (object.type != msgpack::type::ARRAY) return bad("'tensors' is not an array");
+  std::unordered_set<std::string_view> names;
+  manifest.tensors.reserve(object.via.array.size);
+  for (std::uint32_t i = 0; i < object.via.array.size; ++i) {
+    MODELBROKER_ASSIGN(TensorEntry tensor, tensor_of(object.via.array.ptr[i], payload_size));
+    manifest.tensors.push_back(std::move(tensor));
+  }
+  for (const TensorEntry& tensor : manifest.tensors) {
+    if (!names.insert(tensor.name).second) return bad("a tensor's name stands twice");
+  }
+  return {};
+}
+
+Result<void> read_metadata(const Object& object, Manifest& manifest) {
+  MODELBROKER_ASSIGN(const Fields fields, fields_of(object, "'metadata'"));
+  for (const auto& [key, value] : fields) {
+    if (!text(*value, manifest.metadata[std::string(key)])) return bad("'metadata' has a value that is no string");
+  }
+  return {};
+}
+
+Result<Manifest> manifest_of(const Object& object, std::uint64_t payload_size) {
+  MODELBROKER_ASSIGN(const Fields fields, fields_of(object, "the whole"));
+  Manifest manifest;
+  std::uint64_t version = 0;
+  if (!read(fields, "version", kNumber, version) || version != 1) return bad("its version is not 1");
+  if (!read(fields, "name", kText, manifest.name) || !read(fields, "type", kText, manifest.type) ||
+      !read(fields, "format", kText, manifest.format) || !fields.contains("source") ||
+      !fields.contains("metadata") || !fields.contains("tensors")) {
+    return bad("a field is missing or of another kind");
+  }
+  MODELBROKER_ASSIGN(const Fields source, fields_of(*fields.at("source"), "'source'"));
+  if (!read(source, "path", kText, manifest.source_path) ||
+      !read(source, "device", kNumber, manifest.source.device) ||
+      !read(source, "inode", kNumber, manifest.source.inode) ||
+      !read(source, "size", kNumber, manifest.source.size) ||
+      !read(source, "mtime_ns", kNumber, manifest.source.mtime_ns) ||
+      !read(source, "ctime_ns", kNumber, manifest.source.ctime_ns)) {
+    return bad("'source' is incomplete");
+  }
+  MODELBROKER_TRY(read_metadata(*fields.at("metadata"), manifest));
+  MODELBROKER_TRY(read_tensors(*fields.at("tensors"), payload_size, manifest));
+  return manifest;
+}
+
+}  // namespace
+
+std::vector<std::byte> Manifest::encode() const {
+  msgpack::sbuffer buffer;
+  Packer packer(buffer);
+  packer.pack_map(7);
+  packer.pack("version");
+  packer.pack(1);
+  packer.pack("name");
+  packer.pack(name);
+  packer.pack("type");
+  packer.pack(type);
+  packer.pack("format");
+  packer.pack(format);
+  packer.pack("source");
+  packer.pack_map(6);
+  packer.pack("path");
+  packer.pack(source_path);
+  packer.pack("device");
+  packer.pack(source.device);
+  packer.pack("inode");
+  packer.pack(source.inode);
+  packer.pack("size");
+  packer.pack(source.size);
+  packer.pack("mtime_ns");
+  packer.pack(source.mtime_ns);
+  packer.pack("ctime_ns");
+  packer.pack(source.ctime_ns);
+  packer.pack("metadata");
+  packer.pack(metadata);
+  packer.pack("tensors");
+  packer.pack_array(static_cast<std::uint32_t>(tensors.size()));
+  for (const TensorEntry& tensor : tensors) {
+    packer.pack_array(5);
+    packer.pack(tensor.name);
+    packer.pack(tensor.dtype);
+    packer.pack(tensor.shape);
+    packer.pack(tensor.offset);
+    packer.pack(tensor.size);
+  }
+  const auto* const begin = reinterpret_cast<const std::byte*>(buffer.data());
+  return {begin, begin + buffer.size()};
+}
+
+Result<Manifest> Manifest::decode(std::span<const std::byte> bytes, std::uint64_t payload_size) {
+  try {
+    // Every element takes a byte at least, so no honest count passes the size.
+    const msgpack::unpack_limit limits(bytes.size(), bytes.size(), bytes.size(), 0, 0, kMostDepth);
+    std::size_t consumed = 0;
+    const msgpack::object_handle handle = msgpack::unpack(reinterpret_cast<const char*>(bytes.data()), bytes.size(),
+                                                          consumed, nullptr, nullptr, limits);
+    if (consumed != bytes.size()) return bad("there are bytes after its end");
+    return manifest_of(handle.get(), payload_size);
+  } catch (const std::exception& error) {
+    return bad(std::string("it is not msgpack (") + error.what() + ")");
+  }
+}
+
+unsigned dtype_bits(std::string_view dtype) noexcept {
+  for (const auto& [word, bits] : kDtypes) {
+    if (word == dtype) return bits;
+  }
+  return 0;
+}
+
+Result<std::uint64_t> tensor_bytes(std::string_view dtype, std::span<const std::uint64_t> shape) {
+  const unsigned bits = dtype_bits(dtype);
+  if (bits == 0) {
+    return fail(ErrorCode::kUnimplemented, "dtype '" + std::string(dtype.substr(0, 32)) + "' is not known");
+  }
+  std::uint64_t total = bits;
+  for (const std::uint64_t dimension : shape) {
+    if (__builtin_mul_overflow(total, dimension, &total)) {
+      return fail(ErrorCode::kDataLoss, "the product of dtype and shape overflows");
+    }
+  }
+  if (total % 8 != 0) return fail(ErrorCode::kDataLoss, "the tensor ends inside a byte");
+  return total / 8;
+}
+
+}  // namespace modelbroker

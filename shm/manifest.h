@@ -1,0 +1,72 @@
+// Manifest: the list of a block's tensors and where they came from; docs/block-format.md.
+//
+// The only description of weights that crosses a process. Offsets count from the payload's first byte.
+// Threads: plain values. Failure: decode() refuses whatever the document does not allow, as data_loss,
+// with bounded memory; it never reads outside `bytes`.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "shm/error.h"
+
+namespace modelbroker {
+
+struct ByteRange {
+  std::uint64_t offset = 0;
+  std::uint64_t size = 0;
+  [[nodiscard]] std::uint64_t end() const noexcept { return offset + size; }
+  friend bool operator==(const ByteRange&, const ByteRange&) = default;
+};
+
+// Which file, and which state of it. Same but for ctime: must be hashed again to be trusted.
+struct FileIdentity {
+  std::uint64_t device = 0;
+  std::uint64_t inode = 0;
+  std::uint64_t size = 0;
+  std::int64_t mtime_ns = 0;
+  std::int64_t ctime_ns = 0;
+  friend bool operator==(const FileIdentity&, const FileIdentity&) = default;
+  [[nodiscard]] bool same_but_ctime(const FileIdentity& other) const noexcept {
+    return device == other.device && inode == other.inode && size == other.size &&
+           mtime_ns == other.mtime_ns;
+  }
+};
+
+struct TensorEntry {
+  std::string name;
+  std::string dtype;                 // the safetensors word, e.g. "BF16"
+  std::vector<std::uint64_t> shape;  // row-major; empty for a scalar
+  std::uint64_t offset = 0;          // bytes from the payload's start
+  std::uint64_t size = 0;            // bytes
+  friend bool operator==(const TensorEntry&, const TensorEntry&) = default;
+};
+
+struct Manifest {
+  std::string name;
+  std::string type;
+  std::string format;
+  std::string source_path;
+  FileIdentity source;
+  std::map<std::string, std::string> metadata;
+  std::vector<TensorEntry> tensors;
+  friend bool operator==(const Manifest&, const Manifest&) = default;
+
+  [[nodiscard]] std::vector<std::byte> encode() const;
+  // Checks the format, unique names, known dtypes, sizes that fit dtype and shape, and that every
+  // tensor lies inside a payload of `payload_size` bytes.
+  [[nodiscard]] static Result<Manifest> decode(std::span<const std::byte> bytes, std::uint64_t payload_size);
+};
+
+// Bits of one element of a safetensors dtype; 0 for a word that this version does not know.
+[[nodiscard]] unsigned dtype_bits(std::string_view dtype) noexcept;
+// Bytes of a tensor. data_loss where the product overflows or ends inside a byte, unimplemented for an
+// unknown dtype; the message names no tensor: the caller does.
+[[nodiscard]] Result<std::uint64_t> tensor_bytes(std::string_view dtype, std::span<const std::uint64_t> shape);
+
+}  // namespace modelbroker
