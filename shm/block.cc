@@ -10,7 +10,16 @@
 namespace modelbroker {
 namespace {
 
-constexpr int kReadFlags = O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK;
+constexpr int kReadFlags = O_RDONLY | O_CLOEXEC | O_NOFOLLOW;
+
+// O_NONBLOCK, so that a fifo in a block's place cannot hold us up. It also means EWOULDBLOCK while
+// somebody asks with a write lease who has the block: then we wait the moment that this takes.
+Result<Fd> open_block(Os& os, const std::string& path) {
+  auto fd = os.open(path, kReadFlags | O_NONBLOCK, 0);
+  if (!fd && fd.error().number == EWOULDBLOCK) fd = os.open(path, kReadFlags, 0);
+  if (!fd) return fail_errno(fd.error().number, "opening block '" + path + "'");
+  return std::move(*fd);
+}
 
 Result<std::vector<std::byte>> read_range(Os& os, int fd, const ByteRange& range, const std::string& path) {
   std::vector<std::byte> bytes(range.size);
@@ -27,6 +36,25 @@ Result<std::vector<std::byte>> read_range(Os& os, int fd, const ByteRange& range
 Error in_block(const std::string& path, Error error) {
   error.message = "block '" + path + "': " + error.message;
   return error;
+}
+
+Result<BlockHeader> read_header(Os& os, int fd, std::uint64_t file_size, const std::string& path) {
+  if (file_size < kPage) return fail(ErrorCode::kDataLoss, "block '" + path + "' is shorter than a header");
+  MODELBROKER_ASSIGN(const std::vector<std::byte> page, read_range(os, fd, {0, kPage}, path));
+  auto header = BlockHeader::decode(page, file_size);
+  if (!header) return tl::unexpected(in_block(path, std::move(header).error()));
+  return header;
+}
+
+Result<std::shared_ptr<const Manifest>> read_manifest(Os& os, int fd, const BlockHeader& header,
+                                                      const std::string& path) {
+  MODELBROKER_ASSIGN(const std::vector<std::byte> encoded, read_range(os, fd, header.layout.manifest, path));
+  if (hash64(encoded) != header.manifest_hash) {
+    return fail(ErrorCode::kDataLoss, "block '" + path + "': the manifest is damaged");
+  }
+  auto manifest = Manifest::decode(encoded, header.layout.payload.size);
+  if (!manifest) return tl::unexpected(in_block(path, std::move(manifest).error()));
+  return std::make_shared<const Manifest>(std::move(*manifest));
 }
 
 // A file that nobody else could have written or swapped.
@@ -61,41 +89,27 @@ Result<Block> Block::adopt(Os& os, const BlockDirectory& where, const BlockName&
   block.name_ = name;
   block.directory_ = where.path();
   block.path_ = where.path_of(name);
-  auto fd = os.open(block.path_, kReadFlags, 0);
-  if (!fd) return fail_errno(fd.error().number, "opening block '" + block.path_ + "'");
-  block.fd_ = std::move(*fd);
-  MODELBROKER_ASSIGN(const auto found, check_file(os, block.fd_, block.path_, where.uid()));
+  MODELBROKER_ASSIGN(block.fd_, open_block(os, block.path_));
+  MODELBROKER_ASSIGN(const struct stat found, check_file(os, block.fd_, block.path_, where.uid()));
+  block.bytes_held_ = held(found);
   const auto size = static_cast<std::uint64_t>(found.st_size);
-  if (size < kPage) return fail(ErrorCode::kDataLoss, "block '" + block.path_ + "' is shorter than a header");
-  MODELBROKER_ASSIGN(const auto page, read_range(os, block.fd_.get(), {0, kPage}, block.path_));
-  auto header = BlockHeader::decode(page, size);
-  if (!header) return tl::unexpected(in_block(block.path_, header.error()));
-  block.header_ = *header;
-  if (header->generation != name.generation || to_hex(header->digest).substr(0, 16) != name.digest16) {
+  MODELBROKER_ASSIGN(block.header_, read_header(os, block.fd_.get(), size, block.path_));
+  if (block.header_.generation != name.generation || to_hex(block.header_.digest).substr(0, 16) != name.digest16) {
     return fail(ErrorCode::kDataLoss, "block '" + block.path_ + "': its name does not agree with its header");
   }
-  MODELBROKER_ASSIGN(const auto encoded, read_range(os, block.fd_.get(), header->layout.manifest, block.path_));
-  if (hash64(encoded) != header->manifest_hash) {
-    return fail(ErrorCode::kDataLoss, "block '" + block.path_ + "': the manifest is damaged");
-  }
-  auto manifest = Manifest::decode(encoded, header->layout.payload.size);
-  if (!manifest) return tl::unexpected(in_block(block.path_, manifest.error()));
-  block.manifest_ = std::make_shared<const Manifest>(std::move(*manifest));
-  MODELBROKER_ASSIGN([[maybe_unused]] const ChunkHashes hashes,
-                     read_chunk_table(os, block.fd_.get(), block.header_, block.path_));
-  block.bytes_held_ = held(found);
-  block.page_kind_ = header->huge_pages ? PageKind::kHuge : PageKind::kSmall;
+  block.page_kind_ = block.header_.huge_pages ? PageKind::kHuge : PageKind::kSmall;
+  MODELBROKER_TRY(read_chunk_table(os, block.fd_.get(), block.header_, block.path_));
+  MODELBROKER_ASSIGN(block.manifest_, read_manifest(os, block.fd_.get(), block.header_, block.path_));
   return block;
 }
 
 Result<Fd> Block::open_for_reader(Os& os) const {
   // A description of its own: a duplicate of ours would hide from the write-lease test.
-  auto fd = os.open(path_, kReadFlags, 0);
-  if (!fd) return fail_errno(fd.error().number, "opening block '" + path_ + "'");
-  return std::move(*fd);
+  return open_block(os, path_);
 }
 
 Result<void> Block::rename(Os& os, BlockState state) {
+  if (name_.state == state) return {};
   BlockName name = name_;
   name.state = state;
   const std::string path = directory_ + "/" + name.file_name();

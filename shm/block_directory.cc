@@ -8,6 +8,15 @@
 namespace modelbroker {
 namespace {
 
+bool safe_to_touch(const struct stat& found, std::uint32_t uid) {
+  return S_ISREG(found.st_mode) && found.st_uid == uid && found.st_nlink == 1;
+}
+
+tl::unexpected<Error> not_ours(const std::string& path) {
+  return fail(ErrorCode::kFailedPrecondition,
+              "the lock '" + path + "' is not a regular file of ours with one link: remove it");
+}
+
 Result<void> check_file_system(Os& os, const std::string& path) {
   const auto found = os.statfs(path);
   if (!found) return fail_errno(found.error().number, "looking at the RAM directory '" + path + "'");
@@ -20,16 +29,16 @@ Result<void> check_file_system(Os& os, const std::string& path) {
 
 Result<Fd> take_lock(Os& os, const std::string& path, const std::string& instance) {
   auto lock = os.open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+  if (!lock && lock.error().number == ELOOP) return not_ours(path);
   if (!lock) return fail_errno(lock.error().number, "opening the lock '" + path + "'");
   const auto found = os.fstat(lock->get());
   if (!found) return fail_errno(found.error().number, "looking at the lock '" + path + "'");
-  if (!S_ISREG(found->st_mode) || found->st_uid != os.uid()) {
-    return fail(ErrorCode::kFailedPrecondition, "the lock '" + path + "' is not a file of ours: remove it");
-  }
+  if (!safe_to_touch(*found, os.uid())) return not_ours(path);
   if (auto locked = os.lock_exclusive(lock->get()); !locked) {
     if (locked.error().number != EWOULDBLOCK) return fail_errno(locked.error().number, "locking '" + path + "'");
-    return fail(ErrorCode::kFailedPrecondition, "a broker with instance '" + instance + "' holds '" + path +
-                                                    "': stop it, or choose another --instance");
+    return fail(ErrorCode::kFailedPrecondition, "another broker (instance '" + instance +
+                                                    "') uses this folder: it holds '" + path +
+                                                    "'; stop it or choose --instance");
   }
   return std::move(*lock);
 }
@@ -42,6 +51,9 @@ Result<BlockDirectory> BlockDirectory::lock(Os& os, std::string path, std::strin
                                                  "' must have 1 to 32 characters of a-z, 0-9 and '-'");
   }
   while (path.size() > 1 && path.back() == '/') path.pop_back();
+  if (auto folder = os.open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0); !folder) {
+    return fail_errno(folder.error().number, "opening the RAM directory '" + path + "'");
+  }
   if (!any_file_system) MODELBROKER_TRY(check_file_system(os, path));
   BlockDirectory directory;
   directory.uid_ = os.uid();
@@ -61,9 +73,9 @@ Result<BlockDirectory::Listing> BlockDirectory::list(Os& os) const {
     auto name = BlockName::parse(file_name);
     if (!name || name->uid != uid_ || name->instance != instance_) continue;
     const auto found = os.lstat(path_ + "/" + file_name);
-    if (!found) continue;  // gone meanwhile
-    const bool safe = S_ISREG(found->st_mode) && found->st_uid == uid_ && found->st_nlink == 1;
-    if (safe) {
+    if (!found && found.error().number == ENOENT) continue;  // gone meanwhile
+    if (!found) return fail_errno(found.error().number, "looking at '" + path_ + "/" + file_name + "'");
+    if (safe_to_touch(*found, uid_)) {
       listing.blocks.push_back(std::move(*name));
     } else {
       listing.foreign.push_back(file_name);
@@ -76,10 +88,12 @@ Result<std::uint64_t> BlockDirectory::remove(Os& os, const BlockName& name) cons
   const std::string path = path_of(name);
   const auto found = os.lstat(path);
   if (!found) return fail_errno(found.error().number, "looking at block '" + path + "'");
-  if (!S_ISREG(found->st_mode) || found->st_uid != uid_ || found->st_nlink != 1) {
+  if (!safe_to_touch(*found, uid_)) {
     return fail(ErrorCode::kFailedPrecondition, "'" + path + "' is not a block of ours: left alone");
   }
-  if (auto removed = os.unlink(path); !removed) return fail_errno(removed.error().number, "removing block '" + path + "'");
+  if (auto removed = os.unlink(path); !removed) {
+    return fail_errno(removed.error().number, "removing block '" + path + "'");
+  }
   return static_cast<std::uint64_t>(found->st_blocks) * 512;
 }
 

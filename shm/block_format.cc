@@ -15,7 +15,7 @@ static_assert(std::endian::native == std::endian::little, "blocks are little-end
 constexpr std::array<char, 8> kMagic{'M', 'B', 'R', 'O', 'K', 'E', 'R', '1'};
 constexpr std::size_t kCheckedBytes = 144;
 constexpr std::uint64_t kFlagHugePages = 1;
-constexpr std::uint64_t kLargest = 1ULL << 62;  // sums of three stay far from overflow
+constexpr std::uint64_t kLargest = 1ULL << 55;  // its chunks can be counted in 32 bits
 constexpr std::string_view kPrefix = "modelbroker.";
 
 // The first 160 bytes of a block, as they lie in memory.
@@ -78,6 +78,7 @@ Result<void> check_layout(const BlockLayout& layout) {
       overlap(layout.manifest, layout.chunk_table)) {
     return bad("parts overlap");
   }
+  if (layout.manifest.size > kLargestManifest) return bad("the manifest is too large");
   if (layout.chunk_table.offset % 8 != 0 || layout.manifest.offset % 8 != 0) return bad("a part is not aligned");
   return {};
 }
@@ -101,8 +102,11 @@ bool take(std::string_view& text, std::string_view word) {
 }  // namespace
 
 Result<BlockLayout> BlockLayout::plan(std::uint64_t payload_size, std::uint64_t phase, std::uint64_t manifest_size) {
-  if (payload_size >= kLargest || manifest_size >= kLargest || phase >= kPage) {
-    return fail(ErrorCode::kResourceExhausted, "no block can be that large");
+  if (phase >= kPage) return fail(ErrorCode::kInvalidArgument, "a block's phase is less than a page");
+  if (payload_size > kLargest || manifest_size > kLargestManifest) {
+    return fail(ErrorCode::kResourceExhausted, "no block can hold " + std::to_string(payload_size) +
+                                                   " bytes of weights and a manifest of " +
+                                                   std::to_string(manifest_size));
   }
   const std::uint64_t chunks = chunks_of(phase, payload_size);
   const Metadata parts = metadata(manifest_size, chunks);

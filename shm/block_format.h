@@ -22,6 +22,7 @@ inline constexpr std::uint64_t kPage = 4096;
 inline constexpr std::uint64_t kHugePage = 2ULL << 20;
 inline constexpr std::uint64_t kChunkSize = 16ULL << 20;
 inline constexpr std::uint64_t kCompactLimit = 4ULL << 20;
+inline constexpr std::uint64_t kLargestManifest = 128ULL << 20;
 inline constexpr std::uint16_t kBlockFormatVersion = 1;
 
 using Digest = std::array<std::uint8_t, 16>;
@@ -43,7 +44,7 @@ struct BlockLayout {
   ByteRange manifest;
   ByteRange chunk_table;
 
-  // `phase`: the payload's offset in its source modulo 4096. resource_exhausted if the sum overflows.
+  // `phase`: the payload's offset in its source modulo 4096. resource_exhausted if no block can hold it.
   [[nodiscard]] static Result<BlockLayout> plan(std::uint64_t payload_size, std::uint64_t phase,
                                                 std::uint64_t manifest_size);
   [[nodiscard]] std::uint32_t chunk_count() const noexcept;

@@ -1,7 +1,26 @@
+#include <algorithm>
+
 #include "shm/block.h"
 #include "shm/mapping.h"
 
 namespace modelbroker {
+namespace {
+
+Result<void> check_chunk_table(std::span<const std::byte> block, const BlockHeader& header) {
+  const ByteRange& range = header.layout.chunk_table;
+  ChunkHashes hashes(header.layout.chunk_count());
+  std::ranges::copy(block.subspan(range.offset, range.size), std::as_writable_bytes(std::span(hashes)).begin());
+  if (digest_of(header.layout.payload.size, hashes) == header.digest) return {};
+  return fail(ErrorCode::kDataLoss, "the block's chunk table does not agree with its digest");
+}
+
+Result<Manifest> manifest_in(std::span<const std::byte> block, const BlockHeader& header) {
+  const auto encoded = block.subspan(header.layout.manifest.offset, header.layout.manifest.size);
+  if (hash64(encoded) != header.manifest_hash) return fail(ErrorCode::kDataLoss, "the block's manifest is damaged");
+  return Manifest::decode(encoded, header.layout.payload.size);
+}
+
+}  // namespace
 
 struct BlockView::State {
   Mapping mapping;
@@ -26,12 +45,8 @@ Result<BlockView> BlockView::map(Os& os, const Fd& fd, Access access) {
   MODELBROKER_ASSIGN(state->mapping, Mapping::map(os, fd.get(), size, kind));
   const std::span<const std::byte> bytes = state->mapping.bytes();
   MODELBROKER_ASSIGN(state->header, BlockHeader::decode(bytes.first(kPage), size));
-  const BlockLayout& layout = state->header.layout;
-  const auto manifest = bytes.subspan(layout.manifest.offset, layout.manifest.size);
-  if (hash64(manifest) != state->header.manifest_hash) {
-    return fail(ErrorCode::kDataLoss, "the block's manifest is damaged");
-  }
-  MODELBROKER_ASSIGN(state->manifest, Manifest::decode(manifest, layout.payload.size));
+  MODELBROKER_TRY(check_chunk_table(bytes, state->header));
+  MODELBROKER_ASSIGN(state->manifest, manifest_in(bytes, state->header));
   return BlockView(std::move(state));
 }
 

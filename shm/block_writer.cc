@@ -3,9 +3,9 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cassert>
-#include <cerrno>
-#include <cstring>
+#include <charconv>
+#include <iterator>
+#include <mutex>
 
 #include "shm/block.h"
 #include "shm/kernel.h"
@@ -19,17 +19,24 @@ constexpr std::string_view kNoDigest = "0000000000000000";
 Result<BootId> kernel_boot_id(Os& os) {
   const auto text = os.read_text("/proc/sys/kernel/random/boot_id");
   if (!text) return fail_errno(text.error().number, "reading the kernel's boot id");
+  std::string digits;
+  std::ranges::copy_if(*text, std::back_inserter(digits), [](char c) { return c != '-' && c != '\n'; });
   BootId id{};
-  std::size_t digits = 0;
-  for (const char c : *text) {
-    const int value = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
-    if (value < 0 || digits >= 2 * id.size()) continue;
-    std::uint8_t& byte = id.at(digits / 2);
-    byte = static_cast<std::uint8_t>(byte << 4U | static_cast<unsigned>(value));
-    ++digits;
+  if (digits.size() != 2 * id.size()) return fail(ErrorCode::kInternal, "the kernel's boot id is not one");
+  for (std::size_t i = 0; i < id.size(); ++i) {
+    const char* const begin = digits.data() + 2 * i;
+    if (std::from_chars(begin, begin + 2, id[i], 16).ptr != begin + 2) {
+      return fail(ErrorCode::kInternal, "the kernel's boot id is not one");
+    }
   }
   return id;
 }
+
+// 2 MiB of an ordinary block, or the whole of a compact one.
+struct Step {
+  std::mutex mutex;   // held while its pages are made: two callers may meet in one
+  bool made = false;  // guarded by mutex
+};
 
 }  // namespace
 
@@ -43,9 +50,11 @@ struct BlockWriter::State {
   }
 
   [[nodiscard]] std::uint64_t step() const noexcept { return layout.compact ? layout.block_size : kHugePage; }
+  [[nodiscard]] Result<void> make_range(const ByteRange& range);
   [[nodiscard]] Result<void> make_step(std::uint64_t index);
-  [[nodiscard]] Result<void> make_all();
-  void write_contents(std::span<const std::byte> manifest, const ChunkHashes& hashes);
+  [[nodiscard]] SysResult<void> make_pages_of(std::uint64_t offset, std::uint64_t size);
+  [[nodiscard]] BlockHeader write_contents(std::span<const std::byte> manifest, const ChunkHashes& hashes);
+  [[nodiscard]] Result<BlockHeader> seal(std::span<const std::byte> manifest, const ChunkHashes& hashes);
 
   Os& os;
   std::string directory;
@@ -56,52 +65,55 @@ struct BlockWriter::State {
   BootId kernel_boot{};
   Fd fd;
   Mapping mapping;
-  std::vector<std::atomic<bool>> made;  // by step
+  std::vector<Step> steps;
   std::atomic<bool> all_huge{true};
 };
 
-// Makes one 2 MiB step (or a whole compact block) exist: as one huge page, else as small ones.
+// Makes one step's pages: as one huge page, else as small ones.
+SysResult<void> BlockWriter::State::make_pages_of(std::uint64_t offset, std::uint64_t size) {
+  const OsFeatures& features = os.features();
+  std::byte* const address = mapping.bytes().data() + offset;
+  if (plan.huge_pages && features.collapse && !layout.compact) {
+    // Collapse wants a page to begin with, and says EFAULT here where a touch would be SIGBUS.
+    if (auto first = os.advise(address, kPage, kMadvPopulateWrite); !first) return first;
+    if (os.advise(address, size, kMadvCollapse)) return {};
+  }
+  all_huge = false;
+  if (features.populate_write) return os.advise(address, size, kMadvPopulateWrite);
+  return os.fallocate(fd.get(), offset, size);
+}
+
 Result<void> BlockWriter::State::make_step(std::uint64_t index) {
-  if (made[index]) return {};
+  Step& part = steps[index];
+  const std::lock_guard lock(part.mutex);
+  if (part.made) return {};
   const std::uint64_t offset = index * step();
   const std::uint64_t size = std::min(step(), layout.block_size - offset);
-  std::byte* const address = mapping.bytes().data() + offset;
-  const auto out_of_memory = [&](const Errno& error) {
-    return fail(ErrorCode::kResourceExhausted, error_from_errno(error.number, "making pages for block '" + path + "'").message);
-  };
-  const OsFeatures& features = os.features();
-  const bool try_huge = plan.huge_pages && features.collapse && !layout.compact;
-  bool huge = false;
-  if (try_huge) {
-    // Collapse wants a page to begin with, and says EFAULT here where a touch would be SIGBUS.
-    if (auto first = os.advise(address, kPage, kMadvPopulateWrite); !first) return out_of_memory(first.error());
-    huge = os.advise(address, size, kMadvCollapse).has_value();
+  if (auto pages = make_pages_of(offset, size); !pages) {
+    return fail_errno(pages.error().number, "making pages for block '" + path + "'");
   }
-  if (!huge) {
-    all_huge = false;
-    auto small = features.populate_write ? os.advise(address, size, kMadvPopulateWrite)
-                                         : os.fallocate(fd.get(), offset, size);
-    if (!small) return out_of_memory(small.error());
-  }
-  made[index] = true;
+  part.made = true;
   return {};
 }
 
-Result<void> BlockWriter::State::make_all() {
-  for (std::uint64_t index = 0; index < made.size(); ++index) MODELBROKER_TRY(make_step(index));
+Result<void> BlockWriter::State::make_range(const ByteRange& range) {
+  if (range.offset > layout.block_size || range.size > layout.block_size - range.offset) {
+    return fail(ErrorCode::kInvalidArgument, "pages were asked for outside block '" + path + "'");
+  }
+  if (range.size == 0) return {};
+  const std::uint64_t last = (range.end() - 1) / step();
+  for (std::uint64_t index = range.offset / step(); index <= last; ++index) MODELBROKER_TRY(make_step(index));
   return {};
 }
 
-void BlockWriter::State::write_contents(std::span<const std::byte> manifest, const ChunkHashes& hashes) {
+// Everything but the payload's own bytes. What a direct read left around them goes to zero.
+BlockHeader BlockWriter::State::write_contents(std::span<const std::byte> manifest, const ChunkHashes& hashes) {
   const std::span<std::byte> bytes = mapping.bytes();
   const auto put = [&](const ByteRange& range, std::span<const std::byte> source) {
     std::ranges::copy(source, bytes.subspan(range.offset, range.size).begin());
   };
-  // A direct read works in whole sectors: what it left around the payload is no part of the block.
-  const std::uint64_t begin = round_down(layout.payload.offset, kPage);
-  const std::uint64_t end = std::min(round_up(layout.payload.end(), kPage), layout.block_size);
-  std::ranges::fill(bytes.subspan(begin, layout.payload.offset - begin), std::byte{0});
-  std::ranges::fill(bytes.subspan(layout.payload.end(), end - layout.payload.end()), std::byte{0});
+  std::ranges::fill(bytes.first(layout.payload.offset), std::byte{0});
+  std::ranges::fill(bytes.subspan(layout.payload.end()), std::byte{0});
   put(layout.manifest, manifest);
   put(layout.chunk_table, std::as_bytes(std::span(hashes)));
   BlockHeader header;
@@ -113,6 +125,21 @@ void BlockWriter::State::write_contents(std::span<const std::byte> manifest, con
   header.manifest_hash = hash64(manifest);
   header.huge_pages = all_huge;
   put({0, kPage}, header.encode());
+  return header;
+}
+
+// Finishes the bytes, lets go of them and makes the file read-only.
+Result<BlockHeader> BlockWriter::State::seal(std::span<const std::byte> manifest, const ChunkHashes& hashes) {
+  if (manifest.size() != layout.manifest.size || hashes.size() != layout.chunk_count()) {
+    return fail(ErrorCode::kInvalidArgument, "block '" + path + "' was planned for another manifest or payload");
+  }
+  MODELBROKER_TRY(make_range({0, layout.block_size}));
+  const BlockHeader header = write_contents(manifest, hashes);
+  mapping = Mapping();
+  if (auto sealed = os.fchmod(fd.get(), 0400); !sealed) {
+    return fail_errno(sealed.error().number, "sealing block '" + path + "'");
+  }
+  return header;
 }
 
 BlockWriter::BlockWriter(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
@@ -137,7 +164,7 @@ Result<BlockWriter> BlockWriter::create(Os& os, const BlockDirectory& where, con
   }
   MODELBROKER_ASSIGN(state->mapping,
                      Mapping::map(os, state->fd.get(), state->layout.block_size, Mapping::Kind::kShared));
-  state->made = std::vector<std::atomic<bool>>((state->layout.block_size + state->step() - 1) / state->step());
+  state->steps = std::vector<Step>(round_up(state->layout.block_size, state->step()) / state->step());
   return BlockWriter(std::move(state));
 }
 
@@ -147,15 +174,7 @@ std::span<std::byte> BlockWriter::payload() noexcept {
   return bytes().subspan(layout().payload.offset, layout().payload.size);
 }
 
-Result<void> BlockWriter::make_pages(ByteRange range) {
-  if (range.size == 0) return {};
-  assert(range.end() <= state_->layout.block_size);
-  const std::uint64_t last = (range.end() - 1) / state_->step();
-  for (std::uint64_t index = range.offset / state_->step(); index <= last; ++index) {
-    MODELBROKER_TRY(state_->make_step(index));
-  }
-  return {};
-}
+Result<void> BlockWriter::make_pages(ByteRange range) { return state_->make_range(range); }
 
 Result<std::uint64_t> BlockWriter::bytes_held() const {
   const auto found = state_->os.fstat(state_->fd.get());
@@ -165,32 +184,22 @@ Result<std::uint64_t> BlockWriter::bytes_held() const {
 
 Result<Block> BlockWriter::publish(const Manifest& manifest, std::span<const std::byte> manifest_bytes,
                                    const ChunkHashes& hashes) && {
-  const std::unique_ptr<State> state = std::move(state_);
+  const std::unique_ptr<State> state = std::move(state_);  // unlinks the `.tmp` wherever we fail
   Os& os = state->os;
-  assert(manifest_bytes.size() == state->layout.manifest.size);
-  assert(hashes.size() == state->layout.chunk_count());
-  MODELBROKER_TRY(state->make_all());
-  state->write_contents(manifest_bytes, hashes);
-  auto header = BlockHeader::decode(state->mapping.bytes().first(kPage), state->layout.block_size);
-  if (!header) return tl::unexpected(header.error());
-  state->mapping = Mapping();
-
-  if (auto sealed = os.fchmod(state->fd.get(), 0400); !sealed) {
-    return fail_errno(sealed.error().number, "sealing block '" + state->path + "'");
-  }
   Block block;
+  MODELBROKER_ASSIGN(block.header_, state->seal(manifest_bytes, hashes));
   block.name_ = state->name;
   block.name_.state = BlockState::kPublished;
-  block.name_.digest16 = to_hex(header->digest).substr(0, kNoDigest.size());
+  block.name_.digest16 = to_hex(block.header_.digest).substr(0, kNoDigest.size());
   block.directory_ = state->directory;
   block.path_ = state->directory + "/" + block.name_.file_name();
-  block.header_ = *header;
   block.manifest_ = std::make_shared<const Manifest>(manifest);
-  block.page_kind_ = header->huge_pages ? PageKind::kHuge : PageKind::kSmall;
+  block.page_kind_ = block.header_.huge_pages ? PageKind::kHuge : PageKind::kSmall;
   const auto found = os.fstat(state->fd.get());
   if (!found) return fail_errno(found.error().number, "looking at block '" + state->path + "'");
   block.bytes_held_ = static_cast<std::uint64_t>(found->st_blocks) * 512;
-  // The one read-only description that stays; the writing one goes with `state`.
+  // Now the writing description goes and a read-only one stays: the write lease counts descriptions.
+  state->fd.reset();
   auto reader = os.open(state->path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0);
   if (!reader) return fail_errno(reader.error().number, "opening block '" + state->path + "'");
   block.fd_ = std::move(*reader);

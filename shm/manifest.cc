@@ -1,5 +1,6 @@
 #include "shm/manifest.h"
 
+#include <algorithm>
 #include <array>
 #include <limits>
 #include <msgpack.hpp>
@@ -71,7 +72,7 @@ constexpr auto kNumber = [](const Object& object, auto& value) { return number(o
 
 Result<TensorEntry> tensor_of(const Object& object, std::uint64_t payload_size) {
   TensorEntry tensor;
-  if (object.type != msgpack::type::ARRAY || object.via.array.size < 5) return bad("a tensor is not an array of five");
+  if (object.type != msgpack::type::ARRAY || object.via.array.size != 5) return bad("a tensor is not an array of five");
   const Object* const item = object.via.array.ptr;
   if (!text(item[0], tensor.name) || !text(item[1], tensor.dtype) || item[2].type != msgpack::type::ARRAY ||
       item[2].via.array.size > kMostRank || !number(item[3], tensor.offset) || !number(item[4], tensor.size)) {
@@ -95,6 +96,7 @@ Result<void> read_tensors(const Object& object, std::uint64_t payload_size, Mani
   manifest.tensors.reserve(object.via.array.size);
   for (std::uint32_t i = 0; i < object.via.array.size; ++i) {
     MODELBROKER_ASSIGN(TensorEntry tensor, tensor_of(object.via.array.ptr[i], payload_size));
+    if (i > 0 && tensor.offset < manifest.tensors.back().offset) return bad("the tensors are not in order");
     manifest.tensors.push_back(std::move(tensor));
   }
   for (const TensorEntry& tensor : manifest.tensors) {
@@ -135,6 +137,22 @@ Result<Manifest> manifest_of(const Object& object, std::uint64_t payload_size) {
   return manifest;
 }
 
+void pack_tensors(Packer& packer, const std::vector<TensorEntry>& tensors) {
+  std::vector<const TensorEntry*> in_order;
+  in_order.reserve(tensors.size());
+  for (const TensorEntry& tensor : tensors) in_order.push_back(&tensor);
+  std::ranges::stable_sort(in_order, {}, &TensorEntry::offset);
+  packer.pack_array(static_cast<std::uint32_t>(in_order.size()));
+  for (const TensorEntry* const tensor : in_order) {
+    packer.pack_array(5);
+    packer.pack(tensor->name);
+    packer.pack(tensor->dtype);
+    packer.pack(tensor->shape);
+    packer.pack(tensor->offset);
+    packer.pack(tensor->size);
+  }
+}
+
 }  // namespace
 
 std::vector<std::byte> Manifest::encode() const {
@@ -166,15 +184,7 @@ std::vector<std::byte> Manifest::encode() const {
   packer.pack("metadata");
   packer.pack(metadata);
   packer.pack("tensors");
-  packer.pack_array(static_cast<std::uint32_t>(tensors.size()));
-  for (const TensorEntry& tensor : tensors) {
-    packer.pack_array(5);
-    packer.pack(tensor.name);
-    packer.pack(tensor.dtype);
-    packer.pack(tensor.shape);
-    packer.pack(tensor.offset);
-    packer.pack(tensor.size);
-  }
+  pack_tensors(packer, tensors);
   const auto* const begin = reinterpret_cast<const std::byte*>(buffer.data());
   return {begin, begin + buffer.size()};
 }
@@ -182,7 +192,8 @@ std::vector<std::byte> Manifest::encode() const {
 Result<Manifest> Manifest::decode(std::span<const std::byte> bytes, std::uint64_t payload_size) {
   try {
     // Every element takes a byte at least, so no honest count passes the size.
-    const msgpack::unpack_limit limits(bytes.size(), bytes.size(), bytes.size(), 0, 0, kMostDepth);
+    const std::size_t most = bytes.size();
+    const msgpack::unpack_limit limits(most, most, most, most, most, kMostDepth);
     std::size_t consumed = 0;
     const msgpack::object_handle handle = msgpack::unpack(reinterpret_cast<const char*>(bytes.data()), bytes.size(),
                                                           consumed, nullptr, nullptr, limits);

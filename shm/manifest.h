@@ -57,8 +57,9 @@ struct Manifest {
   std::vector<TensorEntry> tensors;
   friend bool operator==(const Manifest&, const Manifest&) = default;
 
+  // Tensors come out in the order of their offsets, whatever order they stand in here.
   [[nodiscard]] std::vector<std::byte> encode() const;
-  // Checks the format, unique names, known dtypes, sizes that fit dtype and shape, and that every
+  // Checks the format, unique names, known dtypes, sizes that fit dtype and shape, order, and that every
   // tensor lies inside a payload of `payload_size` bytes.
   [[nodiscard]] static Result<Manifest> decode(std::span<const std::byte> bytes, std::uint64_t payload_size);
 };

@@ -83,7 +83,8 @@ class Os {
 
   // Locks and leases.
   [[nodiscard]] virtual SysResult<void> lock_exclusive(int fd) = 0;  // flock LOCK_EX|LOCK_NB; EWOULDBLOCK
-  // The kernel's word: true if no other open description and no mapping of the file exists.
+  // The kernel's word: true if no other open description and no mapping of the file exists. The process
+  // must ignore SIGIO (make_os sees to it): an opener at that moment sends it, and its default is death.
   [[nodiscard]] virtual SysResult<bool> nobody_else_has_it(int fd) = 0;
 
   // Address space.
@@ -107,7 +108,8 @@ class Os {
     std::vector<Fd> descriptors;
   };
   [[nodiscard]] virtual SysResult<Packet> receive(int socket, std::size_t limit, std::size_t fd_limit) = 0;
-  [[nodiscard]] virtual SysResult<void> send(int socket, std::span<const std::byte> bytes, std::span<const int> descriptors) = 0;
+  [[nodiscard]] virtual SysResult<void> send(int socket, std::span<const std::byte> bytes,
+                                             std::span<const int> descriptors) = 0;
 
   // Events.
   [[nodiscard]] virtual SysResult<Fd> epoll_create() = 0;

@@ -1,7 +1,6 @@
 #include "shm/os_features.h"
 
 #include <fcntl.h>
-#include <poll.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -10,10 +9,8 @@
 
 #include <array>
 #include <cerrno>
-#include <cstdio>
-#include <cstring>
+#include <mutex>
 #include <sstream>
-#include <utility>
 
 #include "shm/kernel.h"
 
@@ -22,25 +19,30 @@ namespace {
 
 constexpr std::size_t kHuge = std::size_t{2} << 20;
 
-// A file of the probe's own, removed at once where it can be done without its name.
+// A file of the probe's own. One process makes one at a time (probe_features holds a lock), so one that
+// is there already was left by a dead process that had our number.
 class ProbeFile {
  public:
   explicit ProbeFile(const std::string& directory)
-      : path_(directory + "/modelbroker." + std::to_string(::geteuid()) + ".probe." + std::to_string(::getpid())),
-        fd_(::open(path_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600)) {}
+      : path_(directory + "/modelbroker." + std::to_string(::geteuid()) + ".probe." + std::to_string(::getpid())) {
+    ::unlink(path_.c_str());
+    fd_ = Fd(::open(path_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
+    made_ = static_cast<bool>(fd_);
+  }
   ~ProbeFile() {
-    if (fd_) ::unlink(path_.c_str());
+    if (made_) ::unlink(path_.c_str());
   }
   ProbeFile(const ProbeFile&) = delete;
   ProbeFile& operator=(const ProbeFile&) = delete;
-  [[nodiscard]] explicit operator bool() const { return static_cast<bool>(fd_); }
+  [[nodiscard]] explicit operator bool() const { return made_; }
   [[nodiscard]] const std::string& path() const { return path_; }
   [[nodiscard]] int fd() const { return fd_.get(); }
-  void close() { fd_ = Fd(); }
+  void close() { fd_.reset(); }
 
  private:
   std::string path_;
   Fd fd_;
+  bool made_ = false;
 };
 
 // 2 MiB of the file at a 2 MiB-aligned address, or nothing.
@@ -77,15 +79,15 @@ void probe_pages(const ProbeFile& file, OsFeatures& features) {
 
 bool probe_rename(const ProbeFile& file) {
   // Onto itself by another name that exists: only RENAME_NOREPLACE refuses.
-  const bool works =
-      ::syscall(SYS_renameat2, AT_FDCWD, file.path().c_str(), AT_FDCWD, file.path().c_str(), kRenameNoReplace) != 0 &&
-      errno == EEXIST;
-  return works;
+  const char* const path = file.path().c_str();
+  return ::syscall(SYS_renameat2, AT_FDCWD, path, AT_FDCWD, path, kRenameNoReplace) != 0 && errno == EEXIST;
 }
 
 // The kernel must refuse while somebody maps the file, and grant when nobody does: some grant always.
 bool probe_write_lease(ProbeFile& file) {
-  ::signal(SIGIO, SIG_IGN);
+  // An opener during a lease sends SIGIO, whose default is death; a handler that somebody set stays.
+  struct sigaction before {};
+  if (::sigaction(SIGIO, nullptr, &before) == 0 && before.sa_handler == SIG_DFL) ::signal(SIGIO, SIG_IGN);
   Fd reader(::open(file.path().c_str(), O_RDONLY | O_CLOEXEC));
   if (!reader) return false;
   file.close();
@@ -131,6 +133,8 @@ bool named(const std::string& list, std::string_view name) {
 }  // namespace
 
 OsFeatures probe_features(const OsOptions& options) {
+  static std::mutex one_at_a_time;
+  const std::lock_guard lock(one_at_a_time);
   OsFeatures features;
   features.pidfd = probe_pidfd();
   features.peer_pidfd = probe_peer_pidfd();
@@ -139,9 +143,7 @@ OsFeatures probe_features(const OsOptions& options) {
     features.cachestat = probe_cachestat(file.fd());
     probe_pages(file, features);
     features.rename_noreplace = probe_rename(file);
-    const std::string path = file.path();
     features.write_lease = probe_write_lease(file);
-    ::unlink(path.c_str());
   }
   for (const auto& [name, member] : kFeatureNames) {
     if (named(options.disabled, name)) features.*member = false;

@@ -105,7 +105,10 @@ class PosixOs final : public Os {
           ::syscall(SYS_renameat2, AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), kRenameNoReplace)));
     }
     if (::link(from.c_str(), to.c_str()) != 0) return last_error();
-    return done(::unlink(from.c_str()));
+    if (::unlink(from.c_str()) == 0) return {};
+    const int error = errno;
+    ::unlink(to.c_str());  // a file with two names would be nobody's
+    return tl::unexpected(Errno{error});
   }
   SysResult<std::size_t> pread(int fd, std::span<std::byte> into, std::uint64_t offset) override {
     const ssize_t got =
@@ -162,8 +165,11 @@ class PosixOs final : public Os {
 
   // ---- address space
 
-  SysResult<void*> reserve(std::size_t size, std::size_t alignment) override {
+  SysResult<void*> reserve(std::size_t wanted, std::size_t alignment) override {
+    const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+    const std::size_t size = (wanted + page - 1) / page * page;
     const std::size_t whole = size + alignment;
+    if (whole < wanted) return tl::unexpected(Errno{ENOMEM});
     void* const area = ::mmap(nullptr, whole, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (area == MAP_FAILED) return last_error();
     const auto begin = reinterpret_cast<std::uintptr_t>(area);

@@ -1,0 +1,70 @@
+#include "broker/catalog/formats/directory.h"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <string_view>
+
+namespace modelbroker {
+namespace {
+
+constexpr std::size_t kMagicBytes = 9;
+constexpr std::uint64_t kLargestJson = 100'000'000;
+
+std::string_view kind_of(mode_t mode) {
+  if (S_ISDIR(mode)) return "a directory";
+  if (S_ISFIFO(mode)) return "a pipe";
+  if (S_ISSOCK(mode)) return "a socket";
+  if (S_ISCHR(mode) || S_ISBLK(mode)) return "a device";
+  return "no regular file";
+}
+
+std::int64_t nanoseconds(const struct timespec& time) {
+  return static_cast<std::int64_t>(time.tv_sec) * 1'000'000'000 + time.tv_nsec;
+}
+
+// Formats that users will try, and that this version cannot read; empty for anything else.
+std::string_view other_format(std::string_view magic) {
+  if (magic.starts_with("PK\x03\x04")) return "a PyTorch zip (.pt, .ckpt, .bin)";
+  if (magic.starts_with("GGUF")) return "GGUF";
+  if (magic.size() > 1 && magic[0] == '\x80' && magic[1] >= 2 && magic[1] <= 5) return "a Python pickle";
+  return {};
+}
+
+}  // namespace
+
+Result<FileIdentity> identify(Os& os, int fd, const std::string& label) {
+  const auto found = os.fstat(fd);
+  if (!found) return fail_errno(found.error().number, "looking at '" + label + "'");
+  if (!S_ISREG(found->st_mode)) {
+    return fail(ErrorCode::kInvalidArgument, "'" + label + "' is " + std::string(kind_of(found->st_mode)) +
+                                                 ": give the path of a .safetensors file");
+  }
+  FileIdentity identity;
+  identity.device = found->st_dev;
+  identity.inode = found->st_ino;
+  identity.size = static_cast<std::uint64_t>(found->st_size);
+  identity.mtime_ns = nanoseconds(found->st_mtim);
+  identity.ctime_ns = nanoseconds(found->st_ctim);
+  return identity;
+}
+
+Result<Directory> read_directory(Os& os, int fd, const std::string& label) {
+  MODELBROKER_ASSIGN(const FileIdentity source, identify(os, fd, label));
+  std::array<char, kMagicBytes> bytes{};
+  const auto got = os.pread(fd, std::as_writable_bytes(std::span(bytes)), 0);
+  if (!got) return fail_errno(got.error().number, "reading '" + label + "'");
+  const std::string_view magic(bytes.data(), *got);
+  std::uint64_t length = 0;
+  std::memcpy(&length, bytes.data(), sizeof length);
+  const bool safetensors = magic.size() == kMagicBytes && magic.back() == '{' && length <= kLargestJson;
+  if (const std::string_view other = other_format(magic); !safetensors && !other.empty()) {
+    return fail(ErrorCode::kUnimplemented, "'" + label + "' is " + std::string(other) +
+                                               ": this version loads safetensors files only");
+  }
+  return read_safetensors_directory(os, fd, label, source);
+}
+
+}  // namespace modelbroker

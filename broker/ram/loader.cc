@@ -1,0 +1,172 @@
+#include "broker/ram/loader.h"
+
+#include <algorithm>
+#include <functional>
+#include <mutex>
+#include <optional>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "broker/ram/source_reader.h"
+#include "shm/chunk_hasher.h"
+
+namespace modelbroker {
+namespace {
+
+Manifest manifest_of(const Directory& directory, const LoadOptions& options) {
+  Manifest manifest;
+  manifest.name = options.name;
+  manifest.type = options.type;
+  manifest.format = directory.format;
+  manifest.source_path = options.label;
+  manifest.source = directory.source;
+  manifest.metadata = directory.metadata;
+  manifest.tensors = directory.tensors;
+  return manifest;
+}
+
+unsigned thread_count(unsigned wanted, std::uint32_t chunks) {
+  const unsigned cores = std::max(1U, std::thread::hardware_concurrency());
+  return std::clamp(wanted == 0 ? cores : wanted, 1U, std::max(1U, chunks));
+}
+
+// Calls `work(chunk)` for every chunk on `threads` threads, this one included, and returns the first error.
+Result<void> for_each_chunk(std::uint32_t chunks, unsigned threads, LoadProgress& progress,
+                            const std::function<Result<void>(std::uint32_t)>& work) {
+  std::atomic<std::uint32_t> next{0};
+  std::atomic<bool> stop{false};
+  std::mutex mutex;
+  std::optional<Error> first;  // guarded by mutex
+  const auto pull = [&] {
+    for (std::uint32_t chunk = next++; chunk < chunks && !stop; chunk = next++) {
+      Result<void> done = progress.cancelled ? fail(ErrorCode::kCancelled, "the load was cancelled") : work(chunk);
+      if (done) continue;
+      stop = true;
+      const std::lock_guard lock(mutex);
+      if (!first) first = std::move(done).error();
+    }
+  };
+  {
+    std::vector<std::jthread> others;
+    try {
+      while (others.size() + 1 < threads) others.emplace_back(pull);
+    } catch (const std::system_error&) {
+      // No more threads to be had: those that run do the work.
+    }
+    pull();
+  }
+  if (first) return tl::unexpected(std::move(*first));
+  return {};
+}
+
+Result<void> unchanged(Os& os, int fd, const Directory& directory, const std::string& label) {
+  MODELBROKER_ASSIGN(const FileIdentity now, identify(os, fd, label));
+  if (now == directory.source) return {};
+  return fail(ErrorCode::kDataLoss, "'" + label + "' changed while it was being loaded: load it again when its "
+                                                  "writer has finished");
+}
+
+// One chunk's way: its pages made, its bytes read, its hash taken, 2 MiB at a time while they are in the cache.
+class ChunkLoader {
+ public:
+  ChunkLoader(SourceReader& source, BlockWriter& writer, std::uint64_t source_offset, LoadProgress& progress)
+      : source_(source), writer_(writer), source_offset_(source_offset), progress_(progress) {}
+
+  [[nodiscard]] Result<std::uint64_t> load(const ByteRange& chunk) {
+    const std::uint64_t payload = writer_.layout().payload.offset;
+    const auto in_source = [&](std::uint64_t offset) { return source_offset_ + (offset - payload); };
+    const bool direct = source_.cold(in_source(chunk.offset), chunk.size);
+    ChunkHasher hasher;
+    for (std::uint64_t at = chunk.offset; at < chunk.end();) {
+      const std::uint64_t end = std::min(chunk.end(), round_up(at + 1, kHugePage));
+      MODELBROKER_TRY(writer_.make_pages({at, end - at}));
+      const std::span<std::byte> piece = writer_.bytes().subspan(at, end - at);
+      MODELBROKER_TRY(source_.read(piece, in_source(at), direct));
+      hasher.update(piece);
+      progress_.read_bytes += piece.size();
+      at = end;
+    }
+    return hasher.digest();
+  }
+
+ private:
+  SourceReader& source_;
+  BlockWriter& writer_;
+  std::uint64_t source_offset_;
+  LoadProgress& progress_;
+};
+
+}  // namespace
+
+Result<BlockLayout> plan_block(const Directory& directory, const LoadOptions& options) {
+  const std::uint64_t manifest_size = manifest_of(directory, options).encode().size();
+  auto layout = BlockLayout::plan(directory.payload.size, directory.payload.offset % kPage, manifest_size);
+  if (!layout) {
+    Error error = std::move(layout).error();
+    error.message = "'" + options.label + "': " + error.message;
+    return tl::unexpected(std::move(error));
+  }
+  return layout;
+}
+
+Result<Block> load_block(Os& os, const BlockDirectory& where, int source_fd, const Directory& directory,
+                         const LoadOptions& options, LoadProgress& progress) {
+  progress.total_bytes = directory.payload.size;
+  const Manifest manifest = manifest_of(directory, options);
+  const std::vector<std::byte> encoded = manifest.encode();
+  BlockPlan plan;
+  plan.payload_size = directory.payload.size;
+  plan.phase = directory.payload.offset % kPage;
+  plan.manifest_size = encoded.size();
+  plan.generation = options.generation;
+  plan.broker_boot_id = options.broker_boot_id;
+  plan.huge_pages = options.huge_pages;
+  MODELBROKER_ASSIGN(BlockWriter writer, BlockWriter::create(os, where, plan));
+
+  const BlockLayout layout = writer.layout();
+  SourceReader source(os, source_fd, options.label);
+  ChunkLoader loader(source, writer, directory.payload.offset, progress);
+  ChunkHashes hashes(layout.chunk_count());
+  const auto load = [&](std::uint32_t index) -> Result<void> {
+    MODELBROKER_ASSIGN(hashes[index], loader.load(layout.chunk(index)));
+    return {};
+  };
+  const unsigned threads = thread_count(options.threads, layout.chunk_count());
+  MODELBROKER_TRY(for_each_chunk(layout.chunk_count(), threads, progress, load));
+  MODELBROKER_TRY(unchanged(os, source_fd, directory, options.label));
+  return std::move(writer).publish(manifest, encoded, hashes);
+}
+
+Result<bool> same_bytes(Os& os, int source_fd, const Directory& directory, const Block& block,
+                        LoadProgress& progress) {
+  const BlockLayout& layout = block.header().layout;
+  const Manifest& manifest = block.manifest();
+  if (layout.payload.size != directory.payload.size || manifest.tensors != directory.tensors ||
+      manifest.metadata != directory.metadata) {
+    return false;
+  }
+  MODELBROKER_ASSIGN(const ChunkHashes hashes, block.chunk_hashes(os));
+  SourceReader source(os, source_fd, manifest.source_path);
+  std::atomic<bool> same{true};
+  const auto compare = [&](std::uint32_t index) -> Result<void> {
+    if (!same) return {};
+    const ByteRange chunk = layout.chunk(index);
+    std::vector<std::byte> piece(std::min(chunk.size, kHugePage));
+    ChunkHasher hasher;
+    for (std::uint64_t at = 0; at < chunk.size; at += piece.size()) {
+      piece.resize(std::min<std::uint64_t>(piece.size(), chunk.size - at));
+      const std::uint64_t offset = directory.payload.offset + (chunk.offset - layout.payload.offset) + at;
+      MODELBROKER_TRY(source.read(piece, offset, false));
+      hasher.update(piece);
+    }
+    if (hasher.digest() != hashes[index]) same = false;
+    return {};
+  };
+  const unsigned threads = thread_count(0, layout.chunk_count());
+  MODELBROKER_TRY(for_each_chunk(layout.chunk_count(), threads, progress, compare));
+  MODELBROKER_TRY(unchanged(os, source_fd, directory, manifest.source_path));
+  return same.load();
+}
+
+}  // namespace modelbroker

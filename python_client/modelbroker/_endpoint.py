@@ -1,0 +1,74 @@
+"""Where a broker's two sockets are: docs/protocol.md's first table."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from ._errors import InvalidArgumentError
+
+_SCHEME = "ipc://"
+_SOCKET = "/broker.sock"
+_LONGEST_SOCKET_PATH = 107  # sun_path, less its NUL
+_SYSTEM_RUN_DIRECTORY = "/run/modelbroker"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """The sockets of one broker. `owned` says that only we or root may have made them."""
+
+    run_directory: str
+    owned: bool = False
+
+    @property
+    def broker(self) -> str:
+        """The ZeroMQ endpoint."""
+        return f"{_SCHEME}{self.run_directory}{_SOCKET}"
+
+    @property
+    def fds(self) -> str:
+        """The path of the socket for sessions and descriptors."""
+        return f"{self.run_directory}/fds.sock"
+
+
+def _checked(run_directory: str, owned: bool = False) -> Endpoint:
+    if not run_directory.startswith("/"):
+        raise InvalidArgumentError(f"the run directory {run_directory!r} must be an absolute path")
+    length = len(os.fsencode(run_directory + _SOCKET))
+    if length > _LONGEST_SOCKET_PATH:
+        raise InvalidArgumentError(
+            f"the socket path {run_directory + _SOCKET!r} has {length} bytes; the kernel allows "
+            f"{_LONGEST_SOCKET_PATH}: choose a shorter run directory"
+        )
+    return Endpoint(run_directory, owned)
+
+
+def parse(text: str) -> Endpoint:
+    """From "ipc:///<run>/broker.sock"."""
+    inside = text[len(_SCHEME) : -len(_SOCKET)]
+    if not (text.startswith(_SCHEME) and text.endswith(_SOCKET) and inside):
+        raise InvalidArgumentError(
+            f"the endpoint {text!r} must have the form ipc:///<run directory>/broker.sock"
+        )
+    return _checked(inside)
+
+
+def default_run_directory() -> str:
+    """Where this user's `modelbroker serve` puts its sockets."""
+    if os.geteuid() == 0:
+        return _SYSTEM_RUN_DIRECTORY
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    return f"{runtime}/modelbroker" if runtime else f"/tmp/modelbroker-{os.geteuid()}"
+
+
+def endpoints_to_try(explicit: str | None) -> list[Endpoint]:
+    """The given endpoint or MODELBROKER_ENDPOINT alone; else the user's own, then the system's."""
+    chosen = explicit or os.environ.get("MODELBROKER_ENDPOINT")
+    if chosen:
+        return [parse(chosen)]
+    own = default_run_directory()
+    # Anybody may make a folder in /tmp: there the peer's uid must be ours or root's.
+    endpoints = [_checked(own, owned=own.startswith("/tmp/"))]
+    if own != _SYSTEM_RUN_DIRECTORY:
+        endpoints.append(Endpoint(_SYSTEM_RUN_DIRECTORY))
+    return endpoints

@@ -1,0 +1,79 @@
+"""The keeper: a daemon thread that keeps a link's leases alive behind the user's back.
+
+It sleeps until the session hangs up or a finalizer has dropped a lease. It never holds up the
+interpreter's exit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+import weakref
+from typing import Protocol
+
+from ._session import Session
+
+_BACKOFF_FIRST, _BACKOFF_MOST = 0.02, 0.5
+_ERRANDS_AGAIN = 1.0
+
+
+class Kept(Protocol):
+    """What a keeper needs of its link."""
+
+    def watched(self) -> Session | None:
+        """The session whose hang-up should wake the keeper."""
+
+    def tend(self) -> str:
+        """Does what is to be done: "idle", "errands" (some are left), "unreachable" or "done"."""
+
+
+class Keeper:
+    """Runs `tend()` whenever there may be something to do."""
+
+    def __init__(self, link: Kept) -> None:
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        weakref.finalize(self, os.close, self._wake).atexit = False
+        self._stopping = False
+        self._thread = threading.Thread(
+            target=self._run, args=(link,), name="modelbroker-keeper", daemon=True
+        )
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Safe in finalizers: takes no lock and never blocks."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_write(self._wake, 1)
+
+    def stop(self, seconds: float) -> bool:
+        """Asks the thread to end and waits a moment; True when it has."""
+        self._stopping = True
+        self.wake()
+        if self._thread is not threading.current_thread():
+            self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _run(self, link: Kept) -> None:
+        seconds: float | None = 0.0
+        backoff = _BACKOFF_FIRST
+        while True:
+            self._wait(link.watched(), seconds)
+            if self._stopping:
+                return
+            outcome = link.tend()
+            if outcome == "done":
+                return
+            seconds = {"unreachable": backoff, "errands": _ERRANDS_AGAIN}.get(outcome)
+            unreachable = outcome == "unreachable"
+            backoff = min(2 * backoff, _BACKOFF_MOST) if unreachable else _BACKOFF_FIRST
+
+    def _wait(self, session: Session | None, seconds: float | None) -> None:
+        poller = select.poll()
+        poller.register(self._wake, select.POLLIN)
+        descriptor = session.fileno() if session is not None else -1
+        if descriptor >= 0:
+            poller.register(descriptor, select.POLLRDHUP)
+        poller.poll(None if seconds is None else seconds * 1000)
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._wake)

@@ -1,0 +1,385 @@
+"""The link to one broker: its session, the leases held over it, and calls that outlive a restart.
+
+Invariant: every lease in `_held` is good on `_session`. A new session is published only when the
+leases have been stated on it, and a lease that an older session granted is not taken in.
+
+Threads: any. Finalizers run anywhere, even inside our own critical sections, so they take no lock:
+they append to a deque and wake the keeper, which does the rest.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ._deadline import Deadline
+from ._endpoint import Endpoint
+from ._errors import (
+    DeadlineExceededError,
+    FailedPreconditionError,
+    ModelBrokerError,
+    UnavailableError,
+)
+from ._keeper import Keeper
+from ._leases import Errand, Held, Lease
+from ._pool import Pool
+from ._session import Session
+from ._wire import RequestIds, SessionLost, encode_request
+
+Data = dict[str, Any]
+MakeData = Callable[[Session], Data]
+
+_BACKOFF_FIRST, _BACKOFF_MOST = 0.02, 0.5
+_PATIENCE = 30.0  # how long a call without a timeout waits for a broker that is gone
+_RESTATED_AT_ONCE = 1000  # far below the limits of one message
+_ERRAND_SECONDS = 1.0
+_RESTATE_SECONDS = 5.0
+
+
+class Link:
+    """What a Broker and the weights attached through it share."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self._pool = Pool(endpoint.broker)
+        self._closing = self._shut = False
+        self._reset()
+        _links.add(self)
+
+    def _reset(self) -> None:
+        self._ids = RequestIds()
+        self._keys = itertools.count()
+        self._session: Session | None = None
+        self._held: dict[int, Held] = {}
+        self._dropped: deque[int] = deque()  # keys of _held that finalizers let go
+        self._errands: deque[Errand] = deque()
+        self._keeper: Keeper | None = None
+        self._lock = threading.Lock()  # short: the fields above
+        self._renewing = threading.Lock()  # long: opening a session
+        self._settling = threading.Lock()  # long: running errands
+
+    # ---- calls
+
+    def call(self, type_: str, data: Data | MakeData, timeout: float | None) -> Data:
+        """Asks, and after a restart of the broker asks again, until there is an answer."""
+        deadline = Deadline(timeout)
+        self.settle(deadline)  # what was released before this call has ended when it is served
+        request_id = self._ids()
+        while True:
+            session = self.session(deadline)
+            with self._losing(session):
+                ready = data(session) if callable(data) else data
+                return self._ask(session, request_id, type_, ready, deadline)
+
+    def attach(self, data: Data | MakeData, timeout: float | None) -> tuple[Data, Lease]:
+        """Gets a lease; it ends when the returned object is gone."""
+        deadline = Deadline(timeout)
+        self.settle(deadline)
+        while True:
+            session = self.session(deadline)
+            with self._losing(session):
+                ready = data(session) if callable(data) else data
+                errand = Errand(session, self._ids(), "model.attach", ready)
+                reply = self._attach_once(errand, deadline)
+                lease = self._hold(reply, session)
+                if lease is not None:
+                    return reply, lease
+
+    def _attach_once(self, errand: Errand, deadline: Deadline) -> Data:
+        try:
+            return self._ask(
+                errand.session, errand.request_id, errand.type, errand.data, deadline
+            )
+        except SessionLost:
+            raise
+        except BaseException as error:
+            # Nobody waits any more, but a lease may be granted yet: find out and end it.
+            if isinstance(error, DeadlineExceededError) or not isinstance(error, ModelBrokerError):
+                self._errands.append(errand)
+                self._keep()
+            raise
+
+    def open_block(self, name: str, timeout: float) -> int:
+        """A descriptor of a leased block that cannot be opened by its path."""
+        deadline = Deadline(timeout)
+        while True:
+            session = self.session(deadline)
+            with self._losing(session):
+                return session.open_block(name)
+
+    def _ask(
+        self, session: Session, request_id: str, type_: str, data: Data, deadline: Deadline
+    ) -> Data:
+        def encode(deadline_ms: int) -> bytes:
+            return encode_request(
+                request_id, type_, data, session=session.token, deadline_ms=deadline_ms
+            )
+
+        return self._pool.ask(encode, request_id, deadline, lambda: not session.hung_up())
+
+    @contextmanager
+    def _losing(self, session: Session) -> Iterator[None]:
+        """Swallows SessionLost, so that the loop around it goes on with another session."""
+        try:
+            yield
+        except SessionLost:
+            self._lose(session)
+        except TimeoutError as error:
+            if isinstance(error, ModelBrokerError):
+                raise
+            raise DeadlineExceededError(f"{self.endpoint.fds} does not answer") from None
+
+    # ---- the session
+
+    def session(self, deadline: Deadline) -> Session:
+        """The open session, or a new one on which all leases have been stated."""
+        patience = Deadline(deadline.left(_PATIENCE))
+        backoff = _BACKOFF_FIRST
+        while True:
+            session = self._session
+            if session is not None:
+                return session
+            reason = self._renew(patience)
+            if reason is None:
+                continue
+            if patience.passed():
+                raise UnavailableError(
+                    f"no broker answers at {self.endpoint.broker} ({reason}): "
+                    "start one with 'modelbroker serve &'"
+                )
+            time.sleep(patience.left(backoff))
+            backoff = min(2 * backoff, _BACKOFF_MOST)
+
+    def _renew(self, deadline: Deadline) -> str | None:
+        """One attempt to open a session; why it failed, if it did."""
+        if self._shut:
+            raise FailedPreconditionError("the connection to the broker is closed")
+        if not self._renewing.acquire(timeout=deadline.left(_PATIENCE)):
+            return "another thread is still connecting"
+        try:
+            if self._session is None:
+                self._open_session(deadline)
+        except SessionLost:
+            return f"{self.endpoint.fds}: the connection was closed"
+        except OSError as error:
+            return f"{self.endpoint.fds}: {error.strerror or error}"
+        finally:
+            self._renewing.release()
+        return None
+
+    def _open_session(self, deadline: Deadline) -> None:
+        session = Session.open(self.endpoint, deadline.left(_RESTATE_SECONDS))
+        try:
+            with self._lock:  # none is added meanwhile: _hold() wants a session
+                held = dict(self._held)
+            lost = self._restate(session, held)
+        except BaseException:
+            session.close()
+            raise
+        with self._lock:
+            for key in lost:
+                self._held.pop(key, None)
+            self._session = session
+        self._wake()
+
+    def _restate(self, session: Session, held: dict[int, Held]) -> list[int]:
+        """States leases on a new session; the keys of those that this broker does not have."""
+        lost: list[int] = []
+        keys = list(held)
+        for start in range(0, len(keys), _RESTATED_AT_ONCE):
+            some = keys[start : start + _RESTATED_AT_ONCE]
+            reply = self._ask(
+                session,
+                self._ids(),
+                "lease.restate",
+                {"leases": [held[key].as_wire() for key in some]},
+                Deadline(_RESTATE_SECONDS),
+            )
+            restated = set(reply.get("restated") or ())
+            lost += [key for key in some if held[key].number not in restated]
+        return lost
+
+    def _lose(self, session: Session) -> None:
+        with self._lock:
+            if self._session is session:
+                self._session = None
+        session.close()
+        self._pool.clear()
+        self._wake()
+
+    # ---- leases
+
+    def _hold(self, reply: Data, session: Session) -> Lease | None:
+        """Takes a granted lease in; None when its session is over, and the lease with it."""
+        blocks = [str(block["block"]) for block in reply["blocks"]]
+        held = Held(int(reply["lease"]), str(reply["model"]), blocks)
+        with self._lock:
+            if self._session is not session:
+                return None
+            key = next(self._keys)
+            self._held[key] = held
+        lease = Lease(lambda: self._drop(key))
+        self._keep()
+        return lease
+
+    def _drop(self, key: int) -> None:
+        """A finalizer: no locks here."""
+        self._dropped.append(key)
+        self._wake()
+
+    def _wake(self) -> None:
+        keeper = self._keeper
+        if keeper is not None:
+            keeper.wake()
+
+    def _keep(self) -> None:
+        with self._lock:
+            if self._keeper is None and not self._shut:
+                self._keeper = Keeper(self)
+        self._wake()
+
+    def settle(self, deadline: Deadline) -> None:
+        """Tells the broker of leases that have ended, and what became of abandoned attaches."""
+        if not self._dropped and not self._errands:
+            return
+        if not self._settling.acquire(timeout=deadline.left(_ERRAND_SECONDS)):
+            return
+        try:
+            self._dropped_to_errands()
+            for _ in range(len(self._errands)):
+                errand = self._errands.popleft()
+                if not self._run(errand):
+                    self._errands.append(errand)
+                    return  # the broker is slow: later
+        finally:
+            self._settling.release()
+
+    def _dropped_to_errands(self) -> None:
+        with self._lock:
+            session = self._session
+            if session is None:
+                return
+            while self._dropped:
+                held = self._held.pop(self._dropped.popleft(), None)
+                if held is not None:
+                    data = {"lease": held.number}
+                    self._errands.append(Errand(session, self._ids(), "model.detach", data))
+
+    def _run(self, errand: Errand) -> bool:
+        """Runs an errand; False when it got no answer and should be run again."""
+        if errand.session is not self._session:
+            return True  # its lease ended with its session
+        try:
+            reply = self._ask(
+                errand.session,
+                errand.request_id,
+                errand.type,
+                errand.data,
+                Deadline(_ERRAND_SECONDS),
+            )
+        except SessionLost:
+            self._lose(errand.session)
+            return True
+        except DeadlineExceededError:
+            return False
+        except ModelBrokerError:
+            return True
+        if errand.type == "model.attach":
+            data = {"lease": reply["lease"]}
+            self._errands.append(Errand(errand.session, self._ids(), "model.detach", data))
+        return True
+
+    def _forget_dropped(self) -> None:
+        """Without a session, a lease that was let go has ended already."""
+        with self._renewing, self._lock:
+            while self._session is None and self._dropped:
+                self._held.pop(self._dropped.popleft(), None)
+
+    # ---- the keeper's view
+
+    def watched(self) -> Session | None:
+        """See Kept."""
+        return self._session
+
+    def tend(self) -> str:
+        """See Kept."""
+        session = self._session
+        if session is not None and session.hung_up():
+            self._lose(session)
+        if self._session is None and len(self._held) > len(self._dropped):
+            if not self._restored():
+                return "unreachable"
+        self.settle(Deadline(_ERRAND_SECONDS))
+        if self._session is None:
+            self._forget_dropped()
+        if self._closing and not self._held:
+            self._shut_down()
+            return "done"
+        return "errands" if self._errands else "idle"
+
+    def _restored(self) -> bool:
+        try:
+            return self._renew(Deadline(_RESTATE_SECONDS)) is None
+        except ModelBrokerError:
+            return False
+
+    # ---- the end
+
+    def close(self) -> None:
+        """No more calls. The session goes on while weights or tensors need it."""
+        self._closing = True
+        self.settle(Deadline(_ERRAND_SECONDS))
+        if not self._held:
+            self._shut_down()
+        self._wake()
+
+    def abandon(self) -> None:
+        """The same as a finalizer of the Broker: whoever has a lock may be interrupted by it."""
+        self._closing = True
+        if self._keeper is None:
+            self._shut_down()
+        self._wake()
+
+    def _shut_down(self) -> None:
+        self._shut = True
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+        self._pool.close()
+
+    def at_exit(self) -> None:
+        """The process goes: ends the session, unmaps nothing."""
+        if self._keeper is None or self._keeper.stop(0.2):
+            self._shut_down()
+
+    def after_fork(self) -> None:
+        """In the child: session, sockets, keeper and leases are the parent's."""
+        if self._session is not None:
+            self._session.forget()
+        self._pool.forget()
+        self._reset()
+
+
+_links: weakref.WeakSet[Link] = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    for link in list(_links):
+        link.after_fork()
+
+
+def _close_at_exit() -> None:
+    for link in list(_links):
+        link.at_exit()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+atexit.register(_close_at_exit)

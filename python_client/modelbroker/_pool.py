@@ -1,0 +1,142 @@
+"""ZeroMQ sockets: a call checks one out, sends, waits, and checks it in. No I/O thread of ours.
+
+Threads: any; a socket is used by the one call that has it. After a fork the child starts anew.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import zmq
+
+from ._deadline import Deadline
+from ._errors import DeadlineExceededError
+from ._wire import SessionLost, data_of, decode_reply
+
+_SLICE_MS = 100  # how often a waiting call looks whether its session still lives
+_REPEAT_SECONDS = 5.0  # after so long a silence it asks again: the broker joins repeats
+_GRACE_SECONDS = 0.25  # the broker's own "deadline_exceeded" is worth waiting for
+_MOST_IDLE = 16
+
+Socket: TypeAlias = "zmq.Socket[bytes]"
+
+_context: tuple[int, zmq.Context[Socket]] | None = None
+
+
+def _our_context() -> zmq.Context[Socket]:
+    """One context a process. It is never terminated: that would wait for other people's sockets."""
+    global _context
+    if _context is None or _context[0] != os.getpid():
+        if _context is not None:
+            _keep_forever(_context[1])
+        _context = os.getpid(), zmq.Context(io_threads=1)
+    return _context[1]
+
+
+def _keep_forever(thing: object) -> None:
+    """A parent's ZeroMQ objects must not be finalized in a forked child, not even at its exit."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
+class Pool:
+    """Idle DEALER sockets to one endpoint."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._endpoint = endpoint
+        self._idle: deque[Socket] = deque()
+        self._epoch = 0
+        self._most_idle = _MOST_IDLE
+
+    def ask(
+        self,
+        encode: Callable[[int], bytes],
+        request_id: str,
+        deadline: Deadline,
+        session_lives: Callable[[], bool],
+    ) -> dict[str, Any]:
+        """Sends what `encode(deadline_ms)` makes and waits for the data of its reply."""
+        epoch = self._epoch
+        socket = self._take()
+        try:
+            reply = _exchange(socket, encode, request_id, deadline, session_lives)
+        except BaseException:
+            socket.close(0)  # a late reply may still come: not into somebody else's call
+            raise
+        if epoch == self._epoch and len(self._idle) < self._most_idle:
+            self._idle.append(socket)
+        else:
+            socket.close(0)
+        return data_of(reply)
+
+    def _take(self) -> Socket:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            pass
+        socket = _our_context().socket(zmq.DEALER)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.SNDTIMEO, 1000)
+        socket.setsockopt(zmq.RCVTIMEO, _SLICE_MS)
+        socket.connect(self._endpoint)
+        return socket
+
+    def clear(self) -> None:
+        """Closes what was connected to a broker that is gone: fresh sockets connect at once."""
+        self._epoch += 1
+        while self._idle:
+            try:
+                self._idle.pop().close(0)
+            except IndexError:
+                return
+
+    def close(self) -> None:
+        """Keeps no socket from now on."""
+        self._most_idle = 0
+        self.clear()
+
+    def forget(self) -> None:
+        """In a forked child: the sockets are the parent's."""
+        for socket in self._idle:
+            _keep_forever(socket)
+        self._idle = deque()
+
+
+def _exchange(
+    socket: Socket,
+    encode: Callable[[int], bytes],
+    request_id: str,
+    deadline: Deadline,
+    session_lives: Callable[[], bool],
+) -> dict[str, Any]:
+    _send(socket, encode(deadline.milliseconds()))
+    repeat = grace = None
+    while True:
+        try:
+            reply = decode_reply(socket.recv())
+            if reply.get("request_id") == request_id:
+                return reply
+        except zmq.Again:
+            pass
+        if not session_lives():
+            raise SessionLost
+        if deadline.passed():
+            grace = grace or Deadline(_GRACE_SECONDS)
+            if grace.passed():
+                raise DeadlineExceededError(
+                    f"the broker did not answer within {deadline.seconds} s"
+                )
+        repeat = repeat or Deadline(_REPEAT_SECONDS)
+        if repeat.passed():
+            repeat = None
+            _send(socket, encode(deadline.milliseconds()))
+
+
+def _send(socket: Socket, raw: bytes) -> None:
+    try:
+        socket.send(raw)
+    except zmq.Again:
+        raise SessionLost from None

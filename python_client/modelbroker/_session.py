@@ -1,0 +1,149 @@
+"""A session: one connection to the fd socket, alive as long as that connection.
+
+Threads: any; request and reply on the socket are one step under a lock. A broken connection is
+SessionLost, which the link turns into a new session.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import select
+import socket
+import struct
+import threading
+from typing import Any
+
+from ._endpoint import Endpoint
+from ._errors import InternalError, PermissionDeniedError
+from ._wire import PACKET_LIMIT, RequestIds, SessionLost, data_of, decode_reply, encode_request
+
+_EXCHANGE_SECONDS = 5.0  # the broker answers these from its books: longer means that it hangs
+_CREDENTIALS = struct.Struct("=iII")  # SO_PEERCRED: pid, uid, gid
+
+
+class Session:
+    """An open session. `token` rides every ZeroMQ request."""
+
+    __slots__ = ("_ids", "_lock", "_socket", "boot_id", "token")
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._lock = threading.Lock()
+        self._ids = RequestIds()
+        self.token = ""
+        self.boot_id = ""
+
+    @classmethod
+    def open(cls, endpoint: Endpoint, seconds: float = _EXCHANGE_SECONDS) -> Session:
+        """Connects and opens a session; OSError where nobody listens."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        try:
+            connection.settimeout(max(0.05, min(seconds, _EXCHANGE_SECONDS)))
+            connection.connect(endpoint.fds)
+            if endpoint.owned:
+                _check_peer(connection, endpoint)
+            session = cls(connection)
+            data, descriptors = session._exchange("session.open", {}, ())
+            _close_all(descriptors)
+            session.token, session.boot_id = str(data["session"]), str(data["boot_id"])
+            connection.settimeout(_EXCHANGE_SECONDS)
+        except BaseException:
+            connection.close()
+            raise
+        return session
+
+    def fileno(self) -> int:
+        """For poll; -1 once closed."""
+        return self._socket.fileno()
+
+    def hung_up(self) -> bool:
+        """True when the broker's end is gone. Reads nothing: replies belong to their callers."""
+        descriptor = self._socket.fileno()
+        if descriptor < 0:
+            return True
+        poller = select.poll()
+        poller.register(descriptor, select.POLLRDHUP)
+        return bool(poller.poll(0))
+
+    def offer(self, descriptor: int) -> str:
+        """Hands in a file's descriptor; the handle is good for one load or attach."""
+        data, descriptors = self._exchange("file.offer", {}, (descriptor,))
+        _close_all(descriptors)
+        return str(data["file"])
+
+    def open_block(self, name: str) -> int:
+        """A descriptor of a block that this session leases; the caller closes it."""
+        _, descriptors = self._exchange("block.open", {"block": name}, ())
+        if len(descriptors) != 1:
+            _close_all(descriptors)
+            raise InternalError(f"block.open answered with {len(descriptors)} descriptors")
+        return descriptors[0]
+
+    def close(self) -> None:
+        """Ends the session, and wakes whoever waits on it."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        with self._lock:
+            self._socket.close()
+
+    def forget(self) -> None:
+        """Drops a forked child's copy of the connection; the parent's session lives on."""
+        self._socket.close()
+
+    def _exchange(
+        self, type_: str, data: dict[str, Any], descriptors: tuple[int, ...]
+    ) -> tuple[dict[str, Any], list[int]]:
+        request_id = self._ids()
+        raw = encode_request(request_id, type_, data, limit=PACKET_LIMIT)
+        with self._lock:
+            try:
+                socket.send_fds(self._socket, [raw], descriptors)
+                reply, received = self._receive(request_id)
+            except TimeoutError:
+                raise
+            except OSError:
+                raise SessionLost from None
+        try:
+            return data_of(reply), received
+        except BaseException:
+            _close_all(received)
+            raise
+
+    def _receive(self, request_id: str) -> tuple[dict[str, Any], list[int]]:
+        while True:
+            raw, descriptors = _receive_packet(self._socket)
+            if not raw:
+                raise SessionLost
+            reply = decode_reply(raw)
+            if reply.get("request_id") == request_id:
+                return reply, descriptors
+            _close_all(descriptors)  # the late reply of an exchange that timed out
+
+
+def _receive_packet(connection: socket.socket) -> tuple[bytes, list[int]]:
+    descriptors = array.array("i")
+    raw, ancillary, _, _ = connection.recvmsg(
+        PACKET_LIMIT, socket.CMSG_SPACE(4 * descriptors.itemsize), socket.MSG_CMSG_CLOEXEC
+    )
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            whole = len(content) - len(content) % descriptors.itemsize
+            descriptors.frombytes(content[:whole])
+    return raw, list(descriptors)
+
+
+def _check_peer(connection: socket.socket, endpoint: Endpoint) -> None:
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    uid = _CREDENTIALS.unpack(credentials)[1]
+    if uid not in (0, os.geteuid()):
+        raise PermissionDeniedError(
+            f"{endpoint.fds} is served by uid {uid}, not by you: "
+            "name it with MODELBROKER_ENDPOINT if that is what you want"
+        )
+
+
+def _close_all(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
