@@ -193,7 +193,20 @@ Result<void> check_tree(const Object& object) {
   }
 }
 
-// Counts elements while msgpack parses, so that a bomb is refused before it is built.
+// Counts array items and map entries before anything is built, so that a bomb is refused unbuilt: msgpack's
+// own limits hold for one container at a time.
+struct ElementCounter : msgpack::null_visitor {
+  explicit ElementCounter(std::size_t limit) : most(limit) {}
+  bool start_array(std::uint32_t count) { return add(count); }
+  bool start_map(std::uint32_t count) { return add(count); }
+  bool add(std::uint32_t count) {
+    elements += count;
+    return elements <= most;
+  }
+  std::size_t most;
+  std::size_t elements = 0;
+};
+
 Result<msgpack::object_handle> unpack_frame(std::string_view bytes, std::size_t limit,
                                             std::size_t most_elements) {
   if (bytes.size() > limit) {
@@ -205,6 +218,14 @@ Result<msgpack::object_handle> unpack_frame(std::string_view bytes, std::size_t 
     // allocation for a count is 16 to 32 bytes an element, so the count is the bound.
     const msgpack::unpack_limit limits(most_elements, most_elements, limit, 0, 0, kMostDepth);
     std::size_t consumed = 0;
+    ElementCounter counter(most_elements);
+    // Bytes that are no msgpack end the walk too: unpack() says why.
+    (void)msgpack::parse(bytes.data(), bytes.size(), consumed, counter);
+    if (counter.elements > most_elements) {
+      return fail(ErrorCode::kInvalidArgument,
+                  "the message has more than " + std::to_string(most_elements) + " elements");
+    }
+    consumed = 0;
     msgpack::object_handle handle =
         msgpack::unpack(bytes.data(), bytes.size(), consumed, nullptr, nullptr, limits);
     if (consumed != bytes.size()) {

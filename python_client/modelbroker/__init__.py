@@ -1,0 +1,65 @@
+"""modelbroker: model weights loaded once, shared by every process of this host.
+
+    import modelbroker
+
+    broker = modelbroker.connect()
+    weights = broker.attach("/models/sdxl.safetensors")
+    module.load_state_dict(weights.state_dict(), assign=True)
+
+`modelbroker serve` must run; docs/python.md has the rules for lifetimes, forks and threads.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from ._broker import Broker, connect
+from ._errors import (
+    AlreadyExistsError,
+    CancelledError,
+    DataLossError,
+    DeadlineExceededError,
+    FailedPreconditionError,
+    InternalError,
+    InvalidArgumentError,
+    ModelBrokerError,
+    NotFoundError,
+    PermissionDeniedError,
+    ResourceExhaustedError,
+    StaleGenerationError,
+    UnavailableError,
+    UnimplementedError,
+)
+from ._models import Holder, Loaded, Model, Status, Tier, Unloaded
+from ._weights import AppliedReport, TensorView, Weights
+
+try:
+    __version__ = version("modelbroker")
+except PackageNotFoundError:  # run from a folder that was never installed
+    __version__ = "unknown"
+
+__all__ = [
+    "AlreadyExistsError",
+    "AppliedReport",
+    "Broker",
+    "CancelledError",
+    "DataLossError",
+    "DeadlineExceededError",
+    "FailedPreconditionError",
+    "Holder",
+    "InternalError",
+    "InvalidArgumentError",
+    "Loaded",
+    "Model",
+    "ModelBrokerError",
+    "NotFoundError",
+    "PermissionDeniedError",
+    "ResourceExhaustedError",
+    "StaleGenerationError",
+    "Status",
+    "TensorView",
+    "Tier",
+    "UnavailableError",
+    "UnimplementedError",
+    "Unloaded",
+    "Weights",
+    "connect",
+]

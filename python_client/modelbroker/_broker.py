@@ -1,0 +1,267 @@
+"""Broker: the verbs. One object a process is enough; every method may be called from any thread."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from ._block import read_contents
+from ._deadline import Deadline
+from ._endpoint import endpoints_to_try
+from ._errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    ModelBrokerError,
+    NotFoundError,
+    PermissionDeniedError,
+    UnavailableError,
+)
+from ._leases import Lease
+from ._link import Data, Link
+from ._memory import Memory, Mode
+from ._models import Loaded, Model, Status, Unloaded
+from ._session import Session
+from ._weights import Weights
+
+ModelOrPath: TypeAlias = "str | os.PathLike[str]"
+
+_CONNECT_SECONDS = 2.0
+_SHORT = 30.0
+_SUFFIXES = (".safetensors", ".sft")
+
+
+def connect(endpoint: str | None = None, *, timeout: float = _CONNECT_SECONDS) -> Broker:
+    """Connects to the broker of this user, else to the system's.
+
+    `endpoint` ("ipc:///<run>/broker.sock") or MODELBROKER_ENDPOINT names another. A broker that is
+    not there yet is waited for, up to `timeout` seconds; then UnavailableError says what to do.
+    """
+    deadline = Deadline(timeout)
+    candidates = endpoints_to_try(endpoint)
+    while True:
+        error: ModelBrokerError | None = None
+        for candidate in candidates:
+            link = Link(candidate)
+            try:
+                link.session(Deadline(deadline.left(0.05)))
+                return Broker(link)
+            except (UnavailableError, TimeoutError) as failed:
+                link.close()
+                # The first place is the one that the advice should name.
+                error = error or UnavailableError(str(failed))
+            except BaseException:
+                link.close()
+                raise
+        if error is not None and deadline.passed():
+            raise error
+
+
+class Broker:
+    """A connection to a broker. It survives the broker's restart behind your back.
+
+    In a forked child the object goes on to work, with a session of its own; weights attached
+    before the fork stay the parent's lease and stay mapped in both. Use it as a context manager
+    or close() it; weights that are still in use then keep what they need.
+    """
+
+    def __init__(self, link: Link) -> None:
+        """Use connect()."""
+        self._link = link
+        self._closed = False
+
+    # ---- the verbs
+
+    def load(
+        self,
+        path: ModelOrPath,
+        name: str | None = None,
+        *,
+        type: str = "",
+        pin: bool = False,
+        timeout: float | None = None,
+    ) -> Loaded:
+        """Loads a safetensors file, once for everybody; returns when its weights are in memory.
+
+        The file is opened here, with this process's rights. `name` defaults to the file's stem.
+        """
+        label = _absolute(path)
+        data: Data = {"path": label, "name": name or "", "type": type, "pin": pin}
+        with _Source(label) as source:
+            return Loaded.of(self._call("model.load_model", source.with_offer(data), timeout))
+
+    def unload(
+        self, model: ModelOrPath, *, wait: bool = False, timeout: float | None = _SHORT
+    ) -> Unloaded:
+        """Withdraws a model's name; with the last name its block goes when nobody has it mapped.
+
+        `wait` returns only when the bytes are free (give a timeout that suits you).
+        """
+        data: Data = {"model": _name_or_path(model)[0], "wait": wait}
+        return Unloaded.of(self._call("model.unload_model", data, timeout))
+
+    def attach(
+        self, model: ModelOrPath, *, mode: Mode = "private", timeout: float | None = None
+    ) -> Weights:
+        """Maps a model's weights into this process; see Weights.
+
+        `model`: a name, or a path (anything with a slash, an os.PathLike, or an existing
+        .safetensors or .sft file), which is loaded if it is not resident or has changed.
+        """
+        if mode not in ("private", "readonly"):
+            raise InvalidArgumentError(f"mode={mode!r} must be 'private' or 'readonly'")
+        word, is_path = _name_or_path(model)
+        data: Data = {"model": word, "device": "cpu"}
+        deadline = Deadline(timeout)
+        if not is_path:
+            return self._map(*self._attach(data, deadline), mode)
+        try:
+            source = _Source(word)
+        except NotFoundError as gone:
+            # The file may be gone while its weights are not.
+            try:
+                return self._map(*self._attach({**data, "load": False}, deadline), mode)
+            except NotFoundError:
+                raise gone from None
+        with source:
+            return self._map(*self._attach(source.with_offer(data), deadline), mode)
+
+    def list(self) -> list[Model]:
+        """The models that are loaded or being loaded, by name."""
+        reply = self._call("model.list", {}, _SHORT)
+        return [Model.of(model) for model in reply["models"]]
+
+    def status(self) -> Status:
+        """The broker, its kernel features and its tiers' books."""
+        return Status.of(self._call("cache.status", {}, _SHORT))
+
+    def pin(self, model: ModelOrPath) -> None:
+        """Never evict it."""
+        self._call("model.pin", {"model": _name_or_path(model)[0]}, _SHORT)
+
+    def unpin(self, model: ModelOrPath) -> None:
+        """Let it be evicted again."""
+        self._call("model.unpin", {"model": _name_or_path(model)[0]}, _SHORT)
+
+    # ---- the connection
+
+    @property
+    def endpoint(self) -> str:
+        """Where the broker is: "ipc://..."."""
+        return self._link.endpoint.broker
+
+    def close(self) -> None:
+        """Ends the session as soon as no weights need it. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._link.close()
+
+    def __enter__(self) -> Broker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            self._closed = True
+            self._link.abandon()
+
+    def __repr__(self) -> str:
+        return f"<Broker {self.endpoint}{', closed' if self._closed else ''}>"
+
+    # ---- inside
+
+    def _open_link(self) -> Link:
+        if self._closed:
+            raise FailedPreconditionError("this Broker was closed: connect() again")
+        return self._link
+
+    def _call(
+        self, type_: str, data: Data | Callable[[Session], Data], timeout: float | None
+    ) -> Data:
+        return self._open_link().call(type_, data, timeout)
+
+    def _attach(
+        self, data: Data | Callable[[Session], Data], deadline: Deadline
+    ) -> tuple[Data, Lease]:
+        left = None if deadline.seconds is None else deadline.left()
+        return self._open_link().attach(data, left)
+
+    def _map(self, reply: Data, lease: Lease, mode: Mode) -> Weights:
+        memories = []
+        metadata: dict[str, str] = {}
+        for block in reply["blocks"]:
+            descriptor = self._open_block(str(block["block"]), str(block["path"]))
+            try:
+                contents = read_contents(descriptor, str(block["block"]))
+                memory = Memory(descriptor, contents.size, mode, keeps=lease)
+            finally:
+                os.close(descriptor)
+            metadata |= contents.metadata
+            memories.append((memory, contents.payload_offset, contents.tensors))
+        generation = max(int(block["generation"]) for block in reply["blocks"])
+        return Weights(str(reply["model"]), generation, mode, metadata, memories)
+
+    def _open_block(self, name: str, path: str) -> int:
+        try:
+            # Without O_NONBLOCK: while the broker asks the kernel who has the block, we wait.
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            # Another mount namespace, another user, or renamed since: the broker opens it for us.
+            return self._link.open_block(name, _SHORT)
+
+
+class _Source:
+    """A source file, opened here so that the broker needs no rights of its own on it."""
+
+    def __init__(self, path: str) -> None:
+        # O_NONBLOCK: a fifo must not hold us up; the broker refuses it by its kind.
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+        try:
+            self._descriptor = os.open(path, flags)
+        except OSError as error:
+            raise _open_error(error, path) from None
+        except ValueError as error:
+            raise InvalidArgumentError(f"{path!r}: {error}") from None
+
+    def with_offer(self, data: Data) -> Callable[[Session], Data]:
+        """The data of a request with the file in it, offered anew on each session."""
+        return lambda session: {**data, "file": session.offer(self._descriptor)}
+
+    def __enter__(self) -> _Source:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+
+def _open_error(error: OSError, path: str) -> ModelBrokerError:
+    message = f"opening '{path}': {error.strerror}"
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return NotFoundError(message)
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return PermissionDeniedError(message)
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return FailedPreconditionError(f"{message}: raise 'ulimit -n'")
+    return InvalidArgumentError(message)
+
+
+def _absolute(path: ModelOrPath) -> str:
+    text: Any = os.fspath(path)
+    if not isinstance(text, str) or not text:
+        raise InvalidArgumentError(f"{path!r} is not the path of a file")
+    return os.path.abspath(text)
+
+
+def _name_or_path(model: ModelOrPath) -> tuple[str, bool]:
+    """A name as it is, or the absolute form of what looks like a path: a broker has no "here"."""
+    text = os.fspath(model)
+    looks = not isinstance(model, str) or os.sep in text
+    if looks or (text.endswith(_SUFFIXES) and Path(text).exists()):
+        return _absolute(text), True
+    if not text:
+        raise InvalidArgumentError("an empty string names no model")
+    return text, False

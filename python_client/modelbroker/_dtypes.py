@@ -1,0 +1,105 @@
+"""The safetensors dtype words, and what torch and numpy call them."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ._errors import UnimplementedError
+
+_BITS = {
+    "BOOL": 8,
+    "U8": 8,
+    "I8": 8,
+    "F8_E5M2": 8,
+    "F8_E4M3": 8,
+    "F8_E8M0": 8,
+    "I16": 16,
+    "U16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "I32": 32,
+    "U32": 32,
+    "F32": 32,
+    "C64": 64,
+    "F64": 64,
+    "I64": 64,
+    "U64": 64,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+}
+_NUMPY = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "I16": "int16",
+    "U16": "uint16",
+    "F16": "float16",
+    "I32": "int32",
+    "U32": "uint32",
+    "F32": "float32",
+    "C64": "complex64",
+    "F64": "float64",
+    "I64": "int64",
+    "U64": "uint64",
+}
+_ML_DTYPES = {
+    "BF16": "bfloat16",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E8M0": "float8_e8m0fnu",
+}
+_TORCH = {word: name for word, name in _NUMPY.items() if word != "BOOL"} | {
+    "BOOL": "bool",
+    "BF16": "bfloat16",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E8M0": "float8_e8m0fnu",
+    "F4": "float4_e2m1fn_x2",
+}
+
+
+def bytes_of(dtype: str, shape: Sequence[int]) -> int | None:
+    """Bytes of a row-major tensor; None for a dtype that this version does not know."""
+    bits = _BITS.get(dtype)
+    return None if bits is None else math.prod(shape) * bits // 8
+
+
+@functools.cache
+def numpy_dtype(dtype: str) -> np.dtype[Any]:
+    """TypeError where numpy (with ml_dtypes, if it is installed) has no such type."""
+    if dtype in _NUMPY:
+        return np.dtype(_NUMPY[dtype])
+    if dtype in _ML_DTYPES:
+        try:
+            import ml_dtypes
+        except ImportError:
+            raise TypeError(
+                f"numpy has no {dtype}: install ml_dtypes, or use state_dict() or raw(name)"
+            ) from None
+        if hasattr(ml_dtypes, _ML_DTYPES[dtype]):
+            return np.dtype(getattr(ml_dtypes, _ML_DTYPES[dtype]))
+    raise TypeError(f"numpy has no {dtype}: use raw(name), which gives the bytes")
+
+
+@functools.cache
+def torch_dtype(dtype: str) -> Any:
+    """UnimplementedError where the installed torch has no such type."""
+    import torch
+
+    found = getattr(torch, _TORCH.get(dtype, ""), None)
+    if found is None:
+        raise UnimplementedError(
+            f"torch {torch.__version__} has no {dtype}: use raw(name), which gives the bytes"
+        )
+    return found
+
+
+def torch_shape(dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """torch packs two F4 into one element of its last dimension."""
+    return (*shape[:-1], shape[-1] // 2) if dtype == "F4" and shape else shape

@@ -1,0 +1,125 @@
+"""What the broker answers, as plain values; docs/protocol.md has the meaning of each field."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
+
+
+def _take(kind: type[_T], data: dict[str, Any]) -> _T:
+    """Known fields only: a newer broker may say more."""
+    return kind(**{field.name: data[field.name] for field in fields(kind) if field.name in data})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A load's outcome: "loaded", "resident", "revived" or "alias"."""
+
+    model: str
+    block: str
+    generation: int
+    bytes: int
+    payload_bytes: int
+    page_kind: str
+    outcome: str
+    seconds: float
+
+    @classmethod
+    def of(cls, data: dict[str, Any]) -> Loaded:
+        """From a reply."""
+        return _take(cls, data)
+
+
+@dataclass(frozen=True, slots=True)
+class Unloaded:
+    """Bytes that are free by now, and those that wait for their holders."""
+
+    model: str
+    freed: int
+    draining: int
+    remaining_names: list[str]
+
+    @classmethod
+    def of(cls, data: dict[str, Any]) -> Unloaded:
+        """From a reply."""
+        return _take(cls, data)
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A process that holds a lease."""
+
+    pid: int
+    uid: int
+    lease: int
+    since_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that is loaded or being loaded."""
+
+    name: str
+    aliases: list[str]
+    type: str
+    format: str
+    path: str
+    state: str
+    block: str
+    block_path: str
+    generation: int
+    bytes: int
+    payload_bytes: int
+    loaded_bytes: int
+    tensors: int
+    page_kind: str
+    pinned: bool
+    leases: list[Holder]
+
+    @classmethod
+    def of(cls, data: dict[str, Any]) -> Model:
+        """From a model map."""
+        holders = [_take(Holder, holder) for holder in data["leases"]]
+        return _take(cls, {**data, "leases": holders})
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """A tier's books: bytes, then counts."""
+
+    limit: int
+    reserved: int
+    made: int
+    draining: int
+    pinned: int
+    leased: int
+    models: int
+    leases: int
+    hits: int
+    misses: int
+    loads: int
+    evictions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The broker, and its tiers by name ("ram")."""
+
+    boot_id: str
+    version: str
+    instance: str
+    pid: int
+    uptime_ms: int
+    ram_directory: str
+    page_kind: str
+    sessions: int
+    features: dict[str, bool]
+    tiers: dict[str, Tier]
+
+    @classmethod
+    def of(cls, data: dict[str, Any]) -> Status:
+        """From a reply."""
+        tiers = {name: _take(Tier, tier) for name, tier in data["tiers"].items()}
+        return _take(cls, {**data, "tiers": tiers})

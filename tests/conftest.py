@@ -1,0 +1,28 @@
+"""Fixtures of the Python tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from support.broker import BrokerProcess
+
+
+@pytest.fixture
+def make_broker() -> Iterator[Callable[..., BrokerProcess]]:
+    """Makes brokers (not started); all are gone at the test's end."""
+    made: list[BrokerProcess] = []
+
+    def make(*flags: str, environment: dict[str, str] | None = None) -> BrokerProcess:
+        made.append(BrokerProcess(*flags, environment=environment))
+        return made[-1]
+
+    yield make
+    for broker in made:
+        broker.stop()
+
+
+@pytest.fixture
+def broker(make_broker: Callable[..., BrokerProcess]) -> BrokerProcess:
+    """A running broker of this test's own."""
+    return make_broker().start()

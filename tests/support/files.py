@@ -1,0 +1,49 @@
+"""Safetensors files made by hand, good and bad."""
+
+from __future__ import annotations
+
+import json
+import random
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+Tensors = Mapping[str, tuple[str, list[int], bytes]]  # name -> dtype, shape, bytes
+
+
+def encode(header: Any, data: bytes = b"", *, length: int | None = None) -> bytes:
+    """A file of a header (JSON-able, str or bytes) and data; `length` may lie."""
+    if isinstance(header, str):
+        text = header.encode()
+    elif isinstance(header, bytes):
+        text = header
+    else:
+        text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def entry(dtype: str, shape: list[int], begin: int, end: int) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+def write(path: Path, tensors: Tensors, metadata: Mapping[str, str] | None = None) -> Path:
+    """An honest file."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for name, (dtype, shape, data) in tensors.items():
+        header[name] = entry(dtype, shape, offset, offset + len(data))
+        offset += len(data)
+    path.write_bytes(encode(header, b"".join(data for _, _, data in tensors.values())))
+    return path
+
+
+def write_random(path: Path, megabytes: float = 1.0, seed: int = 0, tensors: int = 4) -> Path:
+    """F16 tensors of random bytes, `megabytes` in all."""
+    source = random.Random(seed)
+    each = max(1, int(megabytes * 1e6 / 2 / tensors))
+    return write(
+        path,
+        {f"t{index}": ("F16", [each], source.randbytes(2 * each)) for index in range(tensors)},
+        {"seed": str(seed)},
+    )
