@@ -26,9 +26,14 @@ Manifest manifest_of(const Directory& directory, const LoadOptions& options) {
   return manifest;
 }
 
-unsigned thread_count(unsigned wanted, std::uint32_t chunks) {
+// Readers of a cold file mostly wait for the disk: 2.7 GB took 1.7 s with two, 1.0 s with eight (an ext4
+// virtual disk, two cores).
+constexpr unsigned kColdReaders = 8;
+
+unsigned thread_count(unsigned wanted, std::uint32_t chunks, bool cold = false) {
   const unsigned cores = std::max(1U, std::thread::hardware_concurrency());
-  return std::clamp(wanted == 0 ? cores : wanted, 1U, std::max(1U, chunks));
+  const unsigned usual = cold ? std::max(cores, kColdReaders) : cores;
+  return std::clamp(wanted == 0 ? usual : wanted, 1U, std::max(1U, chunks));
 }
 
 // Calls `work(chunk)` for every chunk on `threads` threads, this one included, and returns the first error.
@@ -132,7 +137,8 @@ Result<Block> load_block(Os& os, const BlockDirectory& where, int source_fd, con
     MODELBROKER_ASSIGN(hashes[index], loader.load(layout.chunk(index)));
     return {};
   };
-  const unsigned threads = thread_count(options.threads, layout.chunk_count());
+  const bool cold = source.cold(directory.payload.offset, directory.payload.size);
+  const unsigned threads = thread_count(options.threads, layout.chunk_count(), cold);
   MODELBROKER_TRY(for_each_chunk(layout.chunk_count(), threads, progress, load));
   MODELBROKER_TRY(unchanged(os, source_fd, directory, options.label));
   return std::move(writer).publish(manifest, encoded, hashes);

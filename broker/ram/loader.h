@@ -28,7 +28,7 @@ struct LoadOptions {
   std::uint64_t generation = 0;
   BootId broker_boot_id{};
   bool huge_pages = true;
-  unsigned threads = 0;     // 0: one a core
+  unsigned threads = 0;     // 0: one a core, more for a cold file
 };
 
 // The size that a block for this directory will have (what admission reserves).

@@ -15,13 +15,17 @@ constexpr std::uint64_t kPrefix = 8;
 constexpr std::uint64_t kLargestHeader = 100'000'000;
 constexpr std::size_t kMostRank = 64;
 constexpr std::size_t kShownName = 80;
+constexpr std::size_t kShownReason = 200;
 constexpr std::string_view kMetadataKey = "__metadata__";
 
-std::string in_quotes(std::string_view name) {
-  std::string shown = "'";
-  for (const char c : name.substr(0, kShownName)) shown += static_cast<unsigned char>(c) < 0x20 ? '?' : c;
-  return shown + (name.size() > kShownName ? "...'" : "'");
+// Text out of the file, fit for a message: the file may be anything, a message is UTF-8 and short.
+std::string shown(std::string_view text, std::size_t most) {
+  std::string out;
+  for (const char c : text.substr(0, most)) out += c >= 0x20 && c < 0x7F ? c : '?';
+  return text.size() > most ? out + "..." : out;
 }
+
+std::string in_quotes(std::string_view name) { return "'" + shown(name, kShownName) + "'"; }
 
 // Takes the header apart while nlohmann's parser walks it: nothing but the tensors is ever built.
 // Every event returns false at the first thing that the format does not allow.
@@ -129,7 +133,7 @@ class HeaderSax {
   }
 
   bool parse_error(std::size_t position, const std::string&, const nlohmann::json::exception& error) {
-    return refuse("its header is not JSON at byte " + std::to_string(kPrefix + position) + " (" + error.what() + ")");
+    return refuse("its header is not JSON at byte " + std::to_string(kPrefix + position) + " (" + shown(error.what(), kShownReason) + ")");
   }
 
  private:
@@ -158,7 +162,7 @@ class HeaderSax {
       return refuse("tensor " + in_quotes(entry_.name) + " has data_offsets that are no range");
     }
     const auto size = tensor_bytes(entry_.dtype, entry_.shape);
-    if (!size) return refuse("tensor " + in_quotes(entry_.name) + ": " + size.error().message, size.error().code);
+    if (!size) return refuse("tensor " + in_quotes(entry_.name) + ": " + shown(size.error().message, kShownReason), size.error().code);
     entry_.offset = offsets_[0];
     entry_.size = offsets_[1] - offsets_[0];
     if (*size != entry_.size) {
@@ -227,6 +231,8 @@ Result<std::string> read_header(Os& os, int fd, const std::string& label, const 
     done += *got;
   }
   if (text.empty() || text.front() != '{') return damaged("its header does not begin with '{'");
+  // The parser would take a zero byte for the end and look no further.
+  if (text.find('\0') != std::string::npos) return damaged("its header has a zero byte");
   return text;
 }
 
