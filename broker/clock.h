@@ -13,7 +13,7 @@ struct BootClock {  // CLOCK_BOOTTIME as a std::chrono clock's time line
   using rep = duration::rep;
   using period = duration::period;
   using time_point = std::chrono::time_point<BootClock>;
-  static constexpr bool is_steady = true;
+  static constexpr bool is_steady = true;  // NOLINT(readability-identifier-naming): the standard's name
 };
 using TimePoint = BootClock::time_point;
 

@@ -92,9 +92,11 @@ Result<Connection> Connection::open(Os& os, const wire::Endpoint& endpoint, Fd s
   } catch (const zmq::error_t& error) {
     return fail(ErrorCode::kUnavailable, endpoint.broker() + ": " + error.what());
   }
-  MODELBROKER_ASSIGN(auto opened, connection.exchange_packet<wire::SessionOpenReply>("session.open", wire::Empty{}, {}));
+  MODELBROKER_ASSIGN(auto opened,
+                     connection.exchange_packet<wire::SessionOpenReply>("session.open", wire::Empty{}, {}));
   state.token = std::move(opened.first.session);
-  MODELBROKER_ASSIGN(state.hello, connection.request<wire::SessionHelloReply>("session.hello", wire::Empty{}, kPacketTimeout));
+  MODELBROKER_ASSIGN(state.hello,
+                     connection.request<wire::SessionHelloReply>("session.hello", wire::Empty{}, kPacketTimeout));
   return connection;
 }
 
@@ -124,9 +126,9 @@ Result<wire::Reply> Connection::exchange(std::string_view type, const Encode& en
                     "the broker at " + state.endpoint.broker() + " went away: start it again and retry");
       }
       if (Clock::now() >= end) {
-        return fail(ErrorCode::kDeadlineExceeded, "the broker at " + state.endpoint.broker() +
-                                                      " did not answer " + std::string(type) + " within " +
-                                                      std::to_string(timeout.count()) + " ms");
+        return fail(ErrorCode::kDeadlineExceeded, "the broker at " + state.endpoint.broker() + " did not answer " +
+                                                      std::string(type) + " within " + std::to_string(timeout.count()) +
+                                                      " ms");
       }
     }
   } catch (const zmq::error_t& error) {
@@ -156,8 +158,8 @@ Result<std::pair<Reply, std::vector<Fd>>> Connection::exchange_packet(std::strin
   if (packet->bytes.empty()) {
     return fail(ErrorCode::kUnavailable, "the broker at " + state.endpoint.fds() + " closed the connection");
   }
-  MODELBROKER_ASSIGN(auto reply, wire::Reply::decode({reinterpret_cast<const char*>(packet->bytes.data()),
-                                                      packet->bytes.size()}));
+  MODELBROKER_ASSIGN(auto reply,
+                     wire::Reply::decode({reinterpret_cast<const char*>(packet->bytes.data()), packet->bytes.size()}));
   MODELBROKER_ASSIGN(auto content, reply.template data<Reply>());
   return std::pair(std::move(content), std::move(packet->descriptors));
 }

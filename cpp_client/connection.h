@@ -24,8 +24,8 @@ namespace modelbroker::client {
 using Timeout = std::chrono::milliseconds;  // zero: as long as it takes
 
 struct ConnectOptions {
-  std::string endpoint;        // "" : MODELBROKER_ENDPOINT, else the default places
-  Timeout timeout{2000};       // how long to wait for a broker that is just starting
+  std::string endpoint;   // "" : MODELBROKER_ENDPOINT, else the default places
+  Timeout timeout{2000};  // how long to wait for a broker that is just starting
 };
 
 class Connection {
@@ -41,9 +41,10 @@ class Connection {
   // One round trip. unavailable if the broker goes away meanwhile.
   template <class Reply, class M>
   [[nodiscard]] Result<Reply> request(std::string_view type, const M& data, Timeout timeout) {
-    MODELBROKER_ASSIGN(auto reply, exchange(type, [&](const wire::RequestHead& head) {
-                         return wire::encode_request(head, data);
-                       }, timeout));
+    MODELBROKER_ASSIGN(
+        auto reply,
+        exchange(
+            type, [&](const wire::RequestHead& head) { return wire::encode_request(head, data); }, timeout));
     return reply.template data<Reply>();
   }
 

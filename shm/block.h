@@ -26,7 +26,7 @@
 
 namespace modelbroker {
 
-enum class PageKind : std::uint8_t { kSmall, kHuge };  // 4 KiB; 2 MiB (all of the payload)
+enum class PageKind : std::uint8_t { kSmall, kHuge };              // 4 KiB; 2 MiB (all of the payload)
 [[nodiscard]] std::string_view to_string(PageKind kind) noexcept;  // "4KiB", "2MiB"
 
 class BlockDirectory {
@@ -63,7 +63,7 @@ struct BlockPlan {
   std::uint64_t manifest_size = 0;  // bytes of the encoded manifest that publish() will get
   std::uint64_t generation = 0;
   BootId broker_boot_id{};
-  bool huge_pages = true;           // try; false: 4 KiB pages
+  bool huge_pages = true;  // try; false: 4 KiB pages
 };
 
 class Block {
@@ -91,7 +91,7 @@ class Block {
   [[nodiscard]] Result<void> revive(Os& os);               // back to its name, nothing read
   // The kernel's word (F_SETLEASE); unimplemented where it has none.
   [[nodiscard]] Result<bool> unmapped_everywhere(Os& os) const;
-  [[nodiscard]] Result<void> remove(Os& os) &&;            // unlink
+  [[nodiscard]] Result<void> remove(Os& os) &&;  // unlink
   // The chunk table, checked against the digest.
   [[nodiscard]] Result<ChunkHashes> chunk_hashes(Os& os) const;
   // Hashes the payload again and compares; data_loss names the first wrong chunk.

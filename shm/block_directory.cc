@@ -47,8 +47,8 @@ Result<Fd> take_lock(Os& os, const std::string& path, const std::string& instanc
 
 Result<BlockDirectory> BlockDirectory::lock(Os& os, std::string path, std::string instance, bool any_file_system) {
   if (!valid_instance(instance)) {
-    return fail(ErrorCode::kInvalidArgument, "the instance '" + instance.substr(0, 64) +
-                                                 "' must have 1 to 32 characters of a-z, 0-9 and '-'");
+    return fail(ErrorCode::kInvalidArgument,
+                "the instance '" + instance.substr(0, 64) + "' must have 1 to 32 characters of a-z, 0-9 and '-'");
   }
   while (path.size() > 1 && path.back() == '/') path.pop_back();
   if (auto folder = os.open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0); !folder) {

@@ -44,9 +44,7 @@ std::array<std::uint8_t, 16> canonical(XXH128_hash_t hash) {
   return out;
 }
 
-std::array<std::uint8_t, 16> checksum_of(const RawHeader& raw) {
-  return canonical(XXH3_128bits(&raw, kCheckedBytes));
-}
+std::array<std::uint8_t, 16> checksum_of(const RawHeader& raw) { return canonical(XXH3_128bits(&raw, kCheckedBytes)); }
 
 // What lies behind the header: the metadata's size with the chunk table at a multiple of 8.
 struct Metadata {
@@ -230,9 +228,12 @@ std::string BlockName::id() const {
 
 std::string BlockName::file_name() const {
   switch (state) {
-    case BlockState::kTemporary: return id() + ".tmp";
-    case BlockState::kDraining: return id() + ".drain";
-    case BlockState::kPublished: break;
+    case BlockState::kTemporary:
+      return id() + ".tmp";
+    case BlockState::kDraining:
+      return id() + ".drain";
+    case BlockState::kPublished:
+      break;
   }
   return id();
 }

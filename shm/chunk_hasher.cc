@@ -9,8 +9,7 @@ namespace {
 XXH3_state_t* as_state(void* state) { return static_cast<XXH3_state_t*>(state); }
 }  // namespace
 
-ChunkHasher::ChunkHasher()
-    : state_(XXH3_createState(), [](void* state) { XXH3_freeState(as_state(state)); }) {
+ChunkHasher::ChunkHasher() : state_(XXH3_createState(), [](void* state) { XXH3_freeState(as_state(state)); }) {
   if (!state_) throw std::bad_alloc();
   reset();
 }

@@ -8,33 +8,40 @@ namespace modelbroker {
 namespace {
 
 constexpr std::array<std::string_view, 13> kWords{
-    "invalid_argument", "not_found",        "already_exists", "failed_precondition", "stale_generation",
-    "resource_exhausted", "permission_denied", "data_loss",     "unavailable",         "deadline_exceeded",
-    "cancelled",        "unimplemented",    "internal"};
+    "invalid_argument",   "not_found",         "already_exists", "failed_precondition", "stale_generation",
+    "resource_exhausted", "permission_denied", "data_loss",      "unavailable",         "deadline_exceeded",
+    "cancelled",          "unimplemented",     "internal"};
 
 ErrorCode code_of(int error_number) noexcept {
   switch (error_number) {
-    case ENOENT: return ErrorCode::kNotFound;
-    case EEXIST: return ErrorCode::kAlreadyExists;
+    case ENOENT:
+      return ErrorCode::kNotFound;
+    case EEXIST:
+      return ErrorCode::kAlreadyExists;
     case EACCES:
     case EPERM:
-    case EROFS: return ErrorCode::kPermissionDenied;
+    case EROFS:
+      return ErrorCode::kPermissionDenied;
     case ENOMEM:
     case ENOSPC:
     case EDQUOT:
     case EMFILE:
     case ENFILE:
     case ENOBUFS:
-    case EFAULT: return ErrorCode::kResourceExhausted;  // EFAULT: MADV_POPULATE_WRITE found no memory
-    case EIO: return ErrorCode::kDataLoss;
+    case EFAULT:
+      return ErrorCode::kResourceExhausted;  // EFAULT: MADV_POPULATE_WRITE found no memory
+    case EIO:
+      return ErrorCode::kDataLoss;
     case ENOTDIR:
     case EISDIR:
     case ELOOP:
     case ENAMETOOLONG:
     case EINVAL:
-    case ENXIO: return ErrorCode::kInvalidArgument;
+    case ENXIO:
+      return ErrorCode::kInvalidArgument;
     case ENOSYS:
-    case EOPNOTSUPP: return ErrorCode::kUnimplemented;
+    case EOPNOTSUPP:
+      return ErrorCode::kUnimplemented;
     case ECONNREFUSED:
     case ECONNRESET:
     case EPIPE:
@@ -42,8 +49,10 @@ ErrorCode code_of(int error_number) noexcept {
     case EINTR:
     case EADDRINUSE:
     case ESTALE:
-    case ETIMEDOUT: return ErrorCode::kUnavailable;
-    default: return ErrorCode::kInternal;
+    case ETIMEDOUT:
+      return ErrorCode::kUnavailable;
+    default:
+      return ErrorCode::kInternal;
   }
 }
 
@@ -51,10 +60,14 @@ std::string_view remedy_of(int error_number) noexcept {
   switch (error_number) {
     case ENOMEM:
     case ENOSPC:
-    case EFAULT: return "free memory, or give the RAM directory a larger size";
-    case EMFILE: return "raise the limit of open files (ulimit -n)";
-    case EIO: return "the device reported an error: check the disk";
-    default: return "";
+    case EFAULT:
+      return "free memory, or give the RAM directory a larger size";
+    case EMFILE:
+      return "raise the limit of open files (ulimit -n)";
+    case EIO:
+      return "the device reported an error: check the disk";
+    default:
+      return "";
   }
 }
 

@@ -58,17 +58,17 @@ using Result = tl::expected<T, Error>;
 }
 
 // Leaves the enclosing function with the error of a failed Result<...>.
-#define MODELBROKER_TRY(expression)                              \
-  do {                                                           \
-    if (auto&& try_result = (expression); !try_result) {         \
-      return tl::unexpected(std::move(try_result).error());      \
-    }                                                            \
+#define MODELBROKER_TRY(expression)                         \
+  do {                                                      \
+    if (auto&& try_result = (expression); !try_result) {    \
+      return tl::unexpected(std::move(try_result).error()); \
+    }                                                       \
   } while (false)
 // The same, and declares `variable` with the value of a successful one.
 #define MODELBROKER_CONCAT_(a, b) a##b
 #define MODELBROKER_CONCAT(a, b) MODELBROKER_CONCAT_(a, b)
-#define MODELBROKER_ASSIGN_(temporary, declaration, expression)  \
-  auto temporary = (expression);                                 \
+#define MODELBROKER_ASSIGN_(temporary, declaration, expression)        \
+  auto temporary = (expression);                                       \
   if (!temporary) return tl::unexpected(std::move(temporary).error()); \
   declaration = std::move(*temporary)
 #define MODELBROKER_ASSIGN(declaration, expression) \

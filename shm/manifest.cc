@@ -17,9 +17,9 @@ constexpr std::size_t kMostRank = 64;
 constexpr std::size_t kMostDepth = 6;
 
 constexpr std::array<std::pair<std::string_view, unsigned>, 20> kDtypes{
-    {{"BOOL", 8},    {"U8", 8},      {"I8", 8},   {"F8_E5M2", 8}, {"F8_E4M3", 8}, {"F8_E8M0", 8}, {"I16", 16},
-     {"U16", 16},    {"F16", 16},    {"BF16", 16}, {"I32", 32},   {"U32", 32},    {"F32", 32},    {"C64", 64},
-     {"F64", 64},    {"I64", 64},    {"U64", 64},  {"F4", 4},     {"F6_E2M3", 6}, {"F6_E3M2", 6}}};
+    {{"BOOL", 8}, {"U8", 8},   {"I8", 8},    {"F8_E5M2", 8}, {"F8_E4M3", 8}, {"F8_E8M0", 8}, {"I16", 16},
+     {"U16", 16}, {"F16", 16}, {"BF16", 16}, {"I32", 32},    {"U32", 32},    {"F32", 32},    {"C64", 64},
+     {"F64", 64}, {"I64", 64}, {"U64", 64},  {"F4", 4},      {"F6_E2M3", 6}, {"F6_E3M2", 6}}};
 
 tl::unexpected<Error> bad(const std::string& why) { return fail(ErrorCode::kDataLoss, "manifest: " + why); }
 
@@ -119,15 +119,13 @@ Result<Manifest> manifest_of(const Object& object, std::uint64_t payload_size) {
   std::uint64_t version = 0;
   if (!read(fields, "version", kNumber, version) || version != 1) return bad("its version is not 1");
   if (!read(fields, "name", kText, manifest.name) || !read(fields, "type", kText, manifest.type) ||
-      !read(fields, "format", kText, manifest.format) || !fields.contains("source") ||
-      !fields.contains("metadata") || !fields.contains("tensors")) {
+      !read(fields, "format", kText, manifest.format) || !fields.contains("source") || !fields.contains("metadata") ||
+      !fields.contains("tensors")) {
     return bad("a field is missing or of another kind");
   }
   MODELBROKER_ASSIGN(const Fields source, fields_of(*fields.at("source"), "'source'"));
-  if (!read(source, "path", kText, manifest.source_path) ||
-      !read(source, "device", kNumber, manifest.source.device) ||
-      !read(source, "inode", kNumber, manifest.source.inode) ||
-      !read(source, "size", kNumber, manifest.source.size) ||
+  if (!read(source, "path", kText, manifest.source_path) || !read(source, "device", kNumber, manifest.source.device) ||
+      !read(source, "inode", kNumber, manifest.source.inode) || !read(source, "size", kNumber, manifest.source.size) ||
       !read(source, "mtime_ns", kNumber, manifest.source.mtime_ns) ||
       !read(source, "ctime_ns", kNumber, manifest.source.ctime_ns)) {
     return bad("'source' is incomplete");
@@ -195,8 +193,8 @@ Result<Manifest> Manifest::decode(std::span<const std::byte> bytes, std::uint64_
     const std::size_t most = bytes.size();
     const msgpack::unpack_limit limits(most, most, most, most, most, kMostDepth);
     std::size_t consumed = 0;
-    const msgpack::object_handle handle = msgpack::unpack(reinterpret_cast<const char*>(bytes.data()), bytes.size(),
-                                                          consumed, nullptr, nullptr, limits);
+    const msgpack::object_handle handle =
+        msgpack::unpack(reinterpret_cast<const char*>(bytes.data()), bytes.size(), consumed, nullptr, nullptr, limits);
     if (consumed != bytes.size()) return bad("there are bytes after its end");
     return manifest_of(handle.get(), payload_size);
   } catch (const std::exception& error) {

@@ -33,8 +33,7 @@ struct FileIdentity {
   std::int64_t ctime_ns = 0;
   friend bool operator==(const FileIdentity&, const FileIdentity&) = default;
   [[nodiscard]] bool same_but_ctime(const FileIdentity& other) const noexcept {
-    return device == other.device && inode == other.inode && size == other.size &&
-           mtime_ns == other.mtime_ns;
+    return device == other.device && inode == other.inode && size == other.size && mtime_ns == other.mtime_ns;
   }
 };
 

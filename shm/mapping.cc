@@ -27,9 +27,12 @@ class DescriptorMapping {
 
 ipc::mode_t mode_of(Mapping::Kind kind) {
   switch (kind) {
-    case Mapping::Kind::kShared: return ipc::read_write;
-    case Mapping::Kind::kReadOnly: return ipc::read_only;
-    case Mapping::Kind::kPrivate: break;
+    case Mapping::Kind::kShared:
+      return ipc::read_write;
+    case Mapping::Kind::kReadOnly:
+      return ipc::read_only;
+    case Mapping::Kind::kPrivate:
+      break;
   }
   return ipc::copy_on_write;
 }

@@ -34,14 +34,14 @@ using SysResult = tl::expected<T, Errno>;
 
 // What this kernel and container give. Second ways: docs/architecture.md.
 struct OsFeatures {
-  bool collapse = false;        // MADV_COLLAPSE gives 2 MiB pages (Linux 6.1)
-  bool populate_write = false;  // MADV_POPULATE_WRITE (Linux 5.14); else posix_fallocate
+  bool collapse = false;          // MADV_COLLAPSE gives 2 MiB pages (Linux 6.1)
+  bool populate_write = false;    // MADV_POPULATE_WRITE (Linux 5.14); else posix_fallocate
   bool rename_noreplace = false;  // renameat2(RENAME_NOREPLACE) on this file system; else link + unlink
-  bool write_lease = false;     // F_SETLEASE tells whether anybody has a block open or mapped
-  bool pidfd = false;           // pidfd_open; else hang-up and heartbeat alone
-  bool peer_pidfd = false;      // SO_PEERPIDFD (Linux 6.5); else pidfd_open of SO_PEERCRED's pid
-  bool cachestat = false;       // cachestat (Linux 6.5); else mincore on a mapping
-  bool direct_io = false;       // may be tried; the file system decides for each file
+  bool write_lease = false;       // F_SETLEASE tells whether anybody has a block open or mapped
+  bool pidfd = false;             // pidfd_open; else hang-up and heartbeat alone
+  bool peer_pidfd = false;        // SO_PEERPIDFD (Linux 6.5); else pidfd_open of SO_PEERCRED's pid
+  bool cachestat = false;         // cachestat (Linux 6.5); else mincore on a mapping
+  bool direct_io = false;         // may be tried; the file system decides for each file
 };
 
 // Their names, as users write them.

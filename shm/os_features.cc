@@ -53,8 +53,8 @@ class ProbeMapping {
     if (area == MAP_FAILED) return;
     area_ = area;
     const auto address = (reinterpret_cast<std::uintptr_t>(area) + kHuge - 1) / kHuge * kHuge;
-    void* const mapped = ::mmap(reinterpret_cast<void*>(address), kHuge, PROT_READ | PROT_WRITE,
-                                MAP_SHARED | MAP_FIXED, fd, 0);
+    void* const mapped =
+        ::mmap(reinterpret_cast<void*>(address), kHuge, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
     if (mapped != MAP_FAILED) address_ = mapped;
   }
   ~ProbeMapping() {

@@ -101,8 +101,8 @@ class PosixOs final : public Os {
   SysResult<void> unlink(const std::string& path) override { return done(::unlink(path.c_str())); }
   SysResult<void> rename_noreplace(const std::string& from, const std::string& to) override {
     if (features_.rename_noreplace) {
-      return done(static_cast<int>(
-          ::syscall(SYS_renameat2, AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), kRenameNoReplace)));
+      return done(
+          static_cast<int>(::syscall(SYS_renameat2, AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), kRenameNoReplace)));
     }
     if (::link(from.c_str(), to.c_str()) != 0) return last_error();
     if (::unlink(from.c_str()) == 0) return {};

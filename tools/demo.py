@@ -248,7 +248,9 @@ def compare(broker: DemoBroker, folder: Path, claims: Claims) -> dict[str, Any]:
     print_table(rows)
     gain = rows["attach"]["safetensors"] / rows["attach"]["broker"]
     if loaded["page_kind"] == "2MiB":
-        claims.check(gain >= 5, f"attach is {gain:.1f} times faster than safetensors' mmap (5 wanted)")
+        claims.check(
+            gain >= 5, f"attach is {gain:.1f} times faster than safetensors' mmap (5 wanted)"
+        )
     else:
         say(f"  [--] 4 KiB pages here: attach is {gain:.1f} times faster than safetensors' mmap")
     four, one = rows["memory"]["broker"], float(size)
@@ -266,7 +268,7 @@ def print_table(rows: dict[str, dict[str, float]]) -> None:
         return f"{rows['memory'][which] / 1e9:.2f} GB"
 
     columns = ("broker", "safetensors", "torch")
-    lines = [("", "modelbroker", "safetensors mmap", "torch.load")]
+    lines: list[tuple[str, ...]] = [("", "modelbroker", "safetensors mmap", "torch.load")]
     lines.append(("first load, file not in memory", *(seconds("cold", c) for c in columns)))
     lines.append(("first load, file in page cache", seconds("warm", "broker"), "-", "-"))
     lines.append(("each worker: attach, touch all", *(seconds("attach", c) for c in columns)))
@@ -275,12 +277,16 @@ def print_table(rows: dict[str, dict[str, float]]) -> None:
     for line in lines:
         say("  " + "".join(f"{cell:<{34 if i == 0 else 18}}" for i, cell in enumerate(line)))
     say()
-    say("  Every worker maps safetensors' own page cache too: its row of memory is one copy, as long")
-    say("  as the kernel keeps it. Best of several fresh processes each; times without imports.")
+    say(
+        "  safetensors shares too, by the page cache: one copy, for as long as the kernel keeps it."
+    )
+    say("  Best of several fresh processes each; times without imports.")
     say()
 
 
-def kill_the_broker(broker: DemoBroker, workers: list[Worker], folder: Path, claims: Claims) -> None:
+def kill_the_broker(
+    broker: DemoBroker, workers: list[Worker], folder: Path, claims: Claims
+) -> None:
     """SIGKILL while they compute; the files are gone, so nothing can be read again."""
     for path in folder.rglob("*.safetensors"):
         path.unlink()

@@ -1,7 +1,7 @@
 """The demo's workers: each runs in a process of its own and answers by JSON lines.
 
-    demo_worker.py embed   broker|stock FOLDER ENDPOINT     a line for each line that it reads
-    demo_worker.py measure broker|safetensors|torch PATH ENDPOINT
+demo_worker.py embed   broker|stock FOLDER ENDPOINT     a line for each line that it reads
+demo_worker.py measure broker|safetensors|torch PATH ENDPOINT
 """
 
 from __future__ import annotations
@@ -35,12 +35,15 @@ def say(**words: object) -> None:
 
 def broker_model(folder: str, endpoint: str) -> Any:
     """The network built on the meta device, its weights the broker's."""
-    import modelbroker
     from transformers import AutoConfig, AutoModel
+
+    import modelbroker
 
     weights = modelbroker.connect(endpoint).attach("minilm")
     with torch.device("meta"):
-        model = AutoModel.from_config(AutoConfig.from_pretrained(folder))
+        model = AutoModel.from_config(  # type: ignore[no-untyped-call]
+            AutoConfig.from_pretrained(folder)
+        )
     report = weights.apply_to(model, strict=False)
     assert not report.missing, report
     # Buffers that a checkpoint does not hold are the worker's to make.
@@ -104,7 +107,7 @@ def touch(tensors: dict[str, torch.Tensor]) -> int:
 
 
 def weight_memory(tensors: dict[str, torch.Tensor]) -> int:
-    """PSS of the mappings that hold the tensors, in bytes: what this process's weights really cost."""
+    """PSS of the mappings that hold the tensors: what this process's weights really cost."""
     addresses = np.sort(np.array([tensor.data_ptr() for tensor in tensors.values()], np.uint64))
     total, counts = 0, False
     for line in Path("/proc/self/smaps").read_text().splitlines():

@@ -20,14 +20,13 @@ std::string environment(const char* name) {
 Result<Endpoint> Endpoint::in(const std::string& run_directory) {
   Endpoint endpoint{run_directory};
   if (run_directory.empty() || run_directory.front() != '/') {
-    return fail(ErrorCode::kInvalidArgument,
-                "the run directory '" + run_directory + "' must be an absolute path");
+    return fail(ErrorCode::kInvalidArgument, "the run directory '" + run_directory + "' must be an absolute path");
   }
   if (endpoint.broker_path().size() > kLongestSocketPath) {
-    return fail(ErrorCode::kInvalidArgument,
-                "the socket path '" + endpoint.broker_path() + "' has " +
-                    std::to_string(endpoint.broker_path().size()) + " bytes; the kernel allows " +
-                    std::to_string(kLongestSocketPath) + ": choose a shorter --run-directory");
+    return fail(ErrorCode::kInvalidArgument, "the socket path '" + endpoint.broker_path() + "' has " +
+                                                 std::to_string(endpoint.broker_path().size()) +
+                                                 " bytes; the kernel allows " + std::to_string(kLongestSocketPath) +
+                                                 ": choose a shorter --run-directory");
   }
   return endpoint;
 }
@@ -36,8 +35,8 @@ Result<Endpoint> Endpoint::parse(const std::string& text) {
   const std::string_view view = text;
   if (!view.starts_with(kScheme) || !view.ends_with(kSocketName) ||
       view.size() <= kScheme.size() + kSocketName.size()) {
-    return fail(ErrorCode::kInvalidArgument, "the endpoint '" + text +
-                                                 "' must have the form ipc:///<run directory>/broker.sock");
+    return fail(ErrorCode::kInvalidArgument,
+                "the endpoint '" + text + "' must have the form ipc:///<run directory>/broker.sock");
   }
   return in(std::string(view.substr(kScheme.size(), view.size() - kScheme.size() - kSocketName.size())));
 }
@@ -51,8 +50,7 @@ std::string default_run_directory() {
 }
 
 Result<std::vector<Endpoint>> endpoints_to_try(const std::string& explicit_endpoint) {
-  const std::string chosen =
-      explicit_endpoint.empty() ? environment("MODELBROKER_ENDPOINT") : explicit_endpoint;
+  const std::string chosen = explicit_endpoint.empty() ? environment("MODELBROKER_ENDPOINT") : explicit_endpoint;
   if (!chosen.empty()) {
     MODELBROKER_ASSIGN(auto endpoint, Endpoint::parse(chosen));
     return std::vector<Endpoint>{endpoint};

@@ -18,7 +18,9 @@ using Packer = msgpack::packer<msgpack::sbuffer>;
 // ---- values to bytes
 
 template <class T>
-concept Message = requires(T& value) { T::fields(value, [](auto&&...) {}); };
+concept Message = requires(T& value) {
+  T::fields(value, [](auto&&...) {});
+};
 
 void pack(Packer& packer, const std::string& value) { packer.pack(value); }
 void pack(Packer& packer, bool value) { packer.pack(value); }
@@ -88,10 +90,17 @@ bool unpack(const Object& object, std::uint64_t& value) {
 bool unpack(const Object& object, double& value) {
   switch (object.type) {
     case msgpack::type::FLOAT32:
-    case msgpack::type::FLOAT64: value = object.via.f64; return true;
-    case msgpack::type::POSITIVE_INTEGER: value = static_cast<double>(object.via.u64); return true;
-    case msgpack::type::NEGATIVE_INTEGER: value = static_cast<double>(object.via.i64); return true;
-    default: return false;
+    case msgpack::type::FLOAT64:
+      value = object.via.f64;
+      return true;
+    case msgpack::type::POSITIVE_INTEGER:
+      value = static_cast<double>(object.via.u64);
+      return true;
+    case msgpack::type::NEGATIVE_INTEGER:
+      value = static_cast<double>(object.via.i64);
+      return true;
+    default:
+      return false;
   }
 }
 bool unpack(const Object&, Nil&) { return true; }
@@ -148,9 +157,8 @@ Result<void> unpack_fields(const Object& object, M& message) {
       return;
     }
     if (!unpack(*found, value)) {
-      outcome = fail(ErrorCode::kInvalidArgument,
-                     std::string("field '") + name + "' must be " +
-                         std::string(kind_of<std::remove_cvref_t<decltype(value)>>()));
+      outcome = fail(ErrorCode::kInvalidArgument, std::string("field '") + name + "' must be " +
+                                                      std::string(kind_of<std::remove_cvref_t<decltype(value)>>()));
     }
   });
   return outcome;
@@ -167,7 +175,8 @@ Result<void> check_tree(const Object& object) {
   const auto refuse = [](const char* why) { return fail(ErrorCode::kInvalidArgument, why); };
   switch (object.type) {
     case msgpack::type::BIN:
-    case msgpack::type::EXT: return refuse("binary and extension values are not part of the protocol");
+    case msgpack::type::EXT:
+      return refuse("binary and extension values are not part of the protocol");
     case msgpack::type::STR:
       return valid_utf8(text_of(object)) ? Result<void>() : refuse("a string is not UTF-8");
     case msgpack::type::ARRAY:
@@ -182,14 +191,14 @@ Result<void> check_tree(const Object& object) {
         if (pair.key.type != msgpack::type::STR) return refuse("a map's key is not a string");
         MODELBROKER_TRY(check_tree(pair.key));
         if (!keys.insert(text_of(pair.key)).second) {
-          return fail(ErrorCode::kInvalidArgument,
-                      "key '" + printable(text_of(pair.key), 64) + "' is there twice");
+          return fail(ErrorCode::kInvalidArgument, "key '" + printable(text_of(pair.key), 64) + "' is there twice");
         }
         MODELBROKER_TRY(check_tree(pair.val));
       }
       return {};
     }
-    default: return {};
+    default:
+      return {};
   }
 }
 
@@ -207,11 +216,9 @@ struct ElementCounter : msgpack::null_visitor {
   std::size_t elements = 0;
 };
 
-Result<msgpack::object_handle> unpack_frame(std::string_view bytes, std::size_t limit,
-                                            std::size_t most_elements) {
+Result<msgpack::object_handle> unpack_frame(std::string_view bytes, std::size_t limit, std::size_t most_elements) {
   if (bytes.size() > limit) {
-    return fail(ErrorCode::kInvalidArgument,
-                "the message is longer than " + std::to_string(limit) + " bytes");
+    return fail(ErrorCode::kInvalidArgument, "the message is longer than " + std::to_string(limit) + " bytes");
   }
   try {
     // msgpack checks each length against its limit, not against the bytes that are there; the
@@ -226,8 +233,7 @@ Result<msgpack::object_handle> unpack_frame(std::string_view bytes, std::size_t 
                   "the message has more than " + std::to_string(most_elements) + " elements");
     }
     consumed = 0;
-    msgpack::object_handle handle =
-        msgpack::unpack(bytes.data(), bytes.size(), consumed, nullptr, nullptr, limits);
+    msgpack::object_handle handle = msgpack::unpack(bytes.data(), bytes.size(), consumed, nullptr, nullptr, limits);
     if (consumed != bytes.size()) {
       return fail(ErrorCode::kInvalidArgument, "there are bytes after the message's end");
     }
@@ -238,17 +244,20 @@ Result<msgpack::object_handle> unpack_frame(std::string_view bytes, std::size_t 
     return handle;
   } catch (const std::exception& error) {
     return fail(ErrorCode::kInvalidArgument,
-                std::string("the message is not msgpack within the protocol's limits (") + error.what() +
-                    ")");
+                std::string("the message is not msgpack within the protocol's limits (") + error.what() + ")");
   }
 }
 
 RequestId id_of(const Object& object) {
   switch (object.type) {
-    case msgpack::type::STR: return std::string(text_of(object));
-    case msgpack::type::POSITIVE_INTEGER: return object.via.u64;
-    case msgpack::type::NEGATIVE_INTEGER: return object.via.i64;
-    default: return std::monostate{};
+    case msgpack::type::STR:
+      return std::string(text_of(object));
+    case msgpack::type::POSITIVE_INTEGER:
+      return object.via.u64;
+    case msgpack::type::NEGATIVE_INTEGER:
+      return object.via.i64;
+    default:
+      return std::monostate{};
   }
 }
 
@@ -317,8 +326,7 @@ Result<Request> Request::decode(std::string_view bytes, std::size_t limit, Reply
   request.reply_to_.version = 1;
   if (version != nullptr) {
     if (version->type != msgpack::type::POSITIVE_INTEGER || version->via.u64 != kProtocol) {
-      return fail(ErrorCode::kInvalidArgument,
-                  "'v' must be 2, or absent for version 1: this broker speaks no other");
+      return fail(ErrorCode::kInvalidArgument, "'v' must be 2, or absent for version 1: this broker speaks no other");
     }
     request.reply_to_.version = kProtocol;
   }
@@ -337,8 +345,7 @@ Result<Request> Request::decode(std::string_view bytes, std::size_t limit, Reply
     return fail(ErrorCode::kInvalidArgument, "'session' must be the token of session.open");
   }
   if (const Object* deadline = find(map, "deadline_ms");
-      deadline != nullptr && deadline->type != msgpack::type::NIL &&
-      !unpack(*deadline, request.deadline_ms_)) {
+      deadline != nullptr && deadline->type != msgpack::type::NIL && !unpack(*deadline, request.deadline_ms_)) {
     return fail(ErrorCode::kInvalidArgument, "'deadline_ms' must be an unsigned integer");
   }
   request.decoded_ = std::make_unique<Decoded>();
@@ -441,12 +448,12 @@ std::string encode_error(const ReplyTo& to, const Error& error) {
 }
 
 // The templates live here only, so that msgpack is included here only.
-#define MODELBROKER_REQUEST(M)                      \
-  template Result<M> Request::data<M>() const;      \
+#define MODELBROKER_REQUEST(M)                 \
+  template Result<M> Request::data<M>() const; \
   template std::string encode_request<M>(const RequestHead&, const M&);
 MODELBROKER_REQUEST_STRUCTS(MODELBROKER_REQUEST)
-#define MODELBROKER_REPLY(M)                        \
-  template Result<M> Reply::data<M>() const;        \
+#define MODELBROKER_REPLY(M)                 \
+  template Result<M> Reply::data<M>() const; \
   template std::string encode_reply<M>(const ReplyTo&, const M&);
 MODELBROKER_REPLY_STRUCTS(MODELBROKER_REPLY)
 

@@ -197,8 +197,7 @@ struct Attach {
 
 struct BlockGrant {
   std::string block, path;
-  std::uint64_t generation = 0, size = 0, payload_offset = 0, payload_size = 0, manifest_offset = 0,
-                manifest_size = 0;
+  std::uint64_t generation = 0, size = 0, payload_offset = 0, payload_size = 0, manifest_offset = 0, manifest_size = 0;
   std::string page_kind;
   template <class Self, class F>
   static void fields(Self& self, F&& f) {
@@ -395,31 +394,32 @@ struct BlockOpenReply {
 };
 
 // Every exchange: X(type on the wire, request struct, reply struct).
-#define MODELBROKER_EXCHANGES(X)                              \
-  X("session.hello", Empty, SessionHelloReply)                \
-  X("session.ping", Empty, SessionPingReply)                  \
-  X("session.bye", Empty, SessionByeReply)                    \
-  X("model.load_model", LoadModel, LoadModelReply)            \
-  X("model.unload_model", UnloadModel, UnloadModelReply)      \
-  X("model.list", Empty, ModelListReply)                      \
-  X("model.get", ModelName, ModelGetReply)                    \
-  X("model.attach", Attach, AttachReply)                      \
-  X("model.detach", Detach, DetachReply)                      \
-  X("model.pin", ModelName, PinReply)                         \
-  X("model.unpin", ModelName, PinReply)                       \
-  X("model.get_model_info", GetModelInfo, GetModelInfoReply)  \
-  X("lease.restate", Restate, RestateReply)                   \
-  X("cache.status", Empty, StatusReply)                       \
-  X("session.open", Empty, SessionOpenReply)                  \
-  X("file.offer", Empty, FileOfferReply)                      \
+#define MODELBROKER_EXCHANGES(X)                             \
+  X("session.hello", Empty, SessionHelloReply)               \
+  X("session.ping", Empty, SessionPingReply)                 \
+  X("session.bye", Empty, SessionByeReply)                   \
+  X("model.load_model", LoadModel, LoadModelReply)           \
+  X("model.unload_model", UnloadModel, UnloadModelReply)     \
+  X("model.list", Empty, ModelListReply)                     \
+  X("model.get", ModelName, ModelGetReply)                   \
+  X("model.attach", Attach, AttachReply)                     \
+  X("model.detach", Detach, DetachReply)                     \
+  X("model.pin", ModelName, PinReply)                        \
+  X("model.unpin", ModelName, PinReply)                      \
+  X("model.get_model_info", GetModelInfo, GetModelInfoReply) \
+  X("lease.restate", Restate, RestateReply)                  \
+  X("cache.status", Empty, StatusReply)                      \
+  X("session.open", Empty, SessionOpenReply)                 \
+  X("file.offer", Empty, FileOfferReply)                     \
   X("block.open", BlockOpen, BlockOpenReply)
 
 // The structs above, each once.
 #define MODELBROKER_REQUEST_STRUCTS(X) \
   X(Empty) X(LoadModel) X(UnloadModel) X(ModelName) X(Attach) X(Detach) X(GetModelInfo) X(Restate) X(BlockOpen)
-#define MODELBROKER_REPLY_STRUCTS(X)                                                                \
-  X(SessionHelloReply) X(SessionPingReply) X(SessionByeReply) X(LoadModelReply) X(UnloadModelReply) \
-  X(ModelListReply) X(ModelGetReply) X(AttachReply) X(DetachReply) X(PinReply) X(GetModelInfoReply) \
-  X(RestateReply) X(StatusReply) X(SessionOpenReply) X(FileOfferReply) X(BlockOpenReply)
+#define MODELBROKER_REPLY_STRUCTS(X)                                                                              \
+  X(SessionHelloReply)                                                                                            \
+  X(SessionPingReply) X(SessionByeReply) X(LoadModelReply) X(UnloadModelReply) X(ModelListReply) X(ModelGetReply) \
+      X(AttachReply) X(DetachReply) X(PinReply) X(GetModelInfoReply) X(RestateReply) X(StatusReply)               \
+          X(SessionOpenReply) X(FileOfferReply) X(BlockOpenReply)
 
 }  // namespace modelbroker::wire

@@ -30,23 +30,23 @@ Os& plain_os() {
   return *os;
 }
 
-Result<Connection> connect(const Common& common) { return Connection::connect(plain_os(), {.endpoint = common.endpoint}); }
+Result<Connection> connect(const Common& common) {
+  return Connection::connect(plain_os(), {.endpoint = common.endpoint});
+}
 
 // Text from a peer or a file, fit for a terminal.
 std::string shown(const std::string& text) { return wire::printable(text, 4096); }
 
-void print(const Json& json) {
-  std::printf("%s\n", json.dump(2, ' ', false, Json::error_handler_t::replace).c_str());
-}
+void print(const Json& json) { std::printf("%s\n", json.dump(2, ' ', false, Json::error_handler_t::replace).c_str()); }
 void print_line(const Json& json) {
   std::printf("%s\n", json.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
 }
 
 // A name, or the absolute form of what looks like a path: a broker knows no working directory.
 std::string name_or_path(const std::string& word) {
-  const bool looks_like_path = word.find('/') != std::string::npos ||
-                               ((word.ends_with(".safetensors") || word.ends_with(".sft")) &&
-                                std::filesystem::exists(word));
+  const bool looks_like_path =
+      word.find('/') != std::string::npos ||
+      ((word.ends_with(".safetensors") || word.ends_with(".sft")) && std::filesystem::exists(word));
   return looks_like_path ? std::filesystem::absolute(word).lexically_normal().string() : word;
 }
 
@@ -121,8 +121,8 @@ Result<void> unload(const Common& common, Connection& connection, const std::str
   wire::UnloadModel request;
   request.model = name_or_path(model);
   request.wait = wait;
-  MODELBROKER_ASSIGN(const auto unloaded, connection.request<wire::UnloadModelReply>(
-                                              "model.unload_model", request, wait ? kNoEnd : kShort));
+  MODELBROKER_ASSIGN(const auto unloaded,
+                     connection.request<wire::UnloadModelReply>("model.unload_model", request, wait ? kNoEnd : kShort));
   if (common.json) {
     print(to_json(unloaded));
   } else if (!unloaded.remaining_names.empty()) {
@@ -157,9 +157,10 @@ Result<void> ls(const Common& common, Connection& connection) {
 Json ps_entry(const wire::ModelInfo& model) {
   Json leases = Json::array();
   for (const wire::LeaseHolder& lease : model.leases) leases.push_back({{"pid", lease.pid}, {"uid", lease.uid}});
-  return {{"name", model.name},           {"state", model.state},   {"block", model.block},
-          {"generation", model.generation}, {"bytes", model.bytes},   {"page_kind", model.page_kind},
-          {"leases", leases},             {"pinned", model.pinned}, {"expires_at", nullptr}};
+  return {
+      {"name", model.name},   {"state", model.state},         {"block", model.block}, {"generation", model.generation},
+      {"bytes", model.bytes}, {"page_kind", model.page_kind}, {"leases", leases},     {"pinned", model.pinned},
+      {"expires_at", nullptr}};
 }
 
 Result<void> ps(const Common& common, Connection& connection) {
@@ -171,8 +172,9 @@ Result<void> ps(const Common& common, Connection& connection) {
     json.push_back(ps_entry(model));
     std::string pids;
     for (const wire::LeaseHolder& lease : model.leases) pids += " " + std::to_string(lease.pid);
-    table.add({shown(model.name), model.state, format_size(model.state == "loading" ? model.payload_bytes : model.bytes),
-               model.page_kind, model.pinned ? "yes" : "no", std::to_string(model.leases.size()) + pids,
+    table.add({shown(model.name), model.state,
+               format_size(model.state == "loading" ? model.payload_bytes : model.bytes), model.page_kind,
+               model.pinned ? "yes" : "no", std::to_string(model.leases.size()) + pids,
                std::to_string(model.generation), model.block});
   }
   common.json ? print(json) : table.print();
@@ -317,8 +319,8 @@ void add_client_commands(CLI::App& app, Common& common, Action& action) {
     };
   });
 
-  auto* const show_command = verb("show", "all that is known of one model",
-                                  "  modelbroker show m\n  modelbroker show m --tensors");
+  auto* const show_command =
+      verb("show", "all that is known of one model", "  modelbroker show m\n  modelbroker show m --tensors");
   auto show_model = model_of(show_command);
   auto tensors = std::make_shared<bool>(false);
   show_command->add_flag("--tensors", *tensors, "its tensors too");

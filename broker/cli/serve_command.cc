@@ -28,8 +28,7 @@ Result<Duration> seconds(double value, const char* flag) {
 
 Result<Config> config_of(const Arguments& arguments) {
   Config config;
-  config.run_directory =
-      arguments.run_directory.empty() ? wire::default_run_directory() : arguments.run_directory;
+  config.run_directory = arguments.run_directory.empty() ? wire::default_run_directory() : arguments.run_directory;
   config.ram_directory = arguments.ram_directory;
   config.instance = arguments.instance;
   config.keep_on_stop = arguments.on_stop == "keep";
@@ -47,8 +46,7 @@ Result<Config> config_of(const Arguments& arguments) {
 Result<void> serve(const Arguments& arguments) {
   MODELBROKER_ASSIGN(const Config config, config_of(arguments));
   set_log_level(arguments.log_level);
-  const std::unique_ptr<Os> os =
-      make_os({.directory = config.ram_directory, .disabled = config.disabled_features});
+  const std::unique_ptr<Os> os = make_os({.directory = config.ram_directory, .disabled = config.disabled_features});
   const SystemClock clock;
   MODELBROKER_ASSIGN(const auto server, Server::start(*os, clock, config));
   return server->run();
@@ -59,19 +57,22 @@ Result<void> serve(const Arguments& arguments) {
 void add_serve_command(CLI::App& app, Common& common, Action& action) {
   auto* const command = app.add_subcommand("serve", "run the broker (in the foreground)");
   auto arguments = std::make_shared<Arguments>();
-  command->add_option("--run-directory", arguments->run_directory,
-                      "sockets, lock and state (default: " + wire::default_run_directory() + ")")
+  command
+      ->add_option("--run-directory", arguments->run_directory,
+                   "sockets, lock and state (default: " + wire::default_run_directory() + ")")
       ->envname("MODELBROKER_RUN_DIRECTORY");
   command->add_option("--ram-directory", arguments->ram_directory, "where blocks live: a tmpfs")
       ->envname("MODELBROKER_RAM_DIRECTORY")
       ->capture_default_str();
-  command->add_option("--ram-budget", arguments->budget,
-                      "most bytes to hold, e.g. 48GiB (default: from what the machine has free)")
+  command
+      ->add_option("--ram-budget", arguments->budget,
+                   "most bytes to hold, e.g. 48GiB (default: from what the machine has free)")
       ->envname("MODELBROKER_RAM_BUDGET");
   command->add_option("--instance", arguments->instance, "name of this broker among several in one RAM directory")
       ->envname("MODELBROKER_INSTANCE")
       ->capture_default_str();
-  command->add_option("--on-stop", arguments->on_stop, "at a clean stop: free the memory, or keep it for the next broker")
+  command
+      ->add_option("--on-stop", arguments->on_stop, "at a clean stop: free the memory, or keep it for the next broker")
       ->envname("MODELBROKER_ON_STOP")
       ->check(CLI::IsMember({"free", "keep"}))
       ->capture_default_str();
@@ -87,8 +88,9 @@ void add_serve_command(CLI::App& app, Common& common, Action& action) {
       ->envname("MODELBROKER_LOG_LEVEL")
       ->check(CLI::IsMember({"debug", "info", "warning", "error"}))
       ->capture_default_str();
-  command->add_option("--disable-features", arguments->disabled,
-                      "kernel features to do without, e.g. collapse,write_lease (for tests)")
+  command
+      ->add_option("--disable-features", arguments->disabled,
+                   "kernel features to do without, e.g. collapse,write_lease (for tests)")
       ->envname("MODELBROKER_DISABLE_FEATURES");
   command->add_flag("--any-file-system", arguments->any_file_system, "allow a RAM directory that is no tmpfs");
   command->footer(

@@ -33,6 +33,7 @@ std::optional<std::uint64_t> cgroup_left(Os& os, const std::string& proc_root, c
   if (at == std::string::npos) return std::nullopt;
   std::string path = own->substr(at + 3);
   path = path.substr(0, path.find('\n'));
+  if (!path.starts_with('/')) return std::nullopt;  // nothing to walk up
   std::optional<std::uint64_t> left;
   while (true) {
     const std::string folder = cgroup_root + (path == "/" ? "" : path);
@@ -75,8 +76,7 @@ Result<MemoryFacts> read_memory_facts(Os& os, const std::string& directory, cons
   if (!meminfo) return fail_errno(meminfo.error().number, "reading " + proc_root + "/meminfo");
   const auto kilobytes = number_after(*meminfo, "MemAvailable:");
   if (!kilobytes) {
-    return fail(ErrorCode::kFailedPrecondition,
-                proc_root + "/meminfo has no MemAvailable: give --ram-budget");
+    return fail(ErrorCode::kFailedPrecondition, proc_root + "/meminfo has no MemAvailable: give --ram-budget");
   }
   facts.available = *kilobytes * 1024;
   const auto file_system = os.statfs(directory);
@@ -133,15 +133,15 @@ Result<std::uint64_t> parse_size(std::string_view text) {
   std::string_view unit(rest, static_cast<std::size_t>(end - rest));
   unit.remove_prefix(std::min(unit.find_first_not_of(' '), unit.size()));
   static constexpr std::array<std::pair<std::string_view, double>, 10> kUnits{{{"", 1},
-                                                                              {"B", 1},
-                                                                              {"KiB", 0x1p10},
-                                                                              {"MiB", 0x1p20},
-                                                                              {"GiB", 0x1p30},
-                                                                              {"TiB", 0x1p40},
-                                                                              {"KB", 1e3},
-                                                                              {"MB", 1e6},
-                                                                              {"GB", 1e9},
-                                                                              {"TB", 1e12}}};
+                                                                               {"B", 1},
+                                                                               {"KiB", 0x1p10},
+                                                                               {"MiB", 0x1p20},
+                                                                               {"GiB", 0x1p30},
+                                                                               {"TiB", 0x1p40},
+                                                                               {"KB", 1e3},
+                                                                               {"MB", 1e6},
+                                                                               {"GB", 1e9},
+                                                                               {"TB", 1e12}}};
   const auto* const found = std::ranges::find(kUnits, unit, &std::pair<std::string_view, double>::first);
   if (found == kUnits.end() || number * found->second >= 0x1p63) return refuse();
   return static_cast<std::uint64_t>(number * found->second);

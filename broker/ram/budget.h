@@ -15,9 +15,9 @@ namespace modelbroker {
 
 // What the machine has left, read when asked.
 struct MemoryFacts {
-  std::uint64_t available = 0;                 // MemAvailable of /proc/meminfo
-  std::uint64_t file_system_free = 0;          // of the RAM directory
-  std::optional<std::uint64_t> cgroup_left;    // memory.max - memory.current, where there is a limit
+  std::uint64_t available = 0;               // MemAvailable of /proc/meminfo
+  std::uint64_t file_system_free = 0;        // of the RAM directory
+  std::optional<std::uint64_t> cgroup_left;  // memory.max - memory.current, where there is a limit
 };
 // `proc_root` and `cgroup_root`: "/proc" and "/sys/fs/cgroup", other folders in tests.
 [[nodiscard]] Result<MemoryFacts> read_memory_facts(Os& os, const std::string& directory,

@@ -68,8 +68,9 @@ Result<void> for_each_chunk(std::uint32_t chunks, unsigned threads, LoadProgress
 Result<void> unchanged(Os& os, int fd, const Directory& directory, const std::string& label) {
   MODELBROKER_ASSIGN(const FileIdentity now, identify(os, fd, label));
   if (now == directory.source) return {};
-  return fail(ErrorCode::kDataLoss, "'" + label + "' changed while it was being loaded: load it again when its "
-                                                  "writer has finished");
+  return fail(ErrorCode::kDataLoss, "'" + label +
+                                        "' changed while it was being loaded: load it again when its "
+                                        "writer has finished");
 }
 
 // One chunk's way: its pages made, its bytes read, its hash taken, 2 MiB at a time while they are in the cache.
@@ -144,8 +145,7 @@ Result<Block> load_block(Os& os, const BlockDirectory& where, int source_fd, con
   return std::move(writer).publish(manifest, encoded, hashes);
 }
 
-Result<bool> same_bytes(Os& os, int source_fd, const Directory& directory, const Block& block,
-                        LoadProgress& progress) {
+Result<bool> same_bytes(Os& os, int source_fd, const Directory& directory, const Block& block, LoadProgress& progress) {
   const BlockLayout& layout = block.header().layout;
   const Manifest& manifest = block.manifest();
   if (layout.payload.size != directory.payload.size || manifest.tensors != directory.tensors ||

@@ -22,21 +22,20 @@ struct LoadProgress {
 };
 
 struct LoadOptions {
-  std::string name;         // first name, for the manifest
+  std::string name;  // first name, for the manifest
   std::string type;
-  std::string label;        // the path as the caller said it
+  std::string label;  // the path as the caller said it
   std::uint64_t generation = 0;
   BootId broker_boot_id{};
   bool huge_pages = true;
-  unsigned threads = 0;     // 0: one a core, more for a cold file
+  unsigned threads = 0;  // 0: one a core, more for a cold file
 };
 
 // The size that a block for this directory will have (what admission reserves).
 [[nodiscard]] Result<BlockLayout> plan_block(const Directory& directory, const LoadOptions& options);
 
-[[nodiscard]] Result<Block> load_block(Os& os, const BlockDirectory& where, int source_fd,
-                                       const Directory& directory, const LoadOptions& options,
-                                       LoadProgress& progress);
+[[nodiscard]] Result<Block> load_block(Os& os, const BlockDirectory& where, int source_fd, const Directory& directory,
+                                       const LoadOptions& options, LoadProgress& progress);
 
 // Hashes the source again and compares it with the block: the answer to "only ctime changed".
 [[nodiscard]] Result<bool> same_bytes(Os& os, int source_fd, const Directory& directory, const Block& block,

@@ -49,8 +49,9 @@ Result<void> SourceReader::read_buffered(std::span<std::byte> into, std::uint64_
     const auto got = os_.pread(fd_, into, offset);
     if (!got) return fail_errno(got.error().number, "reading '" + label_ + "'");
     if (*got == 0) {
-      return fail(ErrorCode::kDataLoss, "'" + label_ + "' became shorter while it was being loaded: load it again "
-                                                       "when its writer has finished");
+      return fail(ErrorCode::kDataLoss, "'" + label_ +
+                                            "' became shorter while it was being loaded: load it again "
+                                            "when its writer has finished");
     }
     into = into.subspan(*got);
     offset += *got;

@@ -34,8 +34,7 @@ class StateDb {
   ~StateDb();
 
   // What is known of these blocks from now on, in one transaction; `erased` are forgotten.
-  [[nodiscard]] Result<void> apply(const std::vector<BlockRecord>& records,
-                                   const std::vector<std::string>& erased);
+  [[nodiscard]] Result<void> apply(const std::vector<BlockRecord>& records, const std::vector<std::string>& erased);
 
  private:
   struct Impl;

@@ -33,9 +33,7 @@ Resident* RamStore::newest(Predicate predicate) {
   for (auto& [id, resident] : residents_) {
     if (resident.removing || !predicate(resident)) continue;
     // What still has its name goes before what drains, then the higher generation.
-    const auto rank = [](const Resident& r) {
-      return std::pair(!r.draining(), r.block->name().generation);
-    };
+    const auto rank = [](const Resident& r) { return std::pair(!r.draining(), r.block->name().generation); };
     if (best == nullptr || rank(resident) > rank(*best)) best = &resident;
   }
   return best;

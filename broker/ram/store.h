@@ -20,10 +20,10 @@ struct Resident {
   std::shared_ptr<Block> block;
   std::vector<std::string> names;  // the first is the model's; empty while it drains
   std::string type;
-  std::string path;                // the source as it was last named
-  FileIdentity source;             // as last confirmed: ctime may be newer than the manifest's
+  std::string path;     // the source as it was last named
+  FileIdentity source;  // as last confirmed: ctime may be newer than the manifest's
   bool pinned = false;
-  bool removing = false;           // its file is being unlinked: cannot be revived
+  bool removing = false;  // its file is being unlinked: cannot be revived
 
   [[nodiscard]] bool draining() const noexcept { return block->draining(); }
   [[nodiscard]] std::uint64_t bytes() const noexcept { return block->bytes_held(); }
@@ -37,7 +37,7 @@ class RamStore {
   void erase(const std::string& block);
 
   [[nodiscard]] Resident* by_block(const std::string& block);
-  [[nodiscard]] Resident* by_name(std::string_view name);   // resident ones only, as the next two
+  [[nodiscard]] Resident* by_name(std::string_view name);  // resident ones only, as the next two
   [[nodiscard]] Resident* by_path(std::string_view path);
   // By name, or by path if it begins with '/'.
   [[nodiscard]] Resident* find(std::string_view name_or_path);
@@ -66,7 +66,7 @@ class RamStore {
   template <class Predicate>
   [[nodiscard]] Resident* newest(Predicate predicate);
   Os& os_;
-  std::map<std::string, Resident> residents_;                       // by block id
+  std::map<std::string, Resident> residents_;  // by block id
   std::map<std::string, std::string, std::less<>> block_of_name_;
 };
 

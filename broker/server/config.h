@@ -11,15 +11,15 @@
 namespace modelbroker {
 
 struct Config {
-  std::string run_directory;                // sockets, lock and state database
-  std::string ram_directory = "/dev/shm";   // blocks
+  std::string run_directory;               // sockets, lock and state database
+  std::string ram_directory = "/dev/shm";  // blocks
   std::string instance = "default";
   std::optional<std::uint64_t> ram_budget;  // bytes; nothing: from what the machine has
   bool keep_on_stop = false;                // leave blocks in RAM at a clean stop
   bool huge_pages = true;
-  bool any_file_system = false;             // allow a ram_directory that is no tmpfs
-  unsigned load_threads = 0;                // readers a load; 0: one a core, more for a cold file
-  std::string disabled_features;            // of the kernel, by name: to run on the second way
+  bool any_file_system = false;               // allow a ram_directory that is no tmpfs
+  unsigned load_threads = 0;                  // readers a load; 0: one a core, more for a cold file
+  std::string disabled_features;              // of the kernel, by name: to run on the second way
   Duration grace = std::chrono::seconds(15);  // after a start: how long leases may be restated
   Duration hung = std::chrono::seconds(15);   // silence of a peer that has no pid
 };

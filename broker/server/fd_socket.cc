@@ -73,7 +73,8 @@ void FdSocket::accept() {
   Connection connection;
   connection.socket = std::move(*socket);
   connection.peer = {credentials->uid, credentials->pid};
-  auto watching = loop_.watch(connection.socket.get(), EPOLLIN | EPOLLRDHUP, [this, id](std::uint32_t) { receive(id); });
+  auto watching =
+      loop_.watch(connection.socket.get(), EPOLLIN | EPOLLRDHUP, [this, id](std::uint32_t) { receive(id); });
   if (!watching) {
     log_warning(watching.error().message);
     return;
@@ -146,8 +147,8 @@ Result<FdSocket::Answer> FdSocket::serve(Connection& connection, const wire::Req
                                          std::vector<Fd>& descriptors) {
   if (request.type() == "session.open") return open_session(connection, request.reply_to());
   if (request.type() != "file.offer" && request.type() != "block.open") {
-    return fail(ErrorCode::kUnimplemented, "'" + wire::printable(request.type(), 64) +
-                                               "' is not served on the fd socket: send it over ZeroMQ");
+    return fail(ErrorCode::kUnimplemented,
+                "'" + wire::printable(request.type(), 64) + "' is not served on the fd socket: send it over ZeroMQ");
   }
   Session* const session = books_.sessions.find(connection.session);
   if (session == nullptr) return fail(ErrorCode::kFailedPrecondition, "send session.open first");
@@ -159,8 +160,7 @@ Result<FdSocket::Answer> FdSocket::open_session(Connection& connection, const wi
   if (connection.session != 0) {
     return fail(ErrorCode::kFailedPrecondition, "this connection has its session already");
   }
-  MODELBROKER_ASSIGN(const Session* session,
-                     books_.sessions.open(connection.peer, random_token(), books_.clock.now()));
+  MODELBROKER_ASSIGN(const Session* session, books_.sessions.open(connection.peer, random_token(), books_.clock.now()));
   connection.session = session->id;
   return Answer{wire::encode_reply(to, wire::SessionOpenReply{session->token, to_hex(books_.boot_id)}), {}};
 }
@@ -183,8 +183,9 @@ Result<FdSocket::Answer> FdSocket::open_block(const Session& session, const wire
   }
   // An open of our own file on tmpfs: nothing that could hang.
   MODELBROKER_ASSIGN(auto descriptor, resident->block->open_for_reader(books_.os));
-  return Answer{wire::encode_reply(request.reply_to(), wire::BlockOpenReply{resident->block->header().layout.block_size}),
-                std::move(descriptor)};
+  return Answer{
+      wire::encode_reply(request.reply_to(), wire::BlockOpenReply{resident->block->header().layout.block_size}),
+      std::move(descriptor)};
 }
 
 }  // namespace modelbroker

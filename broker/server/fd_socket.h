@@ -51,7 +51,8 @@ class FdSocket {
     Fd descriptor;
   };
   [[nodiscard]] Answer answer(Connection& connection, Os::Packet& packet);
-  [[nodiscard]] Result<Answer> serve(Connection& connection, const wire::Request& request, std::vector<Fd>& descriptors);
+  [[nodiscard]] Result<Answer> serve(Connection& connection, const wire::Request& request,
+                                     std::vector<Fd>& descriptors);
   [[nodiscard]] Result<Answer> open_session(Connection& connection, const wire::ReplyTo& to);
   [[nodiscard]] Result<Answer> offer_file(Session& session, const wire::ReplyTo& to, std::vector<Fd>& descriptors);
   [[nodiscard]] Result<Answer> open_block(const Session& session, const wire::Request& request);

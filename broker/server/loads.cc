@@ -28,8 +28,7 @@ std::string stem_of(const std::string& path) {
 }
 
 void Loads::start(Ask ask, Done done) {
-  Waiter waiter{ask.session,         std::move(ask.path), std::move(ask.name),
-                std::move(ask.type), ask.pin,             std::move(done)};
+  Waiter waiter{ask.session, std::move(ask.path), std::move(ask.name), std::move(ask.type), ask.pin, std::move(done)};
   // The file may lie on a file system that hangs: even fstat is a job.
   auto file = std::make_shared<Fd>(std::move(ask.file));
   const std::string path = waiter.path;  // the lambdas below are made in any order
@@ -64,9 +63,8 @@ void Loads::identified(Waiter waiter, Fd file, const Result<FileIdentity>& sourc
     return drain_if_nameless(*resident);
   }
   ++books_.misses;
-  const auto running = std::ranges::find_if(flights_, [&](const FlightPtr& flight) {
-    return flight->source == *source && !flight->progress.cancelled;
-  });
+  const auto running = std::ranges::find_if(
+      flights_, [&](const FlightPtr& flight) { return flight->source == *source && !flight->progress.cancelled; });
   if (running != flights_.end()) {
     (*running)->waiters.push_back(std::move(waiter));
     return;
@@ -78,9 +76,9 @@ void Loads::identified(Waiter waiter, Fd file, const Result<FileIdentity>& sourc
 Result<void> Loads::check_name(const Waiter& waiter, const FileIdentity& source) {
   const std::string name = waiter.name.empty() ? stem_of(waiter.path) : waiter.name;
   const auto taken = [&](const std::string& path) {
-    return fail(ErrorCode::kAlreadyExists,
-                "the name '" + wire::printable(name) + "' belongs to '" + wire::printable(path) +
-                    "': use --name to choose another, or unload it first");
+    return fail(ErrorCode::kAlreadyExists, "the name '" + wire::printable(name) + "' belongs to '" +
+                                               wire::printable(path) +
+                                               "': use --name to choose another, or unload it first");
   };
   const Resident* const owner = books_.store.by_name(name);
   if (owner != nullptr && owner->path != waiter.path && !owner->source.same_but_ctime(source)) {
@@ -120,8 +118,8 @@ void Loads::take_off(Waiter waiter, Fd file, const FileIdentity& source) {
                                                 "its writer has finished");
         }
         if (candidate) {
-          MODELBROKER_ASSIGN(header.same_bytes, same_bytes(*os, flight->file.get(), header.directory, *candidate,
-                                                           flight->progress));
+          MODELBROKER_ASSIGN(header.same_bytes,
+                             same_bytes(*os, flight->file.get(), header.directory, *candidate, flight->progress));
         }
         return header;
       },
@@ -175,8 +173,7 @@ void Loads::landed(const FlightPtr& flight, Result<Block> block) {
   resident.type = manifest.type;
   resident.path = manifest.source_path;
   Resident& added = books_.store.add(std::move(resident));
-  log_info("loaded block " + added.block->id() + " (" + std::string(to_string(added.block->page_kind())) +
-           " pages)");
+  log_info("loaded block " + added.block->id() + " (" + std::string(to_string(added.block->page_kind())) + " pages)");
   land(flight, added, "loaded");
 }
 
@@ -209,9 +206,8 @@ void Loads::finish(Waiter& waiter, Resident& resident, std::string outcome) {
   if (!model) return waiter.done(tl::unexpected(model.error()));
   if (waiter.pin) resident.pinned = true;
   // Answered when it is written: what was acknowledged survives a crash.
-  keeper_.save(resident, [done = waiter.done, result = Outcome{resident.block->id(), *model, outcome}] {
-    done(result);
-  });
+  keeper_.save(resident,
+               [done = waiter.done, result = Outcome{resident.block->id(), *model, outcome}] { done(result); });
 }
 
 Result<std::string> Loads::settle_name(const Waiter& waiter, Resident& resident, std::string& outcome) {
@@ -249,8 +245,7 @@ std::vector<Loads::Running> Loads::running() const {
   for (const FlightPtr& flight : flights_) {
     if (flight->waiters.empty()) continue;
     const Waiter& first = flight->waiters.front();
-    list.push_back({first.name.empty() ? stem_of(first.path) : first.name, first.path, first.type,
-                    &flight->progress});
+    list.push_back({first.name.empty() ? stem_of(first.path) : first.name, first.path, first.type, &flight->progress});
   }
   return list;
 }

@@ -109,8 +109,7 @@ void Loop::run_descriptors() {
 
 Result<void> Loop::run() {
   while (!stopping_) {
-    std::array<zmq_pollitem_t, 2> items{{{nullptr, epoll_.get(), ZMQ_POLLIN, 0},
-                                         {messages_, -1, ZMQ_POLLIN, 0}}};
+    std::array<zmq_pollitem_t, 2> items{{{nullptr, epoll_.get(), ZMQ_POLLIN, 0}, {messages_, -1, ZMQ_POLLIN, 0}}};
     const int count = messages_ == nullptr ? 1 : 2;
     if (zmq_poll(items.data(), count, wait_ms()) < 0 && zmq_errno() != EINTR) {
       return fail_errno(zmq_errno(), "waiting for events");

@@ -41,13 +41,13 @@ void Server::load(Session& session, const wire::LoadModel& data, const Reply<wir
   auto ask = ask_for(session, data.path, data.file);
   if (!ask) return reply.error(ask.error());
   if (!data.name.empty() && !wire::valid_model_name(data.name)) {
-    return reply.error({ErrorCode::kInvalidArgument,
-                        "the name '" + wire::printable(data.name) +
-                            "' must have 1 to 255 bytes, no control characters and no leading '/'"});
+    return reply.error(
+        {ErrorCode::kInvalidArgument, "the name '" + wire::printable(data.name) +
+                                          "' must have 1 to 255 bytes, no control characters and no leading '/'"});
   }
   if (data.name.empty() && !wire::valid_model_name(stem_of(data.path))) {
-    return reply.error({ErrorCode::kInvalidArgument, "the file's name '" + wire::printable(data.path) +
-                                                         "' cannot be a model's: give --name"});
+    return reply.error({ErrorCode::kInvalidArgument,
+                        "the file's name '" + wire::printable(data.path) + "' cannot be a model's: give --name"});
   }
   ask->name = data.name;
   ask->type = wire::printable(data.type, 64);
@@ -125,9 +125,9 @@ void Server::attach(Session& session, const wire::Attach& data, const Reply<wire
                         "device '" + wire::printable(data.device, 64) + "': this version serves 'cpu' only"});
   }
   if (!data.component.empty()) {
-    return reply.error({ErrorCode::kUnimplemented,
-                        "component '" + wire::printable(data.component, 64) +
-                            "': this version attaches whole models; use state_dict(prefix=...)"});
+    return reply.error(
+        {ErrorCode::kUnimplemented, "component '" + wire::printable(data.component, 64) +
+                                        "': this version attaches whole models; use state_dict(prefix=...)"});
   }
   if (!is_path(data.model) || (data.file.empty() && !data.load)) {
     const auto resident = require(data.model);
@@ -174,8 +174,8 @@ wire::ModelInfo Server::describe(const Resident& resident) const {
   const TimePoint now = books_->clock.now();
   for (const LeaseBook::Holder& holder : books_->leases.holders(block.id())) {
     const auto age = std::chrono::duration_cast<std::chrono::milliseconds>(now - holder.since).count();
-    info.leases.push_back({static_cast<std::uint64_t>(holder.peer.pid), holder.peer.uid, holder.number,
-                           static_cast<std::uint64_t>(age)});
+    info.leases.push_back(
+        {static_cast<std::uint64_t>(holder.peer.pid), holder.peer.uid, holder.number, static_cast<std::uint64_t>(age)});
   }
   return info;
 }

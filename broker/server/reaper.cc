@@ -77,9 +77,8 @@ void Reaper::check_all() {
 
 void Reaper::start_removing(Resident& resident) {
   resident.removing = true;
-  jobs_.run(
-      [os = &books_.os, block = resident.block]() -> Result<void> { return std::move(*block).remove(*os); },
-      [this, id = resident.block->id()](const Result<void>& outcome) { removed(id, outcome); });
+  jobs_.run([os = &books_.os, block = resident.block]() -> Result<void> { return std::move(*block).remove(*os); },
+            [this, id = resident.block->id()](const Result<void>& outcome) { removed(id, outcome); });
 }
 
 void Reaper::removed(const std::string& block, const Result<void>& outcome) {

@@ -31,8 +31,7 @@ void name_from_manifest(Books& books, Resident& resident, Recovered& recovered) 
   Resident* const owner = books.store.by_name(name);
   if (owner == nullptr) {
     (void)books.store.add_name(resident, name);
-  } else if (owner->path == resident.path &&
-             owner->block->name().generation < resident.block->name().generation) {
+  } else if (owner->path == resident.path && owner->block->name().generation < resident.block->name().generation) {
     recovered.superseded.push_back(owner->block->id());
     books.store.move_names(*owner, resident);
   } else if (owner->path == resident.path) {

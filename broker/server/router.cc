@@ -96,8 +96,8 @@ void Router::handle(const std::vector<std::string>& route, std::string_view byte
   wire::ReplyTo to;
   auto request = wire::Request::decode(bytes, wire::kMessageLimit, &to);
   if (!request) {
-    log_debug("a message from uid " + std::to_string(sender.peer.uid) + ", pid " +
-              std::to_string(sender.peer.pid) + " was refused: " + request.error().message);
+    log_debug("a message from uid " + std::to_string(sender.peer.uid) + ", pid " + std::to_string(sender.peer.pid) +
+              " was refused: " + request.error().message);
     send(route, wire::encode_error(to, request.error()));
     return;
   }
@@ -126,8 +126,8 @@ void Router::handle(const std::vector<std::string>& route, std::string_view byte
       const Ticket late = weak.lock();
       if (!late) return;
       late->answer(wire::encode_error(
-          late->to(), {ErrorCode::kDeadlineExceeded,
-                       "not done within the deadline of " + std::to_string(delay.count()) + " ms"}));
+          late->to(),
+          {ErrorCode::kDeadlineExceeded, "not done within the deadline of " + std::to_string(delay.count()) + " ms"}));
     });
   }
   dispatch_(**session, *request, std::move(ticket));

@@ -194,10 +194,10 @@ Result<Session*> Server::find_session(const wire::Request& request, const Router
   if (!request.session().empty()) {
     Session* const session = books_->sessions.find_token(request.session());
     if (session == nullptr || session->peer.uid != sender.peer.uid) {
-      return fail(ErrorCode::kFailedPrecondition,
-                  "the session is not known here (it ended, or the broker was restarted): open one at " +
-                      endpoint_.fds(),
-                  {{"unknown_session", 1}});
+      return fail(
+          ErrorCode::kFailedPrecondition,
+          "the session is not known here (it ended, or the broker was restarted): open one at " + endpoint_.fds(),
+          {{"unknown_session", 1}});
     }
     session->last_heard = now;
     return session;

@@ -15,12 +15,9 @@ void StateKeeper::save(const Resident& resident, std::function<void()> then) {
   apply({std::move(record)}, {}, std::move(then));
 }
 
-void StateKeeper::erase(const std::string& block, std::function<void()> then) {
-  apply({}, {block}, std::move(then));
-}
+void StateKeeper::erase(const std::string& block, std::function<void()> then) { apply({}, {block}, std::move(then)); }
 
-void StateKeeper::apply(std::vector<BlockRecord> records, std::vector<std::string> erased,
-                        std::function<void()> then) {
+void StateKeeper::apply(std::vector<BlockRecord> records, std::vector<std::string> erased, std::function<void()> then) {
   jobs_.run([this, records = std::move(records), erased = std::move(erased)] { return db_->apply(records, erased); },
             [then = std::move(then)](const Result<void>& written) {
               if (!written) log_warning(written.error().message + "; names may be lost if the broker dies");

@@ -19,8 +19,8 @@ Result<Session*> Sessions::open(Peer peer, std::string token, TimePoint now) {
 
 Result<Sessions::Plain> Sessions::plain(Peer peer, const std::string& route, TimePoint now) {
   // One session a process: a worker that connects again finds its leases.
-  const std::string key = std::to_string(peer.uid) + ":" +
-                          (peer.pid != 0 ? std::to_string(peer.pid) : "route:" + route);
+  const std::string key =
+      std::to_string(peer.uid) + ":" + (peer.pid != 0 ? std::to_string(peer.pid) : "route:" + route);
   if (const auto found = by_plain_key_.find(key); found != by_plain_key_.end()) {
     Session& session = sessions_.at(found->second);
     session.last_heard = now;

@@ -83,7 +83,8 @@ def numpy_dtype(dtype: str) -> np.dtype[Any]:
                 f"numpy has no {dtype}: install ml_dtypes, or use state_dict() or raw(name)"
             ) from None
         if hasattr(ml_dtypes, _ML_DTYPES[dtype]):
-            return np.dtype(getattr(ml_dtypes, _ML_DTYPES[dtype]))
+            found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, _ML_DTYPES[dtype]))
+            return found
     raise TypeError(f"numpy has no {dtype}: use raw(name), which gives the bytes")
 
 

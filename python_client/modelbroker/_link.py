@@ -95,9 +95,7 @@ class Link:
 
     def _attach_once(self, errand: Errand, deadline: Deadline) -> Data:
         try:
-            return self._ask(
-                errand.session, errand.request_id, errand.type, errand.data, deadline
-            )
+            return self._ask(errand.session, errand.request_id, errand.type, errand.data, deadline)
         except SessionLost:
             raise
         except BaseException as error:
@@ -314,9 +312,9 @@ class Link:
         session = self._session
         if session is not None and session.hung_up():
             self._lose(session)
-        if self._session is None and len(self._held) > len(self._dropped):
-            if not self._restored():
-                return "unreachable"
+        orphaned = self._session is None and len(self._held) > len(self._dropped)
+        if orphaned and not self._restored():
+            return "unreachable"
         self.settle(Deadline(_ERRAND_SECONDS))
         if self._session is None:
             self._forget_dropped()

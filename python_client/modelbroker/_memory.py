@@ -17,7 +17,9 @@ from ._errors import ResourceExhaustedError
 Mode: TypeAlias = Literal["private", "readonly"]
 
 _HUGE = 2 << 20
-_UNMAP_STEP = 64 << 20  # one munmap of gigabytes of small pages would stop other threads' page faults
+_UNMAP_STEP = (
+    64 << 20
+)  # one munmap of gigabytes of small pages would stop other threads' page faults
 _PROT_NONE, _PROT_READ, _PROT_WRITE = 0, 1, 2
 _MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_NORESERVE = 1, 2, 0x10, 0x20, 0x4000
 
@@ -74,7 +76,7 @@ def _map_aligned(descriptor: int, size: int, mode: Mode) -> int:
 
 
 class Memory:
-    """Bytes of a block. numpy takes it for an array by its `__array_interface__` and keeps it alive."""
+    """Bytes of a block. By its `__array_interface__` numpy takes it for an array and keeps it."""
 
     __slots__ = ("__weakref__", "_keeps", "address", "size", "writable")
 

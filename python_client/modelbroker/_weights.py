@@ -195,7 +195,7 @@ class Weights(Mapping[str, TensorView]):
     # ---- the end
 
     def release(self) -> None:
-        """No more tensors from here; the lease ends when those already made are gone. Idempotent."""
+        """No more tensors from here; the lease ends when those made are gone. Idempotent."""
         self._placed = None
 
     def __enter__(self) -> Weights:

@@ -15,8 +15,8 @@ PACKET_LIMIT = 64 << 10
 PROTOCOL = 2
 
 
-class SessionLost(Exception):
-    """The session is over (the broker died or forgot it): open another and ask again. Never escapes."""
+class SessionLost(Exception):  # noqa: N818  it is news, not an error, and never escapes
+    """The session is over (the broker died or forgot it): open another and ask again."""
 
 
 class RequestIds:

@@ -150,7 +150,6 @@ def test_a_kill_at_any_moment_of_a_load_leaves_all_or_nothing(
         assert_right_bytes(client, "m", expected)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.9])
 def test_a_kill_while_the_list_says_loading_leaves_nothing(
     broker: BrokerProcess, tmp_path: Path, share: float

@@ -289,7 +289,7 @@ TEST_F(LoaderTest, NoMemoryForPagesLeavesNothing) {
 }
 
 TEST_F(LoaderTest, EveryFaultIsSurvivedOrLeavesNothing) {
-  write_source(18 * kMiB, 500);
+  write_source(6 * kMiB, 500);
   const Directory directory = directory_of_source();
   testing::FaultyOs faulty(*os_);
   for (const bool cold : {true, false}) {
@@ -301,7 +301,7 @@ TEST_F(LoaderTest, EveryFaultIsSurvivedOrLeavesNothing) {
         faulty.fail_at(call, error);
         auto block = load(faulty, directory);
         if (block) {
-          expect_whole(*block, 18 * kMiB, 500);
+          expect_whole(*block, 6 * kMiB, 500);
           ASSERT_TRUE(std::move(*block).remove(*os_));
         } else {
           EXPECT_EQ(block.error().code, error == EIO ? ErrorCode::kDataLoss : ErrorCode::kResourceExhausted);

@@ -61,8 +61,8 @@ Result<Directory> read_directory(Os& os, int fd, const std::string& label) {
   std::memcpy(&length, bytes.data(), sizeof length);
   const bool safetensors = magic.size() == kMagicBytes && magic.back() == '{' && length <= kLargestJson;
   if (const std::string_view other = other_format(magic); !safetensors && !other.empty()) {
-    return fail(ErrorCode::kUnimplemented, "'" + label + "' is " + std::string(other) +
-                                               ": this version loads safetensors files only");
+    return fail(ErrorCode::kUnimplemented,
+                "'" + label + "' is " + std::string(other) + ": this version loads safetensors files only");
   }
   return read_safetensors_directory(os, fd, label, source);
 }

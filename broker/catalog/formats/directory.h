@@ -19,10 +19,10 @@
 namespace modelbroker {
 
 struct Directory {
-  std::string format;                           // "safetensors"
-  FileIdentity source;                          // as seen before the header was read
-  ByteRange payload;                            // of the file: the bytes to read into the block
-  std::vector<TensorEntry> tensors;             // offsets count from payload.offset; sorted by offset
+  std::string format;                // "safetensors"
+  FileIdentity source;               // as seen before the header was read
+  ByteRange payload;                 // of the file: the bytes to read into the block
+  std::vector<TensorEntry> tensors;  // offsets count from payload.offset; sorted by offset
   std::map<std::string, std::string> metadata;
 };
 

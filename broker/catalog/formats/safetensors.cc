@@ -50,7 +50,8 @@ class HeaderSax {
 
   bool number_unsigned(number_unsigned_t value) {
     if (at_ == At::kShape) {
-      if (entry_.shape.size() == kMostRank) return refuse("tensor " + in_quotes(entry_.name) + " has over 64 dimensions");
+      if (entry_.shape.size() == kMostRank)
+        return refuse("tensor " + in_quotes(entry_.name) + " has over 64 dimensions");
       entry_.shape.push_back(value);
       return true;
     }
@@ -133,7 +134,8 @@ class HeaderSax {
   }
 
   bool parse_error(std::size_t position, const std::string&, const nlohmann::json::exception& error) {
-    return refuse("its header is not JSON at byte " + std::to_string(kPrefix + position) + " (" + shown(error.what(), kShownReason) + ")");
+    return refuse("its header is not JSON at byte " + std::to_string(kPrefix + position) + " (" +
+                  shown(error.what(), kShownReason) + ")");
   }
 
  private:
@@ -162,7 +164,9 @@ class HeaderSax {
       return refuse("tensor " + in_quotes(entry_.name) + " has data_offsets that are no range");
     }
     const auto size = tensor_bytes(entry_.dtype, entry_.shape);
-    if (!size) return refuse("tensor " + in_quotes(entry_.name) + ": " + shown(size.error().message, kShownReason), size.error().code);
+    if (!size)
+      return refuse("tensor " + in_quotes(entry_.name) + ": " + shown(size.error().message, kShownReason),
+                    size.error().code);
     entry_.offset = offsets_[0];
     entry_.size = offsets_[1] - offsets_[0];
     if (*size != entry_.size) {
@@ -175,7 +179,7 @@ class HeaderSax {
 
   At at_ = At::kStart;
   std::string key_;
-  std::set<std::string> keys_;   // of the object that is open below the top
+  std::set<std::string> keys_;  // of the object that is open below the top
   std::set<std::string> names_;
   TensorEntry entry_;
   std::array<std::uint64_t, 2> offsets_{};
@@ -202,8 +206,8 @@ Result<void> check_tiling(std::vector<TensorEntry>& tensors, std::uint64_t data_
                                           " bytes of data, the file has " + std::to_string(data_size) +
                                           ": copy or download it again");
   }
-  return fail(ErrorCode::kDataLoss, "'" + label + "' is damaged: " + std::to_string(data_size - end) +
-                                        " bytes follow the last tensor");
+  return fail(ErrorCode::kDataLoss,
+              "'" + label + "' is damaged: " + std::to_string(data_size - end) + " bytes follow the last tensor");
 }
 
 Result<std::string> read_header(Os& os, int fd, const std::string& label, const FileIdentity& source) {

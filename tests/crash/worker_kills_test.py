@@ -1,0 +1,324 @@
+"""Workers die in every way: what they held is free again, to the byte."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import modelbroker
+from support import files
+from support.broker import BINARY, BrokerProcess, start_python, wait_until
+from support.workers import (
+    HOLDER,
+    assert_books_are_the_kernels,
+    assert_right_bytes,
+    crcs,
+    line_of,
+    tell,
+    workers,
+)
+
+# Forks cheap workers and kills them: a third as soon as they have attached, a third at a moment by
+# chance on the way there, a third while they attach and release in a loop. Four at a time.
+NURSERY = """
+import gc, os, random, select, signal, sys
+import modelbroker
+
+count, chance = int(sys.argv[1]), random.Random(20240607)
+
+def work(kind, ready):
+    client = modelbroker.connect(timeout=30)
+    weights = client.attach("m")
+    if kind != 1:
+        os.write(ready, b"!")
+    while kind == 2:
+        with client.attach("m") as more:
+            more.raw("t0")[:64] = kind
+    signal.pause()
+
+def start(kind):
+    mine, ready = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(mine)
+            work(kind, ready)
+        finally:
+            os._exit(1)
+    os.close(ready)
+    return pid, mine
+
+gc.freeze()
+print("ready", flush=True)
+attached = 0
+for first in range(0, count, 4):
+    brood = [(kind, *start(kind)) for kind in ((first + i) % 3 for i in range(4))]
+    for kind, pid, mine in brood:
+        patience = chance.uniform(0, 0.02) if kind == 1 else 60
+        if select.select([mine], [], [], patience)[0]:
+            assert os.read(mine, 1) == b"!", "a worker failed"
+            attached += 1
+        os.kill(pid, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+        os.close(mine)
+print(attached, flush=True)
+"""
+
+
+def descriptors(broker: BrokerProcess) -> int:
+    return len(os.listdir(f"/proc/{broker.pid}/fd"))
+
+
+def threads(broker: BrokerProcess) -> int:
+    return len(os.listdir(f"/proc/{broker.pid}/task"))
+
+
+@pytest.mark.slow
+def test_a_thousand_killed_workers_leave_nothing_behind(
+    broker: BrokerProcess, tmp_path: Path
+) -> None:
+    path = files.write_random(tmp_path / "m", 5)
+    broker.cli("load", path, "--name", "m")
+    with workers(broker, 1, NURSERY, "4"):
+        pass  # what the broker makes once, it has made
+    wait_until(lambda: broker.books()["leases"] == 0)
+    before, open_before = broker.books(), descriptors(broker)
+    with workers(broker, 1, NURSERY, "1000") as [nursery]:
+        assert int(line_of(nursery)) >= 660
+        assert nursery.wait(60) == 0
+    wait_until(lambda: broker.books()["leases"] == 0)
+    after = broker.books()
+    assert {**after, "hits": 0} == {**before, "hits": 0}
+    assert after["made"] == broker.bytes_in_ram()
+    assert broker.cli_json("status")["sessions"] <= 1  # that of the command itself
+    wait_until(lambda: descriptors(broker) <= open_before)
+    with broker.connect() as client:
+        assert_right_bytes(client, "m", crcs(path))
+    broker.cli("unload", "m")
+    wait_until(broker.is_empty)
+
+
+def long_file(path: Path, megabytes: int = 512) -> Path:
+    """A file of zeros that takes its time to load, and no disk."""
+    size = megabytes << 20
+    path.write_bytes(files.encode({"t": files.entry("U8", [size], 0, size)}))
+    os.truncate(path, path.stat().st_size + size)
+    return path
+
+
+LOADER = """
+import sys
+import modelbroker
+
+client = modelbroker.connect(timeout=30)
+print("ready", flush=True)
+sys.stdin.readline()
+print(client.load(sys.argv[1], "m").outcome, flush=True)
+"""
+
+
+def loading(client: modelbroker.Broker) -> bool:
+    models = client.list()
+    assert all(model.state == "loading" for model in models), "the load was too fast to see"
+    return any(model.loaded_bytes > 0 for model in models)
+
+
+def test_a_load_whose_only_worker_was_killed_is_given_up(
+    broker: BrokerProcess, tmp_path: Path
+) -> None:
+    path = long_file(tmp_path / "m")
+    with broker.connect() as client, workers(broker, 1, LOADER, str(path)) as [loader]:
+        tell(loader, "go")
+        wait_until(lambda: loading(client), every=0)
+        loader.kill()
+        loader.wait()
+        wait_until(broker.is_empty)
+        assert broker.books()["loads"] == 0
+        assert client.load(files.write_random(tmp_path / "other", 1), "m").outcome == "loaded"
+
+
+def test_a_load_goes_on_for_the_worker_that_lives(broker: BrokerProcess, tmp_path: Path) -> None:
+    path = long_file(tmp_path / "m")
+    with broker.connect() as client, workers(broker, 1, LOADER, str(path)) as [loader]:
+        tell(loader, "go")
+        wait_until(lambda: loading(client), every=0)
+        with broker.connect() as second, ThreadPoolExecutor(1) as thread:
+            load = thread.submit(second.load, path, "m")
+            wait_until(lambda: load.done() or broker.books()["misses"] == 2, every=0)
+            assert not load.done(), "the load was too fast to see"
+            loader.kill()
+            loader.wait()
+            assert load.result(60).outcome in ("loaded", "resident")
+        assert broker.books()["loads"] == 1
+        assert_books_are_the_kernels(broker)
+
+
+def test_a_stopped_worker_keeps_its_lease_and_others_go_on(
+    make_broker: Callable[..., BrokerProcess], tmp_path: Path
+) -> None:
+    broker = make_broker("--hung", "0.2", "--grace", "0.2").start()
+    path = files.write_random(tmp_path / "m", 5)
+    broker.cli("load", path, "--name", "m")
+    with workers(broker, 2, HOLDER, "m") as [stopped, other]:
+        os.kill(stopped.pid, signal.SIGSTOP)
+        other.kill()
+        wait_until(lambda: broker.books()["leases"] == 1)
+        with broker.connect() as client:
+            assert_right_bytes(client, "m", crcs(path))
+            wait_until(lambda: client.status().uptime_ms > 1000)  # far beyond hung
+            assert [lease.pid for lease in client.list()[0].leases] == [stopped.pid]
+            assert client.unload("m").draining > 0
+            # It cannot state its lease; the kernel knows of its mapping all the same.
+            broker.kill()
+            broker.start()
+            wait_until(lambda: client.status().uptime_ms > 1000)
+            assert broker.books()["leases"] == 0
+            assert broker.books()["draining"] == broker.bytes_in_ram() > 0
+        os.kill(stopped.pid, signal.SIGCONT)
+        wait_until(lambda: broker.books()["leases"] == 1)
+        stopped.kill()
+        wait_until(broker.is_empty)
+
+
+EXECUTES = """
+import os, sys
+import modelbroker
+
+client = modelbroker.connect(timeout=30)
+weights = client.attach("m")
+tensors = weights.numpy()
+print("ready", flush=True)
+sys.stdin.readline()
+os.execv("/bin/cat", ["cat"])
+"""
+
+
+def test_a_worker_that_becomes_another_program_has_ended_its_leases(
+    broker: BrokerProcess, tmp_path: Path
+) -> None:
+    broker.cli("load", files.write_random(tmp_path / "m", 5), "--name", "m")
+    with workers(broker, 1, EXECUTES) as [worker]:
+        assert broker.books()["leases"] == 1
+        tell(worker, "go")
+        wait_until(lambda: broker.books()["leases"] == 0)
+        tell(worker, "still here")
+        assert line_of(worker) == "still here"
+        broker.cli("unload", "m")
+        wait_until(broker.is_empty)
+        assert worker.poll() is None
+
+
+HANGS_UP = """
+import sys
+import modelbroker
+
+client = modelbroker.connect(timeout=30)
+tensors = client.attach("m").numpy()
+client._link._keeper.stop(30)
+client._link._session.close()
+print("ready", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_a_worker_that_hangs_up_without_a_detach_ends_its_lease_but_keeps_its_bytes(
+    broker: BrokerProcess, tmp_path: Path
+) -> None:
+    broker.cli("load", files.write_random(tmp_path / "m", 5), "--name", "m")
+    with workers(broker, 1, HANGS_UP) as [worker]:
+        wait_until(lambda: broker.books()["leases"] == 0)
+        broker.cli("unload", "m")
+        assert broker.books()["draining"] == broker.bytes_in_ram() > 0
+        tell(worker, "go")
+        assert worker.wait(60) == 0
+        wait_until(broker.is_empty)
+
+
+def test_a_zombie_is_dead(broker: BrokerProcess, tmp_path: Path) -> None:
+    broker.cli("load", files.write_random(tmp_path / "m", 5), "--name", "m")
+    with workers(broker, 1, HOLDER, "m") as [worker]:
+
+        def is_zombie() -> bool:
+            state = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()[0]
+            return state == "Z"
+
+        os.kill(worker.pid, signal.SIGKILL)
+        wait_until(lambda: broker.books()["leases"] == 0)
+        broker.cli("unload", "m")
+        wait_until(broker.is_empty)
+        assert is_zombie()  # nobody has asked for its exit status yet
+
+
+# The child leaves by a line on its own pipe: it has inherited stdin, and the parent will be gone.
+PARENT = """
+import ctypes, os, sys
+import modelbroker
+
+client = modelbroker.connect(timeout=30)
+tensors = client.attach("m").numpy()
+if (ctypes.CDLL(None).fork() if sys.argv[1] == "unseen" else os.fork()) == 0:
+    sys.stdin.readline()
+    os._exit(0 if tensors["t0"].view("u1").any() else 1)
+print("ready", flush=True)
+os.waitpid(-1, 0)
+"""
+
+
+@pytest.mark.parametrize("fork", ["by Python", "unseen"])
+def test_a_parents_death_ends_its_leases_and_its_child_keeps_the_bytes(
+    broker: BrokerProcess, tmp_path: Path, fork: str
+) -> None:
+    # A fork that Python does not see leaves the parent's connection open in the child.
+    broker.cli("load", files.write_random(tmp_path / "m", 5), "--name", "m")
+    with workers(broker, 1, PARENT, fork) as [parent]:
+        parent.kill()
+        assert parent.wait(60) == -signal.SIGKILL
+        wait_until(lambda: broker.books()["leases"] == 0)
+        broker.cli("unload", "m")
+        draining = broker.books()["draining"]
+        assert draining == broker.bytes_in_ram() > 0
+        broker.kill()
+        broker.start()
+        assert broker.books()["draining"] == draining
+        tell(parent, "the child reads this")
+        wait_until(broker.is_empty)
+
+
+def test_commands_that_are_killed_leave_no_lease_and_no_half_load(
+    broker: BrokerProcess, tmp_path: Path
+) -> None:
+    path = files.write_random(tmp_path / "m", 40)
+    for _ in range(10):
+        command = subprocess.Popen([BINARY, "load", path, "--name", "m"], env=broker.environment)
+        wait_until(lambda: broker.books()["misses"] > 0, every=0)
+        command.kill()
+        command.wait()
+    with broker.connect() as client:
+        client.load(path, "m")
+        assert_right_bytes(client, "m", crcs(path))
+        client.unload("m", wait=True)
+    wait_until(broker.is_empty)
+
+
+def test_workers_that_start_and_die_while_a_model_comes_and_goes_leave_nothing(
+    broker: BrokerProcess, tmp_path: Path
+) -> None:
+    path = files.write_random(tmp_path / "m", 5)
+    with broker.connect() as client:
+        for _ in range(5):
+            client.load(path, "m")
+            holders = [start_python(HOLDER, ["m"], broker.environment) for _ in range(2)]
+            try:
+                assert line_of(holders[0]) == "ready"
+                client.unload("m")
+            finally:
+                for holder in holders:  # the second may be anywhere, and may not find its model
+                    holder.kill()
+                    holder.communicate()
+            wait_until(broker.is_empty)

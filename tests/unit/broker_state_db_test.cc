@@ -1,0 +1,241 @@
+// Names and pins over a broker's death: real files, killed writers, damage, and other versions.
+#include "broker/ram/state_db.h"
+
+#include <SQLiteCpp/SQLiteCpp.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/resource.h>
+
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <tuple>
+
+#include "tests/support/child.h"
+#include "tests/support/temp_directory.h"
+#include "tests/support/watchdog.h"
+
+namespace modelbroker {
+
+// For comparisons in this file.
+bool operator==(const BlockRecord& a, const BlockRecord& b) {
+  const auto tie = [](const BlockRecord& r) { return std::tie(r.block, r.names, r.type, r.path, r.pinned, r.ctime_ns); };
+  return tie(a) == tie(b);
+}
+
+namespace {
+
+namespace fs = std::filesystem;
+using Records = std::vector<BlockRecord>;
+
+BlockRecord record(const std::string& block, const std::vector<std::string>& names, bool pinned = false) {
+  return {block, names, "unet", "/models/" + block, pinned, 1'700'000'000'123'456'789};
+}
+
+class StateDbTest : public ::testing::Test {
+ protected:
+  [[nodiscard]] StateDb::Opened open() const {
+    auto opened = StateDb::open(path_);
+    EXPECT_TRUE(opened) << opened.error().message;
+    return opened ? std::move(*opened) : StateDb::Opened{};
+  }
+  // What another broker would find; the file must be sound.
+  [[nodiscard]] Records records() const {
+    StateDb::Opened opened = open();
+    EXPECT_EQ(opened.warning, "");
+    return std::move(opened.records);
+  }
+  void expect_moved_aside_and_usable(const std::string& word) const {
+    StateDb::Opened opened = open();
+    EXPECT_NE(opened.warning.find(path_), std::string::npos) << opened.warning;
+    EXPECT_NE(opened.warning.find(word), std::string::npos) << opened.warning;
+    EXPECT_TRUE(opened.records.empty());
+    EXPECT_TRUE(fs::exists(path_ + ".damaged"));
+    ASSERT_TRUE(opened.db->apply({record("new", {"n"})}, {}));
+    opened.db.reset();
+    EXPECT_EQ(records(), Records{record("new", {"n"})});
+  }
+  static std::string contents(const std::string& path) {
+    std::ifstream file(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(file), {}};
+  }
+  static void put(const std::string& path, const std::string& bytes) {
+    std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes;
+  }
+
+  testing::Watchdog watchdog_;
+  testing::TempDirectory folder_;
+  const std::string path_ = folder_ / "state.db";
+};
+
+// ---- ordinary life
+
+TEST_F(StateDbTest, ANewFileIsEmpty) {
+  EXPECT_EQ(records(), Records{});
+  EXPECT_EQ(records(), Records{});
+  EXPECT_FALSE(fs::exists(path_ + ".damaged"));
+}
+
+TEST_F(StateDbTest, WhatIsAppliedIsThereWhenItIsOpenedAgain) {
+  const Records all{record("a", {"one", "eins", "un"}, true), record("b", {}),
+                    {"c", {"gr\xc3\xbc\xc3\x9f" "e; DROP TABLE names"}, "", "", false, -5}};
+  ASSERT_TRUE(open().db->apply(all, {}));
+  EXPECT_EQ(records(), all);  // in the order of the blocks, their names in theirs
+}
+
+TEST_F(StateDbTest, ABlockIsReplacedErasedAndLeftAlone) {
+  StateDb::Opened opened = open();
+  ASSERT_TRUE(opened.db->apply({record("a", {"one", "eins"}), record("b", {"two"}), record("c", {"three"})}, {}));
+  ASSERT_TRUE(opened.db->apply({record("a", {"eins", "neu"}, true)}, {"b", "never"}));
+  EXPECT_EQ(records(), (Records{record("a", {"eins", "neu"}, true), record("c", {"three"})}));
+  ASSERT_TRUE(opened.db->apply({}, {}));
+  ASSERT_TRUE(opened.db->apply({}, {"a", "c"}));
+  EXPECT_EQ(records(), Records{});
+}
+
+TEST_F(StateDbTest, ANameMovesToTheBlockThatHasItNow) {
+  StateDb::Opened opened = open();
+  ASSERT_TRUE(opened.db->apply({record("old", {"one", "two"})}, {}));
+  ASSERT_TRUE(opened.db->apply({record("new", {"one"})}, {}));
+  EXPECT_EQ(records(), (Records{record("new", {"one"}), record("old", {"two"})}));
+  // In one step, whichever is written first.
+  ASSERT_TRUE(opened.db->apply({record("old", {}), record("new", {"one", "two"})}, {}));
+  EXPECT_EQ(records(), (Records{record("new", {"one", "two"}), record("old", {})}));
+  ASSERT_TRUE(opened.db->apply({record("newer", {"one", "two"}), record("new", {})}, {"old"}));
+  EXPECT_EQ(records(), (Records{record("new", {}), record("newer", {"one", "two"})}));
+}
+
+TEST_F(StateDbTest, ABlockThatIsErasedAndWrittenInOneStepStays) {
+  ASSERT_TRUE(open().db->apply({record("a", {"one"})}, {"a"}));
+  EXPECT_EQ(records(), Records{record("a", {"one"})});
+}
+
+// ---- death
+
+TEST_F(StateDbTest, AKilledBrokerLosesNothingThatWasApplied) {
+  testing::Child child([&](const testing::Child::Parent& parent) {
+    auto opened = StateDb::open(path_);
+    for (int i = 0; opened && i < 50; ++i) {
+      if (!opened->db->apply({record("b" + std::to_string(i), {std::to_string(i)})}, {})) return 1;
+    }
+    parent.say("applied");
+    parent.wait();
+    return 0;
+  });
+  ASSERT_EQ(child.hear(), "applied");
+  child.kill();
+  EXPECT_EQ(records().size(), 50U);
+}
+
+TEST_F(StateDbTest, ABrokerThatIsKilledWhileItWritesLeavesWholeTransactions) {
+  for (int round = 0; round < 10; ++round) {
+    testing::Child child([&](const testing::Child::Parent& parent) {
+      auto opened = StateDb::open(path_);
+      if (!opened) return 1;
+      parent.say("open");
+      // Two blocks and their names belong together.
+      for (int i = 0;; ++i) {
+        const std::string number = std::to_string(i);
+        if (!opened->db->apply({record("x", {"n" + number}), record("y", {"m" + number})}, {})) return 1;
+      }
+    });
+    ASSERT_EQ(child.hear(), "open");
+    while (!fs::exists(path_ + "-wal") || fs::file_size(path_ + "-wal") == 0) {
+    }
+    child.kill();
+    const Records left = records();
+    if (left.empty()) continue;
+    ASSERT_EQ(left.size(), 2U);
+    EXPECT_EQ(left[0].names.at(0).substr(1), left[1].names.at(0).substr(1));
+  }
+}
+
+// ---- damage
+
+TEST_F(StateDbTest, WhatIsNoDatabaseIsMovedAside) {
+  put(path_, std::string(10'000, 'x'));
+  expect_moved_aside_and_usable("not a database");
+  EXPECT_EQ(contents(path_ + ".damaged"), std::string(10'000, 'x'));
+  put(path_, "again");  // an older one in its place is no hindrance
+  fs::remove(path_ + "-wal");
+  fs::remove(path_ + "-shm");
+  expect_moved_aside_and_usable(".damaged");
+  EXPECT_EQ(contents(path_ + ".damaged"), "again");
+}
+
+TEST_F(StateDbTest, AnEmptyFileIsANewOne) {
+  put(path_, "");
+  EXPECT_EQ(records(), Records{});
+}
+
+TEST_F(StateDbTest, DamageAnywhereNeverStopsTheBroker) {
+  {
+    StateDb::Opened opened = open();
+    Records many;
+    for (int i = 0; i < 100; ++i) many.push_back(record("block" + std::to_string(i), {"name" + std::to_string(i)}));
+    ASSERT_TRUE(opened.db->apply(many, {}));
+  }
+  const std::string sound = contents(path_);
+  ASSERT_GE(sound.size(), 3U * 4096);
+  const auto try_it = [&](const std::string& bytes, std::size_t at) {
+    for (const auto& entry : fs::directory_iterator(folder_.path())) fs::remove(entry.path());
+    put(path_, bytes);
+    StateDb::Opened opened = open();
+    ASSERT_TRUE(opened.db) << at;
+    // What was found may be less; writing works, or says so.
+    const auto applied = opened.db->apply({record("new", {"n"})}, {"block3"});
+    if (!applied) {
+      EXPECT_EQ(applied.error().code, ErrorCode::kInternal) << at;
+      EXPECT_NE(applied.error().message.find(path_), std::string::npos);
+    }
+  };
+  for (std::size_t at = 0; at < sound.size(); at += at < 200 ? 7 : 301) {
+    std::string bytes = sound;
+    bytes[at] = static_cast<char>(bytes[at] ^ 0x55);
+    try_it(bytes, at);
+  }
+  for (std::size_t size = 1; size < sound.size(); size += 1000) try_it(sound.substr(0, size), size);
+}
+
+TEST_F(StateDbTest, ADatabaseOfAnotherVersionIsMovedAside) {
+  (void)open();
+  SQLite::Database(path_, SQLite::OPEN_READWRITE).exec("PRAGMA user_version=2");
+  expect_moved_aside_and_usable("another version");
+  EXPECT_EQ(SQLite::Database(path_ + ".damaged").execAndGet("PRAGMA user_version").getInt(), 2);
+}
+
+TEST_F(StateDbTest, SomebodyElsesTablesAreMovedAside) {
+  SQLite::Database(path_, SQLite::OPEN_READWRITE | SQLite::OPEN_CREATE).exec("CREATE TABLE blocks(other TEXT)");
+  expect_moved_aside_and_usable("no such column");
+  for (const char* const suffix : {"", "-wal", "-shm", ".damaged"}) fs::remove(path_ + suffix);
+  SQLite::Database(path_, SQLite::OPEN_READWRITE | SQLite::OPEN_CREATE).exec("PRAGMA user_version=1");
+  expect_moved_aside_and_usable("no such table");
+}
+
+TEST_F(StateDbTest, AFolderThatIsNotThereIsATypedError) {
+  const auto opened = StateDb::open(folder_ / "absent/state.db");
+  ASSERT_FALSE(opened);
+  EXPECT_EQ(opened.error().code, ErrorCode::kInternal);
+  EXPECT_NE(opened.error().message.find("absent/state.db"), std::string::npos) << opened.error().message;
+}
+
+TEST_F(StateDbTest, AWriteThatFailsChangesNothing) {
+  StateDb::Opened opened = open();
+  const Records before{record("a", {"one"}), record("b", {"two"})};
+  ASSERT_TRUE(opened.db->apply(before, {}));
+  ::signal(SIGXFSZ, SIG_IGN);
+  rlimit limit{};
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &limit), 0);
+  const rlimit tight{100'000, limit.rlim_max};
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &tight), 0);
+  const auto failed = opened.db->apply({record("c", {std::string(1'000'000, 'x')})}, {"a"});
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &limit), 0);
+  ASSERT_FALSE(failed);
+  EXPECT_NE(failed.error().message.find(path_), std::string::npos) << failed.error().message;
+  EXPECT_EQ(records(), before);
+  ASSERT_TRUE(opened.db->apply({record("c", {"three"})}, {"a"}));
+  EXPECT_EQ(records(), (Records{record("b", {"two"}), record("c", {"three"})}));
+}
+
+}  // namespace
+}  // namespace modelbroker

@@ -1,0 +1,75 @@
+"""Includes go only down the floors: a room may include itself and the rooms below it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+# What each folder may include, itself left out. The longest folder that fits a file counts.
+BELOW: dict[str, tuple[str, ...]] = {
+    "shm": (),
+    "wire": ("shm",),
+    "cpp_client": ("shm", "wire"),
+    "broker/clock.h": (),
+    "broker/catalog": ("shm",),
+    "broker/ram": ("shm", "broker/catalog"),
+    "broker/workers": ("shm", "broker/clock.h"),
+    "broker/server": (
+        "shm",
+        "wire",
+        "broker/clock.h",
+        "broker/catalog",
+        "broker/ram",
+        "broker/workers",
+    ),
+    "broker/cli": ("shm", "wire", "cpp_client", "broker/ram", "broker/server"),
+    "broker": ("broker/cli",),
+}
+_INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"')
+_GENERATED = "modelbroker_version.h"
+
+
+def _room_of(path: str) -> str | None:
+    fitting = [room for room in BELOW if path == room or path.startswith(room + "/")]
+    return max(fitting, key=len, default=None)
+
+
+def violations(root: Path) -> list[str]:
+    """One line for each include that goes up or sideways, or leads out of the rooms."""
+    found = []
+    for folder in sorted({room.split("/")[0] for room in BELOW}):
+        for path in sorted((root / folder).rglob("*")):
+            if path.suffix not in (".h", ".cc"):
+                continue
+            name = path.relative_to(root).as_posix()
+            found += [
+                f"{name}:{number}: {why}"
+                for number, line in enumerate(path.read_text().splitlines(), 1)
+                if (why := _wrong(name, line))
+            ]
+    return found
+
+
+def _wrong(name: str, line: str) -> str | None:
+    include = _INCLUDE.match(line)
+    if include is None or include[1] == _GENERATED:
+        return None
+    here, there = _room_of(name), _room_of(include[1])
+    if there is None:
+        return f"{include[1]} is in no room: include from the repository root"
+    assert here is not None
+    if here == there or there in BELOW[here]:
+        return None
+    return f"{here} may not include {include[1]}"
+
+
+def main() -> int:
+    root = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parent.parent
+    found = violations(root)
+    print("\n".join(found) if found else "floors: every include goes down")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
