@@ -12,6 +12,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -145,16 +146,28 @@ class DemoBroker:
 # ---- the machine
 
 
-def available_memory() -> int:
+def meminfo(word: str) -> int:
+    """Bytes."""
     for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
+        if line.startswith(f"{word}:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/meminfo has no MemAvailable")
+    raise RuntimeError(f"/proc/meminfo has no {word}")
+
+
+def machine() -> str:
+    """What a figure was measured on."""
+    cpu = "unknown processor"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            cpu = line.split(":", 1)[1].strip()
+            break
+    memory = meminfo("MemTotal") / (1 << 30)
+    return f"{os.cpu_count()} x {cpu}, {memory:.0f} GiB, Linux {platform.release()}"
 
 
 def choose_layers(folder: Path) -> int:
     """A block, four copies of torch.load and the page cache must fit; so must two files on disk."""
-    memory = min(available_memory() / (_WORKERS + 2.5), shutil.disk_usage("/dev/shm").free / 2)
+    memory = min(meminfo("MemAvailable") / (_WORKERS + 2.5), shutil.disk_usage("/dev/shm").free / 2)
     disk = shutil.disk_usage(folder).free / 2.5
     return generate_model.layers_for(int(min(memory, disk)))
 
@@ -257,7 +270,14 @@ def compare(broker: DemoBroker, folder: Path, claims: Claims) -> dict[str, Any]:
     claims.check(0.95 * one < four < 1.1 * one, f"four workers hold {four / one:.2f} copies")
     held = rows["memory"]["torch"] / four
     claims.check(held > 3.5, f"four torch.load workers hold {held:.1f} times as much")
-    return {"size": size, "page_kind": loaded["page_kind"], **rows}
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "command": "make demo",
+        "machine": machine(),
+        "size": size,
+        "page_kind": loaded["page_kind"],
+        **rows,
+    }
 
 
 def print_table(rows: dict[str, dict[str, float]]) -> None:
