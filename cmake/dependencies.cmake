@@ -18,6 +18,3 @@ pkg_check_modules(xxhash REQUIRED IMPORTED_TARGET libxxhash)  # PkgConfig::xxhas
 if(MODELBROKER_BUILD_TESTS)
   find_package(GTest REQUIRED)             # GTest::gtest_main, GTest::gmock
 endif()
-if(MODELBROKER_BUILD_BENCH)
-  find_package(benchmark REQUIRED)         # benchmark::benchmark_main
-endif()

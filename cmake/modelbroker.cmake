@@ -22,9 +22,9 @@
 #       it lies in (unit, integration, crash, fuzz, gpu). ctest runs every test case as a process
 #       of its own, two at a time: a test may use no fixed name, path or port.
 #
-#   modelbroker_benchmark(block_write_bench.cc
-#     LIBRARIES modelbroker::shm)
-#       A Google Benchmark program named after its file.
+#   modelbroker_benchmark(load_floor_bench.cc
+#     LIBRARIES Threads::Threads)
+#       Called in bench/CMakeLists.txt. A program named after its file, with a main of its own.
 #
 # The third-party targets are listed in cmake/dependencies.cmake.
 
@@ -99,6 +99,5 @@ endfunction()
 function(modelbroker_benchmark source)
   cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "LIBRARIES")
   cmake_path(GET source STEM name)
-  modelbroker_executable(${name} SOURCES ${source}
-    LIBRARIES ${arg_LIBRARIES} benchmark::benchmark_main)
+  modelbroker_executable(${name} SOURCES ${source} LIBRARIES ${arg_LIBRARIES})
 endfunction()
