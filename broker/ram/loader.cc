@@ -142,6 +142,7 @@ Result<Block> load_block(Os& os, const BlockDirectory& where, int source_fd, con
   const unsigned threads = thread_count(options.threads, layout.chunk_count(), cold);
   MODELBROKER_TRY(for_each_chunk(layout.chunk_count(), threads, progress, load));
   MODELBROKER_TRY(unchanged(os, source_fd, directory, options.label));
+  if (progress.cancelled) return fail(ErrorCode::kCancelled, "the load was cancelled");
   return std::move(writer).publish(manifest, encoded, hashes);
 }
 

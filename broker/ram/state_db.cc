@@ -10,7 +10,19 @@ namespace {
 
 constexpr int kSchemaVersion = 1;
 // SQLite's own numbers (sqlite3.h), so that its header is not needed here.
+constexpr int kSqliteCorrupt = 11;
 constexpr int kSqliteFull = 13;
+constexpr int kSqliteNotADatabase = 26;
+
+// A database that cannot be read, now or ever; a full disk or somebody else's lock is not that.
+struct Damaged : SQLite::Exception {
+  using SQLite::Exception::Exception;
+};
+
+bool damaged(const SQLite::Exception& error) {
+  return dynamic_cast<const Damaged*>(&error) != nullptr || error.getErrorCode() == kSqliteCorrupt ||
+         error.getErrorCode() == kSqliteNotADatabase;
+}
 
 Error error_of(const std::string& path, const SQLite::Exception& error) {
   const ErrorCode code = error.getErrorCode() == kSqliteFull ? ErrorCode::kResourceExhausted : ErrorCode::kInternal;
@@ -35,7 +47,7 @@ struct StateDb::Impl {
           " WITHOUT ROWID");
       db.exec("PRAGMA user_version=" + std::to_string(kSchemaVersion));
     } else if (db.execAndGet("PRAGMA user_version").getInt() != kSchemaVersion) {
-      throw SQLite::Exception("it was written by another version of modelbroker");
+      throw Damaged("it was written by another version of modelbroker");
     }
   }
 
@@ -106,7 +118,7 @@ Result<StateDb::Opened> StateDb::open(const std::string& path) {
       opened.db = std::unique_ptr<StateDb>(new StateDb(std::move(impl)));
       return opened;
     } catch (const SQLite::Exception& error) {
-      if (again) return tl::unexpected<Error>(error_of(path, error));
+      if (again || !damaged(error)) return tl::unexpected<Error>(error_of(path, error));
       opened.warning = error_of(path, error).message + "; it was moved to '" + path +
                        ".damaged' and names are taken from the blocks";
       for (const char* suffix : {"", "-wal", "-shm"}) {

@@ -3,6 +3,8 @@
 #include <fcntl.h>
 
 #include <algorithm>
+#include <chrono>
+#include <thread>
 
 #include "broker/server/log.h"
 #include "wire/frame.h"
@@ -10,13 +12,30 @@
 namespace modelbroker {
 namespace {
 
+// File clocks tick every few milliseconds. What was written within the tick of our look could be written again
+// within it and look the same; a look from a later tick cannot be fooled.
+constexpr std::chrono::milliseconds kFileClockTick{10};
+constexpr int kLooks = 5;
+
+Result<FileIdentity> settled_identity(Os& os, int file, const std::string& label) {
+  auto source = identify(os, file, label);
+  for (int look = 1; look < kLooks && source; ++look) {
+    const auto now = std::chrono::system_clock::now().time_since_epoch();
+    const auto age = now - std::chrono::nanoseconds(source->ctime_ns);
+    if (age < std::chrono::nanoseconds(0) || age > kFileClockTick) break;
+    std::this_thread::sleep_for(kFileClockTick);
+    source = identify(os, file, label);
+  }
+  return source;
+}
+
 Result<FileIdentity> open_and_identify(Os& os, Fd& file, const std::string& path) {
   if (!file) {
     auto opened = os.open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0);
     if (!opened) return fail_errno(opened.error().number, "opening '" + wire::printable(path) + "'");
     file = std::move(*opened);
   }
-  return identify(os, file.get(), wire::printable(path));
+  return settled_identity(os, file.get(), wire::printable(path));
 }
 
 }  // namespace

@@ -33,9 +33,7 @@ class MemoryFactsTest : public ::testing::Test {
     put(cgroup_ + path + "/memory.max", most + "\n");
     put(cgroup_ + path + "/memory.current", current + "\n");
   }
-  [[nodiscard]] Result<MemoryFacts> read() const {
-    return read_memory_facts(*os_, folder_.path(), proc_, cgroup_);
-  }
+  [[nodiscard]] Result<MemoryFacts> read() const { return read_memory_facts(*os_, folder_.path(), proc_, cgroup_); }
   [[nodiscard]] std::optional<std::uint64_t> left(const std::string& own) const {
     put(proc_ + "/self/cgroup", own);
     const auto facts = read();
@@ -166,10 +164,20 @@ TEST(BudgetTest, ABrokerThatStartsOverItsBudgetHasNothingAvailable) {
 // ---- sizes
 
 TEST(SizeTest, AreReadAsPeopleWriteThem) {
-  for (const auto& [text, bytes] : std::vector<std::pair<std::string, std::uint64_t>>{
-           {"0", 0}, {"1048576", 1048576}, {"12B", 12}, {"4KiB", 4096}, {"4 KiB", 4096}, {"1.5 GB", 1'500'000'000},
-           {"4GiB", 4 * kGiB}, {"0.5GiB", kGiB / 2}, {"2TiB", 2048 * kGiB}, {"3TB", 3'000'000'000'000}, {"7MB", 7'000'000},
-           {"7MiB", 7 << 20}, {"2KB", 2000}, {"0.1B", 0}}) {
+  for (const auto& [text, bytes] : std::vector<std::pair<std::string, std::uint64_t>>{{"0", 0},
+                                                                                      {"1048576", 1048576},
+                                                                                      {"12B", 12},
+                                                                                      {"4KiB", 4096},
+                                                                                      {"4 KiB", 4096},
+                                                                                      {"1.5 GB", 1'500'000'000},
+                                                                                      {"4GiB", 4 * kGiB},
+                                                                                      {"0.5GiB", kGiB / 2},
+                                                                                      {"2TiB", 2048 * kGiB},
+                                                                                      {"3TB", 3'000'000'000'000},
+                                                                                      {"7MB", 7'000'000},
+                                                                                      {"7MiB", 7 << 20},
+                                                                                      {"2KB", 2000},
+                                                                                      {"0.1B", 0}}) {
     const auto parsed = parse_size(text);
     ASSERT_TRUE(parsed) << text;
     EXPECT_EQ(*parsed, bytes) << text;
@@ -177,8 +185,8 @@ TEST(SizeTest, AreReadAsPeopleWriteThem) {
 }
 
 TEST(SizeTest, AnythingElseIsRefusedWithWhatIsAllowed) {
-  for (const std::string bad : {"", "GiB", "x", "-1", "+1", "4gib", "4G", "4 Gi B", "1e9", "0x10", "inf", "nan", "1,5GB",
-                                "4GiB!", " 4GiB", "9999999999999TiB", "8388608TiB"}) {
+  for (const std::string bad : {"", "GiB", "x", "-1", "+1", "4gib", "4G", "4 Gi B", "1e9", "0x10", "inf", "nan",
+                                "1,5GB", "4GiB!", " 4GiB", "9999999999999TiB", "8388608TiB"}) {
     const auto parsed = parse_size(bad);
     ASSERT_FALSE(parsed) << bad;
     EXPECT_EQ(parsed.error().code, ErrorCode::kInvalidArgument);

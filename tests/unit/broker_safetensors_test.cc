@@ -63,9 +63,9 @@ TEST_F(SafetensorsTest, ReadsTensorsInTheOrderOfTheirOffsetsAndMetadata) {
   ASSERT_TRUE(directory) << directory.error().message;
   EXPECT_EQ(directory->format, "safetensors");
   EXPECT_EQ(directory->payload, (ByteRange{8 + header.size(), 15}));
-  EXPECT_EQ(directory->tensors, (std::vector<TensorEntry>{{"first", "F32", {2, 1}, 0, 8},
-                                                          {"middle", "U8", {2}, 8, 2},
-                                                          {"last", "U8", {5}, 10, 5}}));
+  EXPECT_EQ(directory->tensors,
+            (std::vector<TensorEntry>{
+                {"first", "F32", {2, 1}, 0, 8}, {"middle", "U8", {2}, 8, 2}, {"last", "U8", {5}, 10, 5}}));
   EXPECT_EQ(directory->metadata, (std::map<std::string, std::string>{{"format", "pt"}, {"empty", ""}}));
 }
 
@@ -106,13 +106,14 @@ TEST_F(SafetensorsTest, ScalarsAndEmptyTensorsHaveTheirPlaces) {
 
 TEST_F(SafetensorsTest, EveryDtypeIsRead) {
   const std::vector<std::pair<std::string, unsigned>> bits{
-      {"F4", 4},   {"F6_E2M3", 6}, {"F6_E3M2", 6}, {"BOOL", 8}, {"U8", 8},    {"I8", 8},   {"F8_E5M2", 8}, {"F8_E4M3", 8},
-      {"F8_E8M0", 8}, {"I16", 16}, {"U16", 16},    {"F16", 16}, {"BF16", 16}, {"I32", 32}, {"U32", 32},
-      {"F32", 32}, {"C64", 64},    {"F64", 64},    {"I64", 64}, {"U64", 64}};
+      {"F4", 4},      {"F6_E2M3", 6}, {"F6_E3M2", 6}, {"BOOL", 8}, {"U8", 8},   {"I8", 8},    {"F8_E5M2", 8},
+      {"F8_E4M3", 8}, {"F8_E8M0", 8}, {"I16", 16},    {"U16", 16}, {"F16", 16}, {"BF16", 16}, {"I32", 32},
+      {"U32", 32},    {"F32", 32},    {"C64", 64},    {"F64", 64}, {"I64", 64}, {"U64", 64}};
   for (const auto& [dtype, size] : bits) {
     const std::string bytes = std::to_string(size * 4 / 8);
-    const auto directory = read(safetensors_bytes(
-        R"({"t":{"dtype":")" + dtype + R"(","shape":[4],"data_offsets":[0,)" + bytes + "]}}", std::string(size / 2, 'x')));
+    const auto directory =
+        read(safetensors_bytes(R"({"t":{"dtype":")" + dtype + R"(","shape":[4],"data_offsets":[0,)" + bytes + "]}}",
+                               std::string(size / 2, 'x')));
     ASSERT_TRUE(directory) << dtype << directory.error().message;
     EXPECT_EQ(directory->tensors.at(0).dtype, dtype);
     EXPECT_EQ(directory->tensors.at(0).size, size / 2);
@@ -120,12 +121,17 @@ TEST_F(SafetensorsTest, EveryDtypeIsRead) {
 }
 
 TEST_F(SafetensorsTest, NamesMayBeAnyText) {
-  const auto directory = read(safetensors_bytes(
-      "{" + u8_tensor("", 0, 1) + "," + u8_tensor("gr\xc3\xbc\xc3\x9f" "e", 1, 1) + "," + u8_tensor("\\u0041\\n", 2, 1) + "}",
-      "abc"));
+  const auto directory = read(safetensors_bytes("{" + u8_tensor("", 0, 1) + "," +
+                                                    u8_tensor("gr\xc3\xbc\xc3\x9f"
+                                                              "e",
+                                                              1, 1) +
+                                                    "," + u8_tensor("\\u0041\\n", 2, 1) + "}",
+                                                "abc"));
   ASSERT_TRUE(directory) << directory.error().message;
   EXPECT_EQ(directory->tensors[0].name, "");
-  EXPECT_EQ(directory->tensors[1].name, "gr\xc3\xbc\xc3\x9f" "e");
+  EXPECT_EQ(directory->tensors[1].name,
+            "gr\xc3\xbc\xc3\x9f"
+            "e");
   EXPECT_EQ(directory->tensors[2].name, "A\n");
 }
 
@@ -271,11 +277,11 @@ TEST_F(SafetensorsTest, MalformedHeadersAreRefused) {
       {"a small dtype", with_dtype(R"("u8")"), "'u8'", ErrorCode::kUnimplemented},
       {"an empty dtype", with_dtype(R"("")"), "'t'", ErrorCode::kUnimplemented},
       {"a dtype that is long and no ASCII", with_dtype("\"x" + std::string(40, '\xc3') + "\""), "JSON"},
-      {"a dtype that ends inside a character",
-       with_dtype("\"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\xc3\xbc\""), "'t'", ErrorCode::kUnimplemented},
+      {"a dtype that ends inside a character", with_dtype("\"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\xc3\xbc\""), "'t'",
+       ErrorCode::kUnimplemented},
       {"a dtype that a terminal would obey", with_dtype(R"("\u001b[2J")"), "'t'", ErrorCode::kUnimplemented},
-      {"a name that ends inside a character",
-       "{" + u8_tensor(std::string(79, 'x') + "\xc3\xbc", 1, 3) + "}", "begins at 1"},
+      {"a name that ends inside a character", "{" + u8_tensor(std::string(79, 'x') + "\xc3\xbc", 1, 3) + "}",
+       "begins at 1"},
       {"a name that a terminal would obey", "{" + u8_tensor("\\u001b[2J\x7f\xc2\x9b", 1, 3) + "}", "begins at 1"},
   };
   for (const Malformed& each : cases) {

@@ -23,8 +23,8 @@ class SameBytesTest : public testing::SourceFixture {
     options.name = "first";
     options.label = source_;
     options.generation = 1;
-    auto block = load_block(*os_, *directory_, testing::open_source(source_).get(), directory_of_source(), options,
-                            progress_);
+    auto block =
+        load_block(*os_, *directory_, testing::open_source(source_).get(), directory_of_source(), options, progress_);
     ASSERT_TRUE(block) << block.error().message;
     block_.emplace(std::move(*block));
   }

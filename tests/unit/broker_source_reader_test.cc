@@ -62,7 +62,8 @@ TEST_F(SourceReaderTest, ReadsEveryRangeToItsLastByte) {
     const auto os = make_os({folder_.path(), direct_io ? "" : "direct_io"});
     SourceReader reader(*os, file_.get(), "label");
     for (const std::uint64_t offset : {std::uint64_t{0}, std::uint64_t{1}, kPage - 1, kPage, kPage + 5, 5 * kPage}) {
-      for (const std::uint64_t size : {std::uint64_t{0}, std::uint64_t{1}, kPage - 1, kPage, kPage + 1, 2 * kPage + 3}) {
+      for (const std::uint64_t size :
+           {std::uint64_t{0}, std::uint64_t{1}, kPage - 1, kPage, kPage + 1, 2 * kPage + 3}) {
         if (offset + size <= kSize) expect_reads(reader, offset, size);
       }
       expect_reads(reader, offset, kSize - offset);
@@ -79,7 +80,7 @@ TEST_F(SourceReaderTest, OnlyWholePagesInStepGoPastTheCache) {
   EXPECT_EQ(direct_reads_, 0);  // memory out of step
   expect_reads(reader, 5, 3 * kPage);
   if (direct_reads_ == 0) GTEST_SKIP() << "this file system has no direct reads";
-  EXPECT_EQ(buffered_reads_, 4);  // one, one, and the first and last parts of pages
+  EXPECT_EQ(buffered_reads_, 4);         // one, one, and the first and last parts of pages
   EXPECT_FALSE(is_direct(file_.get()));  // the caller's own description is left as it was
 }
 

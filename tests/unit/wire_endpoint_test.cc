@@ -51,7 +51,10 @@ TEST_F(EndpointTest, TheSocketsLieInTheRunDirectory) {
 }
 
 TEST_F(EndpointTest, ParsesWhatItWrites) {
-  for (const char* const directory : {"/run/modelbroker", "/a", "/with space/gr\xc3\xbc\xc3\x9f" "e", "/a/broker.sock"}) {
+  for (const char* const directory : {"/run/modelbroker", "/a",
+                                      "/with space/gr\xc3\xbc\xc3\x9f"
+                                      "e",
+                                      "/a/broker.sock"}) {
     const auto parsed = Endpoint::parse(Endpoint{directory}.broker());
     ASSERT_TRUE(parsed) << parsed.error().message;
     EXPECT_EQ(parsed->run_directory, directory);

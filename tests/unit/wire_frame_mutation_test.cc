@@ -39,9 +39,8 @@ TEST(FrameMutationTest, MutatedFramesGiveAValueOrATypedError) {
   status.tiers["ram"] = {};
   const std::vector<std::string> seeds{
       encode_request({"id", "model.attach", "session", 5}, attach),
-      encode_request({"id", "lease.restate"}, Restate{{{1, "m", {"a", "b"}}, {2, "n", {}}}}),
-      encode_reply({}, list), encode_reply({1, std::uint64_t{5}}, status),
-      encode_error({}, {ErrorCode::kDataLoss, "text", {{"needed", 1}}})};
+      encode_request({"id", "lease.restate"}, Restate{{{1, "m", {"a", "b"}}, {2, "n", {}}}}), encode_reply({}, list),
+      encode_reply({1, std::uint64_t{5}}, status), encode_error({}, {ErrorCode::kDataLoss, "text", {{"needed", 1}}})};
   for (const std::string& seed : seeds) read_as_anything(seed);
   std::mt19937_64 random(20240607);  // the same bytes in every run
   const auto below = [&](std::size_t limit) { return static_cast<std::size_t>(random() % limit); };
@@ -50,11 +49,21 @@ TEST(FrameMutationTest, MutatedFramesGiveAValueOrATypedError) {
     for (std::size_t changes = below(6) + 1; changes > 0; --changes) {
       const std::size_t at = below(bytes.size());
       switch (below(5)) {
-        case 0: bytes[at] = static_cast<char>(random()); break;
-        case 1: bytes.erase(at, below(4)); break;
-        case 2: bytes.insert(at, std::string(below(4), static_cast<char>(random()))); break;
-        case 3: bytes.insert(at, bytes.substr(below(bytes.size()), below(40))); break;
-        default: bytes.resize(at + 1); break;
+        case 0:
+          bytes[at] = static_cast<char>(random());
+          break;
+        case 1:
+          bytes.erase(at, below(4));
+          break;
+        case 2:
+          bytes.insert(at, std::string(below(4), static_cast<char>(random())));
+          break;
+        case 3:
+          bytes.insert(at, bytes.substr(below(bytes.size()), below(40)));
+          break;
+        default:
+          bytes.resize(at + 1);
+          break;
       }
       if (bytes.empty()) bytes = "\xc0";
     }

@@ -70,7 +70,9 @@ void expect_data_refused(const std::string& data, std::string_view word) {
 
 TEST(FrameTest, ARequestComesBackAsItWasSent) {
   LoadModel sent;
-  sent.path = "/models/gr\xc3\xbc\xc3\x9f" "e.safetensors";
+  sent.path =
+      "/models/gr\xc3\xbc\xc3\x9f"
+      "e.safetensors";
   sent.name = "a";
   sent.estimated_size_mb = 12.5;
   sent.pin = true;
@@ -149,13 +151,13 @@ TEST(FrameTest, AVersionOneRequestNeedsOnlyItsType) {
   EXPECT_TRUE(bare->data<Empty>());
   EXPECT_TRUE(bare->data<GetModelInfo>());
   const std::string data = map({{"name", str("n")}});
-  for (const auto& [id, expected] : std::vector<std::pair<std::string, RequestId>>{
-           {str("x"), std::string("x")},
-           {str(""), std::string()},
-           {str(std::string(1000, 'x')), std::string(1000, 'x')},
-           {uint(77), std::uint64_t{77}},
-           {sint(-77), std::int64_t{-77}},
-           {kNil, std::monostate()}}) {
+  for (const auto& [id, expected] :
+       std::vector<std::pair<std::string, RequestId>>{{str("x"), std::string("x")},
+                                                      {str(""), std::string()},
+                                                      {str(std::string(1000, 'x')), std::string(1000, 'x')},
+                                                      {uint(77), std::uint64_t{77}},
+                                                      {sint(-77), std::int64_t{-77}},
+                                                      {kNil, std::monostate()}}) {
     const auto got = Request::decode(map({{"type", str("t")}, {"data", data}, {"request_id", id}}));
     ASSERT_TRUE(got) << got.error().message;
     EXPECT_EQ(got->reply_to().version, 1U);
@@ -181,7 +183,9 @@ TEST(FrameTest, AVersionTwoReplyNamesItsVersion) {
             std::string("\x84\xa1v\x02\xaarequest_id\xa1x\xa7success\xc3\xa4") + "data\x81\xa8released\x03");
   EXPECT_EQ(encode_error({}, {ErrorCode::kInternal, "m"}),
             std::string("\x84\xa1v\x02\xaarequest_id\xa0\xa7success\xc2\xa5") +
-                "error\x83\xa4" "code\xa8internal\xa7message\xa1m\xa7" "details\x80");
+                "error\x83\xa4"
+                "code\xa8internal\xa7message\xa1m\xa7"
+                "details\x80");
 }
 
 // ---- the head
@@ -231,7 +235,9 @@ TEST(FrameTest, WhatIsNoMapIsRefused) {
 
 TEST(FrameTest, TheSizeIsLimited) {
   const std::string whole = request(map({{"model", str("")}}));
-  const auto padded = [&](std::size_t size) { return request(map({{"model", str(std::string(size - whole.size(), 'x'))}})); };
+  const auto padded = [&](std::size_t size) {
+    return request(map({{"model", str(std::string(size - whole.size(), 'x'))}}));
+  };
   EXPECT_TRUE(Request::decode(padded(kMessageLimit)));
   expect_refused(padded(kMessageLimit + 1), "1048576 bytes");
   EXPECT_TRUE(Request::decode(padded(kPacketLimit), kPacketLimit));
@@ -335,7 +341,8 @@ TEST(FrameTest, MissingRequiredFieldsAreNamed) {
 }
 
 TEST(FrameTest, OptionalFieldsKeepTheirDefaultsAndUnknownOnesAreIgnored) {
-  const auto got = Request::decode(request(map({{"model", str("m")}, {"load", kNil}, {"new", map({{"x", array({})}})}})));
+  const auto got =
+      Request::decode(request(map({{"model", str("m")}, {"load", kNil}, {"new", map({{"x", array({})}})}})));
   ASSERT_TRUE(got);
   const auto attach = got->data<Attach>();
   ASSERT_TRUE(attach) << attach.error().message;
@@ -347,7 +354,8 @@ TEST(FrameTest, OptionalFieldsKeepTheirDefaultsAndUnknownOnesAreIgnored) {
 TEST(FrameTest, ANumberMayBeAnyNumber) {
   for (const auto& [bytes, value] : std::vector<std::pair<std::string, double>>{
            {uint(3), 3}, {sint(-3), -3}, {real(0.25), 0.25}, {std::string("\xca\x3f\x80\x00\x00", 5), 1}}) {
-    EXPECT_EQ(Request::decode(request(map({{"estimated_size_mb", bytes}})))->data<LoadModel>()->estimated_size_mb, value);
+    EXPECT_EQ(Request::decode(request(map({{"estimated_size_mb", bytes}})))->data<LoadModel>()->estimated_size_mb,
+              value);
   }
 }
 
@@ -358,7 +366,8 @@ TEST(FrameTest, ARepliesDamageIsAnErrorOfItsReader) {
   const auto no_error = Reply::decode(map({{"success", "\xc2"}}));
   ASSERT_TRUE(no_error);
   EXPECT_EQ(no_error->data<DetachReply>().error().code, ErrorCode::kInternal);
-  const auto strange = Reply::decode(map({{"success", "\xc2"}, {"error", map({{"code", str("new_word")}, {"message", uint(1)}})}}));
+  const auto strange =
+      Reply::decode(map({{"success", "\xc2"}, {"error", map({{"code", str("new_word")}, {"message", uint(1)}})}}));
   EXPECT_EQ(strange->data<DetachReply>().error().code, ErrorCode::kInternal);
 }
 

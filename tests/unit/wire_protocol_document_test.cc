@@ -54,7 +54,7 @@ std::string quoted(const std::string& text) {
 }
 
 struct Document {
-  std::vector<std::string> sections;   // the "### name" headings, in order
+  std::vector<std::string> sections;    // the "### name" headings, in order
   std::map<std::string, Table> tables;  // "model.get request", "model.get reply", "model", "code", ...
 
   static const Document& get() {
@@ -95,7 +95,9 @@ struct Document {
 // ---- the code
 
 template <class T>
-concept Message = requires(T& value) { T::fields(value, [](auto&&...) {}); };
+concept Message = requires(T& value) {
+  T::fields(value, [](auto&&...) {});
+};
 template <class T>
 struct KindOf {
   static constexpr std::string_view word = "map";  // a message or a std::map
@@ -197,8 +199,8 @@ void expect_listed(const std::string& table, const std::string& field, const Tab
 // ---- the tests
 
 TEST(ProtocolDocumentTest, EveryExchangeHasItsTables) {
-#define MODELBROKER_CHECK(type, request, reply)    \
-  expect_documented<request>(type " request"); \
+#define MODELBROKER_CHECK(type, request, reply) \
+  expect_documented<request>(type " request");  \
   expect_documented<reply>(type " reply");
   MODELBROKER_EXCHANGES(MODELBROKER_CHECK)
 #undef MODELBROKER_CHECK
@@ -237,8 +239,8 @@ TEST(ProtocolDocumentTest, EveryTableIsOneThatIsChecked) {
 TEST(ProtocolDocumentTest, TheRequestFrameIsAsTheCodeReadsIt) {
   // wire/frame.h has no fields(): these are the words of Request::decode.
   Table frame = Document::get().tables.at("request");
-  const Table code{{"v", "uint"},      {"request_id", "str"}, {"type", "str"},
-                   {"data", "map"},    {"session", "str"},    {"deadline_ms", "uint"}};
+  const Table code{{"v", "uint"},   {"request_id", "str"}, {"type", "str"},
+                   {"data", "map"}, {"session", "str"},    {"deadline_ms", "uint"}};
   EXPECT_EQ(difference(frame, code), "");
 }
 

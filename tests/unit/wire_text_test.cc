@@ -36,8 +36,8 @@ TEST(Utf8Test, EmptyAndMixedTextIsValid) {
 }
 
 TEST(Utf8Test, OverlongFormsAreRefused) {
-  for (const char* const bad : {"\xc0\x80", "\xc0\xaf", "\xc1\xbf", "\xe0\x80\x80", "\xe0\x9f\xbf", "\xf0\x80\x80\x80",
-                                "\xf0\x8f\xbf\xbf"}) {
+  for (const char* const bad :
+       {"\xc0\x80", "\xc0\xaf", "\xc1\xbf", "\xe0\x80\x80", "\xe0\x9f\xbf", "\xf0\x80\x80\x80", "\xf0\x8f\xbf\xbf"}) {
     EXPECT_FALSE(valid_utf8(bad)) << bad;
   }
 }
@@ -55,7 +55,10 @@ TEST(Utf8Test, BrokenSequencesAreRefusedWhereverTheyStand) {
 // ---- valid_model_name
 
 TEST(ModelNameTest, OrdinaryNamesAreValid) {
-  for (const char* const good : {"a", "flux", "a/b", "with space", "-", ".", "..", "gr\xc3\xbc\xc3\x9f" "e", "a'\"\\b"}) {
+  for (const char* const good : {"a", "flux", "a/b", "with space", "-", ".", "..",
+                                 "gr\xc3\xbc\xc3\x9f"
+                                 "e",
+                                 "a'\"\\b"}) {
     EXPECT_TRUE(valid_model_name(good)) << good;
   }
 }
