@@ -9,19 +9,17 @@ namespace modelbroker {
 namespace {
 
 constexpr int kSchemaVersion = 1;
+constexpr int kAnotherVersion = -2;  // no number of SQLite's
 // SQLite's own numbers (sqlite3.h), so that its header is not needed here.
+constexpr int kSqliteError = 1;  // here: tables that are not ours
 constexpr int kSqliteCorrupt = 11;
 constexpr int kSqliteFull = 13;
 constexpr int kSqliteNotADatabase = 26;
 
 // A database that cannot be read, now or ever; a full disk or somebody else's lock is not that.
-struct Damaged : SQLite::Exception {
-  using SQLite::Exception::Exception;
-};
-
 bool damaged(const SQLite::Exception& error) {
-  return dynamic_cast<const Damaged*>(&error) != nullptr || error.getErrorCode() == kSqliteCorrupt ||
-         error.getErrorCode() == kSqliteNotADatabase;
+  const int code = error.getErrorCode();
+  return code == kAnotherVersion || code == kSqliteError || code == kSqliteCorrupt || code == kSqliteNotADatabase;
 }
 
 Error error_of(const std::string& path, const SQLite::Exception& error) {
@@ -47,7 +45,7 @@ struct StateDb::Impl {
           " WITHOUT ROWID");
       db.exec("PRAGMA user_version=" + std::to_string(kSchemaVersion));
     } else if (db.execAndGet("PRAGMA user_version").getInt() != kSchemaVersion) {
-      throw Damaged("it was written by another version of modelbroker");
+      throw SQLite::Exception("it was written by another version of modelbroker", kAnotherVersion);
     }
   }
 
