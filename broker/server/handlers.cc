@@ -8,6 +8,9 @@
 #include "shm/block_format.h"
 
 namespace modelbroker {
+namespace {
+constexpr std::uint64_t kHighestLease = 1ULL << 62;  // far from where the next number would wrap
+}
 
 template <class M, class R>
 void Server::on(std::string_view type, void (Server::*handler)(Session&, const M&, const Reply<R>&)) {
@@ -75,6 +78,9 @@ void Server::bye(Session& session, const wire::Empty&, const Reply<wire::Session
 
 void Server::restate(Session& session, const wire::Restate& data, const Reply<wire::RestateReply>& reply) {
   wire::RestateReply outcome;
+  if (std::ranges::any_of(data.leases, [](const wire::HeldLease& held) { return held.lease > kHighestLease; })) {
+    return reply.error({ErrorCode::kInvalidArgument, "a lease's number is at most 2^62"});
+  }
   for (const wire::HeldLease& held : data.leases) {
     const bool all_here = !held.blocks.empty() && std::ranges::all_of(held.blocks, [&](const std::string& block) {
       const Resident* const resident = books_->store.by_block(block);

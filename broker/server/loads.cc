@@ -189,8 +189,7 @@ void Loads::landed(const FlightPtr& flight, Result<Block> block) {
   resident.block = std::make_shared<Block>(std::move(*block));
   resident.source = flight->source;
   const Manifest& manifest = resident.block->manifest();
-  resident.type = manifest.type;
-  resident.path = manifest.source_path;
+  resident.type = manifest.type;  // its path comes with its name: see settle_name()
   Resident& added = books_.store.add(std::move(resident));
   log_info("loaded block " + added.block->id() + " (" + std::string(to_string(added.block->page_kind())) + " pages)");
   land(flight, added, "loaded");

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+
 from support import files
 from support.broker import BrokerProcess, wait_until
 

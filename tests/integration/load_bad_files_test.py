@@ -8,19 +8,15 @@ import pickle
 import random
 import socket
 import struct
-import threading
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from support import files
-from support.broker import BrokerProcess, run_python, wait_until
 
-import modelbroker
 from modelbroker import (
     DataLossError,
     InvalidArgumentError,
@@ -30,6 +26,8 @@ from modelbroker import (
     ResourceExhaustedError,
     UnimplementedError,
 )
+from support import files
+from support.broker import BrokerProcess, run_python
 
 CODES = [
     "invalid_argument",
@@ -45,7 +43,7 @@ CODES = [
     "cancelled",
     "unimplemented",
 ]
-MAKER = Callable[[Path], object]
+Maker = Callable[[Path], object]
 Kind = type[ModelBrokerError]
 
 
@@ -65,8 +63,9 @@ def assert_unharmed(broker: BrokerProcess, folder: Path) -> None:
     with broker.connect() as client:
         client.load(path, "honest")
         with client.attach("honest") as weights:
-            assert b"".join(weights.raw(f"t{i}").tobytes() for i in range(4)) == (
-                path.read_bytes()[-sum(weights[name].nbytes for name in weights) :]
+            assert (
+                b"".join(weights.raw(f"t{i}").tobytes() for i in range(4))
+                == (path.read_bytes()[-sum(weights[name].nbytes for name in weights) :])
             )
         del weights
         client.unload("honest", wait=True)
@@ -273,7 +272,7 @@ def unix_socket(path: Path) -> None:
         listener.bind(path.name)
 
 
-KINDS: dict[str, tuple[MAKER, Kind]] = {
+KINDS: dict[str, tuple[Maker, Kind]] = {
     "fifo": (os.mkfifo, InvalidArgumentError),
     "directory": (os.mkdir, InvalidArgumentError),
     "link to dev zero": (lambda path: path.symlink_to("/dev/zero"), InvalidArgumentError),
@@ -297,12 +296,95 @@ def test_what_is_no_regular_file_is_refused(
 
 
 def test_paths_that_no_file_can_have_are_refused(shared: BrokerProcess, tmp_path: Path) -> None:
-    assert_refused(shared, Path("/dev/zero"), InvalidArgumentError) if os.access(
-        "/dev", os.W_OK
-    ) and False else None
     for name in ("n" * 300 + ".safetensors", "/".join(["d" * 200] * 30)):
         with shared.connect() as client, pytest.raises(InvalidArgumentError):
             client.load(tmp_path / name, "bad")
         done = shared.cli("load", tmp_path / name, check=False)
         assert done.returncode == 10 + CODES.index("invalid_argument"), done.stderr
-    assert_refused(shared, tmp_path / "honest.safetensors" / "below", NotFoundError)
+    files.write_random(tmp_path / "file")
+    with shared.connect() as client, pytest.raises(NotFoundError):
+        client.load(tmp_path / "file" / "below")
+    assert_unharmed(shared, tmp_path)
+
+
+DROP_RIGHTS = """
+import os, sys
+import modelbroker
+client = modelbroker.connect()
+client.list()  # both sockets are connected
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+for path in sys.argv[1:]:
+    try:
+        print(client.load(path).outcome)
+    except modelbroker.ModelBrokerError as error:
+        print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives up root's rights, so it needs them")
+def test_a_file_that_the_caller_may_not_read_is_refused_though_the_broker_may(
+    shared: BrokerProcess, tmp_path: Path
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        closed = files.write_random(folder / "closed.safetensors", 0.1)
+        closed.chmod(0)
+        opened = files.write_random(folder / "open.safetensors", 0.1)
+        opened.chmod(0o644)
+        done = run_python(
+            DROP_RIGHTS, str(closed), str(opened), environment=shared.environment, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        first, second = done.stdout.splitlines()
+        assert first.startswith(f"PermissionDeniedError opening '{closed}'")
+        assert second == "loaded"
+        shared.cli("unload", "open", "--wait")
+    assert_unharmed(shared, tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_a_file_without_read_permission_is_refused(shared: BrokerProcess, tmp_path: Path) -> None:
+    path = files.write_random(tmp_path / "closed.safetensors", 0.1)
+    path.chmod(0)
+    assert_refused(shared, path, PermissionDeniedError)
+
+
+def sparse(path: Path, size: int) -> Path:
+    header = {"t": files.entry("U8", [size], 0, size)}
+    raw = files.encode(header)
+    path.write_bytes(raw)
+    os.truncate(path, len(raw) + size)
+    return path
+
+
+@pytest.mark.parametrize("size", [1 << 40, 1 << 30], ids=["a terabyte", "the whole budget"])
+def test_a_file_above_the_budget_is_refused_with_the_numbers(
+    shared: BrokerProcess, tmp_path: Path, size: int
+) -> None:
+    path = sparse(tmp_path / "large.safetensors", size)
+    error = assert_refused(shared, path, ResourceExhaustedError, "--ram-budget")
+    assert error.details["limit"] == 1 << 30
+    assert error.details["needed"] >= size
+    assert error.details["made"] == error.details["reserved"] == 0
+
+
+def test_what_fits_the_budget_alone_is_refused_beside_another_model(
+    make_broker: Callable[..., BrokerProcess], tmp_path: Path
+) -> None:
+    broker = make_broker("--ram-budget", "32MiB").start()
+    first = files.write_random(tmp_path / "first.safetensors", 18, seed=1)
+    second = files.write_random(tmp_path / "second.safetensors", 18, seed=2)
+    with broker.connect() as client:
+        made = client.load(first).bytes
+        for _ in range(3):
+            with pytest.raises(ResourceExhaustedError) as caught:
+                client.load(second)
+            details = caught.value.details
+            assert (details["made"], details["limit"]) == (made, 32 << 20)
+            assert details["available"] == (32 << 20) - made < details["needed"]
+        client.unload("first", wait=True)
+        assert client.load(second).outcome == "loaded"
+        client.unload("second", wait=True)
+    assert_unharmed(broker, tmp_path)

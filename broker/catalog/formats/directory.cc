@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <cstring>
 #include <string_view>
 
@@ -55,6 +56,9 @@ Result<Directory> read_directory(Os& os, int fd, const std::string& label) {
   MODELBROKER_ASSIGN(const FileIdentity source, identify(os, fd, label));
   std::array<char, kMagicBytes> bytes{};
   const auto got = os.pread(fd, std::as_writable_bytes(std::span(bytes)), 0);
+  if (!got && got.error().number == EBADF) {
+    return fail(ErrorCode::kInvalidArgument, "the descriptor offered for '" + label + "' is not open for reading");
+  }
   if (!got) return fail_errno(got.error().number, "reading '" + label + "'");
   const std::string_view magic(bytes.data(), *got);
   std::uint64_t length = 0;
