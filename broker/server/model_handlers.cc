@@ -94,7 +94,10 @@ void Server::unload(Session&, const wire::UnloadModel& data, const Reply<wire::U
       reply.ok(result);
     };
     if (freed || !wait) return answer(outcome, freed);
-    reaper_->when_gone(block, [answer, outcome] { answer(outcome, true); });
+    reaper_->when_gone(block, [answer, outcome, reply](bool gone) {
+      if (gone) return answer(outcome, true);
+      reply.error({ErrorCode::kCancelled, "'" + wire::printable(outcome.model) + "' was loaded again meanwhile"});
+    });
   });
 }
 

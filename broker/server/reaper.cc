@@ -94,17 +94,23 @@ void Reaper::removed(const std::string& block, const Result<void>& outcome) {
   }
   auto waiting = waiting_.extract(block);
   for (; !waiting.empty(); waiting = waiting_.extract(block)) waiting.mapped()(outcome.has_value());
-  if (!outcome) return;
-  auto gone = gone_.extract(block);
-  for (; !gone.empty(); gone = gone_.extract(block)) gone.mapped()();
+  if (outcome) tell_gone(block, true);
 }
 
-void Reaper::when_gone(const std::string& block, std::function<void()> gone) {
-  if (books_.store.by_block(block) == nullptr) return gone();
-  gone_.emplace(block, std::move(gone));
+void Reaper::tell_gone(const std::string& block, bool gone) {
+  auto waiting = gone_.extract(block);
+  for (; !waiting.empty(); waiting = gone_.extract(block)) waiting.mapped()(gone);
 }
 
-void Reaper::revived(const std::string& block) { unwatch(block); }
+void Reaper::when_gone(const std::string& block, std::function<void(bool gone)> told) {
+  if (books_.store.by_block(block) == nullptr) return told(true);
+  gone_.emplace(block, std::move(told));
+}
+
+void Reaper::revived(const std::string& block) {
+  unwatch(block);
+  tell_gone(block, false);
+}
 
 void Reaper::watch(const Resident& resident) {
   if (!inotify_) return;

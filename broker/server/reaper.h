@@ -27,8 +27,8 @@ class Reaper {
   // Frees the block if it drains and nobody has it.
   void check(const std::string& block);
   void check_all();
-  // Calls `gone` when the block's bytes are free (at once if it is not there).
-  void when_gone(const std::string& block, std::function<void()> gone);
+  // Tells when the block's bytes are free (at once if it is not there), or that it was revived.
+  void when_gone(const std::string& block, std::function<void(bool gone)> told);
   // A draining block that was revived.
   void revived(const std::string& block);
 
@@ -39,6 +39,7 @@ class Reaper {
   void watch(const Resident& resident);
   void unwatch(const std::string& block);
   void arm_timer();
+  void tell_gone(const std::string& block, bool gone);
 
   Books& books_;
   Loop& loop_;
@@ -48,7 +49,7 @@ class Reaper {
   WatchId inotify_watch_ = 0;
   std::map<int, std::string> block_of_watch_;
   std::multimap<std::string, std::function<void(bool freed)>> waiting_;  // by block
-  std::multimap<std::string, std::function<void()>> gone_;
+  std::multimap<std::string, std::function<void(bool gone)>> gone_;
   bool timer_armed_ = false;
 };
 
