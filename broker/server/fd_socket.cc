@@ -170,7 +170,7 @@ Result<FdSocket::Answer> FdSocket::offer_file(Session& session, const wire::Repl
     return fail(ErrorCode::kInvalidArgument,
                 "file.offer takes exactly one descriptor, and got " + std::to_string(descriptors.size()));
   }
-  MODELBROKER_ASSIGN(auto handle, Sessions::offer(session, std::move(descriptors.front())));
+  const std::string handle = Sessions::offer(session, std::move(descriptors.front()));
   return Answer{wire::encode_reply(to, wire::FileOfferReply{handle}), {}};
 }
 

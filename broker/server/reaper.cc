@@ -75,6 +75,13 @@ void Reaper::check_all() {
   if (!draining.empty()) arm_timer();
 }
 
+void Reaper::take_over_draining() {
+  for (const auto& [id, resident] : books_.store.all()) {
+    if (resident.draining()) watch(resident);
+  }
+  check_all();
+}
+
 void Reaper::start_removing(Resident& resident) {
   resident.removing = true;
   jobs_.run([os = &books_.os, block = resident.block]() -> Result<void> { return std::move(*block).remove(*os); },

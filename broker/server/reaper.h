@@ -27,6 +27,8 @@ class Reaper {
   // Frees the block if it drains and nobody has it.
   void check(const std::string& block);
   void check_all();
+  // The same for blocks that an earlier broker withdrew; once, after adoption.
+  void take_over_draining();
   // Tells when the block's bytes are free (at once if it is not there), or that it was revived.
   void when_gone(const std::string& block, std::function<void(bool gone)> told);
   // A draining block that was revived.

@@ -117,7 +117,7 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config) {
   for (const std::string& block : recovered.superseded) {
     if (Resident* const resident = books_->store.by_block(block)) reaper_->drain(*resident);
   }
-  reaper_->check_all();
+  reaper_->take_over_draining();
   log_info("serving " + endpoint_.broker() + ", budget " + format_size(limit) + " in " + config.ram_directory +
            (os.features().collapse && config.huge_pages ? ", 2 MiB pages" : ", 4 KiB pages"));
   if (recovered.adopted + recovered.draining + recovered.garbage > 0) {

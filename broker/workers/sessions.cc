@@ -1,6 +1,11 @@
 #include "broker/workers/sessions.h"
 
+#include <algorithm>
+
 namespace modelbroker {
+namespace {
+std::string handle_of(std::uint64_t offer) { return "f" + std::to_string(offer); }
+}  // namespace
 
 Result<Session*> Sessions::open(Peer peer, std::string token, TimePoint now) {
   if (sessions_.size() >= kMost) {
@@ -50,18 +55,16 @@ void Sessions::close(SessionId id) {
   sessions_.erase(found);
 }
 
-Result<std::string> Sessions::offer(Session& session, Fd file) {
-  if (session.offers.size() >= kMostOffers) {
-    return fail(ErrorCode::kResourceExhausted,
-                "this session has " + std::to_string(kMostOffers) + " offered files that no request used");
-  }
-  std::string handle = "f" + std::to_string(session.next_offer++);
-  session.offers.emplace(handle, std::move(file));
-  return handle;
+std::string Sessions::offer(Session& session, Fd file) {
+  if (session.offers.size() >= kMostOffers) session.offers.erase(session.offers.begin());
+  const std::uint64_t number = session.next_offer++;
+  session.offers.emplace(number, std::move(file));
+  return handle_of(number);
 }
 
 Result<Fd> Sessions::take_offer(Session& session, const std::string& handle) {
-  const auto found = session.offers.find(handle);
+  const auto found =
+      std::ranges::find_if(session.offers, [&](const auto& offer) { return handle_of(offer.first) == handle; });
   if (found == session.offers.end()) {
     return fail(ErrorCode::kNotFound,
                 "the file handle is used up or was never given: send the descriptor with file.offer");

@@ -33,7 +33,7 @@ struct Session {
   TimePoint last_heard;
   std::uint64_t next_lease = 1;
   std::uint64_t next_offer = 1;
-  std::map<std::string, Fd> offers;  // handle to descriptor, until used
+  std::map<std::uint64_t, Fd> offers;  // by number, until used
 };
 
 class Sessions {
@@ -56,8 +56,9 @@ class Sessions {
   [[nodiscard]] std::size_t size() const noexcept { return sessions_.size(); }
   [[nodiscard]] const std::unordered_map<SessionId, Session>& all() const noexcept { return sessions_; }
 
-  // Keeps a descriptor until it is used; resource_exhausted past kMostOffers.
-  [[nodiscard]] static Result<std::string> offer(Session& session, Fd file);
+  // Keeps a descriptor until it is used, and gives its handle. Past kMostOffers the oldest goes: whoever offered it
+  // has most likely given up (a call that timed out never hears its handle).
+  [[nodiscard]] static std::string offer(Session& session, Fd file);
   // Takes it out; not_found for a handle that is used up or was never given.
   [[nodiscard]] static Result<Fd> take_offer(Session& session, const std::string& handle);
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,10 +19,9 @@ from ._errors import (
     UnavailableError,
 )
 from ._leases import Lease
-from ._link import Data, Link
+from ._link import Data, Link, MakeData
 from ._memory import Memory, Mode
 from ._models import Loaded, Model, Status, Unloaded
-from ._session import Session
 from ._weights import Weights
 
 ModelOrPath: TypeAlias = "str | os.PathLike[str]"
@@ -179,14 +177,10 @@ class Broker:
             raise FailedPreconditionError("this Broker was closed: connect() again")
         return self._link
 
-    def _call(
-        self, type_: str, data: Data | Callable[[Session], Data], timeout: float | None
-    ) -> Data:
+    def _call(self, type_: str, data: Data | MakeData, timeout: float | None) -> Data:
         return self._open_link().call(type_, data, timeout)
 
-    def _attach(
-        self, data: Data | Callable[[Session], Data], deadline: Deadline
-    ) -> tuple[Data, Lease]:
+    def _attach(self, data: Data | MakeData, deadline: Deadline) -> tuple[Data, Lease]:
         left = None if deadline.seconds is None else deadline.left()
         return self._open_link().attach(data, left)
 
@@ -227,9 +221,12 @@ class _Source:
         except ValueError as error:
             raise InvalidArgumentError(f"{path!r}: {error}") from None
 
-    def with_offer(self, data: Data) -> Callable[[Session], Data]:
+    def with_offer(self, data: Data) -> MakeData:
         """The data of a request with the file in it, offered anew on each session."""
-        return lambda session: {**data, "file": session.offer(self._descriptor)}
+        return lambda session, deadline: {
+            **data,
+            "file": session.offer(self._descriptor, deadline.left()),
+        }
 
     def __enter__(self) -> _Source:
         return self

@@ -35,7 +35,7 @@ from ._session import Session
 from ._wire import RequestIds, SessionLost, encode_request
 
 Data = dict[str, Any]
-MakeData = Callable[[Session], Data]
+MakeData = Callable[[Session, Deadline], Data]
 
 _BACKOFF_FIRST, _BACKOFF_MOST = 0.02, 0.5
 _PATIENCE = 30.0  # how long a call without a timeout waits for a broker that is gone
@@ -76,7 +76,7 @@ class Link:
         while True:
             session = self.session(deadline)
             with self._losing(session):
-                ready = data(session) if callable(data) else data
+                ready = data(session, deadline) if callable(data) else data
                 return self._ask(session, request_id, type_, ready, deadline)
 
     def attach(self, data: Data | MakeData, timeout: float | None) -> tuple[Data, Lease]:
@@ -86,7 +86,7 @@ class Link:
         while True:
             session = self.session(deadline)
             with self._losing(session):
-                ready = data(session) if callable(data) else data
+                ready = data(session, deadline) if callable(data) else data
                 errand = Errand(session, self._ids(), "model.attach", ready)
                 reply = self._attach_once(errand, deadline)
                 lease = self._hold(reply, session)

@@ -40,15 +40,14 @@ class Session:
         """Connects and opens a session; OSError where nobody listens."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         try:
-            connection.settimeout(max(0.05, min(seconds, _EXCHANGE_SECONDS)))
+            connection.settimeout(_patience(seconds))
             connection.connect(endpoint.fds)
             if endpoint.owned:
                 _check_peer(connection, endpoint)
             session = cls(connection)
-            data, descriptors = session._exchange("session.open", {}, ())
+            data, descriptors = session._exchange("session.open", {}, (), seconds)
             _close_all(descriptors)
             session.token, session.boot_id = str(data["session"]), str(data["boot_id"])
-            connection.settimeout(_EXCHANGE_SECONDS)
         except BaseException:
             connection.close()
             raise
@@ -67,9 +66,9 @@ class Session:
         poller.register(descriptor, select.POLLRDHUP)
         return bool(poller.poll(0))
 
-    def offer(self, descriptor: int) -> str:
+    def offer(self, descriptor: int, seconds: float = _EXCHANGE_SECONDS) -> str:
         """Hands in a file's descriptor; the handle is good for one load or attach."""
-        data, descriptors = self._exchange("file.offer", {}, (descriptor,))
+        data, descriptors = self._exchange("file.offer", {}, (descriptor,), seconds)
         _close_all(descriptors)
         return str(data["file"])
 
@@ -93,12 +92,17 @@ class Session:
         self._socket.close()
 
     def _exchange(
-        self, type_: str, data: dict[str, Any], descriptors: tuple[int, ...]
+        self,
+        type_: str,
+        data: dict[str, Any],
+        descriptors: tuple[int, ...],
+        seconds: float = _EXCHANGE_SECONDS,
     ) -> tuple[dict[str, Any], list[int]]:
         request_id = self._ids()
         raw = encode_request(request_id, type_, data, limit=PACKET_LIMIT)
         with self._lock:
             try:
+                self._socket.settimeout(_patience(seconds))
                 socket.send_fds(self._socket, [raw], descriptors)
                 reply, received = self._receive(request_id)
             except TimeoutError:
@@ -120,6 +124,11 @@ class Session:
             if reply.get("request_id") == request_id:
                 return reply, descriptors
             _close_all(descriptors)  # the late reply of an exchange that timed out
+
+
+def _patience(seconds: float) -> float:
+    """A timeout for the socket: never 0, which would mean "do not wait"."""
+    return max(0.05, min(seconds, _EXCHANGE_SECONDS))
 
 
 def _receive_packet(connection: socket.socket) -> tuple[bytes, list[int]]:

@@ -189,7 +189,10 @@ class Weights(Mapping[str, TensorView]):
                 f"of another shape {_some(misshapen)}"
             )
         module.load_state_dict(tensors, strict=False, assign=True)
-        named = [*module.named_parameters(), *module.named_buffers()]
+        named = [
+            *module.named_parameters(remove_duplicate=False),  # tied ones under each name
+            *module.named_buffers(remove_duplicate=False),
+        ]
         return AppliedReport(missing, unexpected, [name for name, t in named if t.is_meta])
 
     # ---- the end

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 
 import modelbroker
 from support import files
-from support.broker import BINARY, BrokerProcess, start_python, wait_until
+from support.broker import BrokerProcess, start_python, wait_until
 from support.workers import (
     HOLDER,
     assert_books_are_the_kernels,
@@ -75,10 +74,6 @@ def descriptors(broker: BrokerProcess) -> int:
     return len(os.listdir(f"/proc/{broker.pid}/fd"))
 
 
-def threads(broker: BrokerProcess) -> int:
-    return len(os.listdir(f"/proc/{broker.pid}/task"))
-
-
 @pytest.mark.slow
 def test_a_thousand_killed_workers_leave_nothing_behind(
     broker: BrokerProcess, tmp_path: Path
@@ -96,7 +91,7 @@ def test_a_thousand_killed_workers_leave_nothing_behind(
     after = broker.books()
     assert {**after, "hits": 0} == {**before, "hits": 0}
     assert after["made"] == broker.bytes_in_ram()
-    assert broker.cli_json("status")["sessions"] <= 1  # that of the command itself
+    wait_until(lambda: broker.cli_json("status")["sessions"] <= 1)  # that of the command itself
     wait_until(lambda: descriptors(broker) <= open_before)
     with broker.connect() as client:
         assert_right_bytes(client, "m", crcs(path))
@@ -288,22 +283,6 @@ def test_a_parents_death_ends_its_leases_and_its_child_keeps_the_bytes(
         assert broker.books()["draining"] == draining
         tell(parent, "the child reads this")
         wait_until(broker.is_empty)
-
-
-def test_commands_that_are_killed_leave_no_lease_and_no_half_load(
-    broker: BrokerProcess, tmp_path: Path
-) -> None:
-    path = files.write_random(tmp_path / "m", 40)
-    for _ in range(10):
-        command = subprocess.Popen([BINARY, "load", path, "--name", "m"], env=broker.environment)
-        wait_until(lambda: broker.books()["misses"] > 0, every=0)
-        command.kill()
-        command.wait()
-    with broker.connect() as client:
-        client.load(path, "m")
-        assert_right_bytes(client, "m", crcs(path))
-        client.unload("m", wait=True)
-    wait_until(broker.is_empty)
 
 
 def test_workers_that_start_and_die_while_a_model_comes_and_goes_leave_nothing(
