@@ -1,0 +1,26 @@
+"""The demo itself, on a small file: a real model, real kills, every claim but those about speed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.broker import BINARY
+
+DEMO = Path(__file__).resolve().parents[2] / "tools" / "demo.py"
+
+
+@pytest.mark.slow
+def test_every_claim_of_the_demo_holds_on_a_small_file() -> None:
+    done = subprocess.run(
+        [sys.executable, str(DEMO), "--quick", "--broker", BINARY],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Everything held." in done.stdout
+    assert done.stdout.count("[ok]") >= 10
