@@ -86,6 +86,11 @@ class Os {
   // The kernel's word: true if no other open description and no mapping of the file exists. The process
   // must ignore SIGIO (make_os sees to it): an opener at that moment sends it, and its default is death.
   [[nodiscard]] virtual SysResult<bool> nobody_else_has_it(int fd) = 0;
+  // Whether anybody may write the file, by a descriptor or a mapping; true where the kernel cannot say.
+  [[nodiscard]] virtual bool may_have_writer(int fd) noexcept = 0;
+  // Begins to write dirty pages back and returns when all are on their way: from then on a store through an
+  // older mapping faults, and so changes the file's mtime. Nothing happens on a tmpfs.
+  virtual void start_writeback(int fd) noexcept = 0;
 
   // Address space.
   // A range of `size` bytes aligned to `alignment` (a power of two), PROT_NONE, nothing behind it.

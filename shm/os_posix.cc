@@ -163,6 +163,13 @@ class PosixOs final : public Os {
     return true;
   }
 
+  bool may_have_writer(int fd) noexcept override {
+    // A read lease is granted only if nobody has the file open or mapped for writing.
+    if (::fcntl(fd, F_SETLEASE, F_RDLCK) != 0) return true;
+    return ::fcntl(fd, F_SETLEASE, F_UNLCK) != 0;
+  }
+  void start_writeback(int fd) noexcept override { ::sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE); }
+
   // ---- address space
 
   SysResult<void*> reserve(std::size_t wanted, std::size_t alignment) override {

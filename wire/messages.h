@@ -413,13 +413,14 @@ struct BlockOpenReply {
   X("file.offer", Empty, FileOfferReply)                     \
   X("block.open", BlockOpen, BlockOpenReply)
 
-// The structs above, each once.
+// The structs above, each once. (clang-format never settles on these.)
+// clang-format off
 #define MODELBROKER_REQUEST_STRUCTS(X) \
   X(Empty) X(LoadModel) X(UnloadModel) X(ModelName) X(Attach) X(Detach) X(GetModelInfo) X(Restate) X(BlockOpen)
-#define MODELBROKER_REPLY_STRUCTS(X)                                                                              \
-  X(SessionHelloReply)                                                                                            \
-  X(SessionPingReply) X(SessionByeReply) X(LoadModelReply) X(UnloadModelReply) X(ModelListReply) X(ModelGetReply) \
-      X(AttachReply) X(DetachReply) X(PinReply) X(GetModelInfoReply) X(RestateReply) X(StatusReply)               \
-          X(SessionOpenReply) X(FileOfferReply) X(BlockOpenReply)
+#define MODELBROKER_REPLY_STRUCTS(X)                                                                \
+  X(SessionHelloReply) X(SessionPingReply) X(SessionByeReply) X(LoadModelReply) X(UnloadModelReply) \
+  X(ModelListReply) X(ModelGetReply) X(AttachReply) X(DetachReply) X(PinReply) X(GetModelInfoReply) \
+  X(RestateReply) X(StatusReply) X(SessionOpenReply) X(FileOfferReply) X(BlockOpenReply)
+// clang-format on
 
 }  // namespace modelbroker::wire

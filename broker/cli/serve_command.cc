@@ -1,7 +1,9 @@
 // `modelbroker serve`: the broker itself.
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cmath>
 #include <memory>
+#include <sstream>
 
 #include "broker/cli/commands.h"
 #include "broker/cli/output.h"
@@ -26,6 +28,20 @@ Result<Duration> seconds(double value, const char* flag) {
   return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(value));
 }
 
+// A feature that is misspelt would stay on, and nobody would notice.
+Result<void> check_feature_names(const std::string& list) {
+  std::istringstream words(list);
+  for (std::string word; std::getline(words, word, ',');) {
+    const bool known =
+        word == "all" || std::ranges::any_of(kFeatureNames, [&](const auto& f) { return f.first == word; });
+    if (known) continue;
+    std::string names = "all";
+    for (const auto& [name, member] : kFeatureNames) names += ", " + std::string(name);
+    return fail(ErrorCode::kInvalidArgument, "--disable-features: '" + word + "' is none of " + names);
+  }
+  return {};
+}
+
 Result<Config> config_of(const Arguments& arguments) {
   Config config;
   config.run_directory = arguments.run_directory.empty() ? wire::default_run_directory() : arguments.run_directory;
@@ -34,6 +50,7 @@ Result<Config> config_of(const Arguments& arguments) {
   config.keep_on_stop = arguments.on_stop == "keep";
   config.huge_pages = arguments.huge_pages != "off";
   config.any_file_system = arguments.any_file_system;
+  MODELBROKER_TRY(check_feature_names(arguments.disabled));
   config.disabled_features = arguments.disabled;
   if (!arguments.budget.empty()) {
     MODELBROKER_ASSIGN(config.ram_budget, parse_size(arguments.budget));

@@ -12,21 +12,30 @@
 namespace modelbroker {
 namespace {
 
-// File clocks tick every few milliseconds. What was written within the tick of our look could be written again
-// within it and look the same; a look from a later tick cannot be fooled.
+// File clocks tick every few milliseconds: what was written within the tick of our look could be written again
+// within it and look the same. And stores through a mapping change no time while their page is dirty: so where
+// somebody may write, the pages are first made clean, and the file must look alike before and after.
 constexpr std::chrono::milliseconds kFileClockTick{10};
-constexpr int kLooks = 5;
+constexpr int kLooks = 8;
+
+bool settled(const FileIdentity& source) {
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  const auto age = now - std::chrono::nanoseconds(source.ctime_ns);
+  return age < std::chrono::nanoseconds(0) || age > kFileClockTick;
+}
 
 Result<FileIdentity> settled_identity(Os& os, int file, const std::string& label) {
   auto source = identify(os, file, label);
-  for (int look = 1; look < kLooks && source; ++look) {
-    const auto now = std::chrono::system_clock::now().time_since_epoch();
-    const auto age = now - std::chrono::nanoseconds(source->ctime_ns);
-    if (age < std::chrono::nanoseconds(0) || age > kFileClockTick) break;
+  for (int look = 0; look < kLooks && source; ++look) {
+    const bool writer = os.may_have_writer(file);
+    if (writer) os.start_writeback(file);
+    const auto again = identify(os, file, label);
+    if (!again || (settled(*again) && (!writer || *again == *source))) return again;
     std::this_thread::sleep_for(kFileClockTick);
-    source = identify(os, file, label);
+    source = again;
   }
-  return source;
+  if (!source) return source;
+  return fail(ErrorCode::kDataLoss, "'" + label + "' is being written: load it again when its writer has finished");
 }
 
 Result<FileIdentity> open_and_identify(Os& os, Fd& file, const std::string& path) {

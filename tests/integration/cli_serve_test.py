@@ -274,3 +274,12 @@ def test_clean_refuses_what_cannot_be(make_broker: MakeBroker, wrong: list[str])
     done = make_broker().cli("clean", *wrong, check=False)
     assert 10 <= done.returncode < 22
     assert done.stderr.startswith("modelbroker: ")
+
+
+def test_a_misspelt_feature_to_disable_is_refused(
+    make_broker: Callable[..., BrokerProcess],
+) -> None:
+    broker = make_broker()
+    done = broker.cli(*broker.serve_command()[1:], "--disable-features=colapse", check=False)
+    assert done.returncode == 10
+    assert "'colapse' is none of all, collapse," in done.stderr

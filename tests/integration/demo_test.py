@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from support.broker import BINARY
 
 DEMO = Path(__file__).resolve().parents[2] / "tools" / "demo.py"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-import modelbroker
 import pytest
+
+import modelbroker
 from support import files
 from support.broker import BrokerProcess, wait_until
 

@@ -93,6 +93,8 @@ class FaultyOs final : public Os {
     if (trip()) return failure();
     return inner_.nobody_else_has_it(fd);
   }
+  bool may_have_writer(int fd) noexcept override { return inner_.may_have_writer(fd); }
+  void start_writeback(int fd) noexcept override { inner_.start_writeback(fd); }
   SysResult<void*> reserve(std::size_t size, std::size_t alignment) override {
     if (trip()) return failure();
     return inner_.reserve(size, alignment);

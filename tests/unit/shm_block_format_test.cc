@@ -264,21 +264,33 @@ TEST(BlockName, ComesBackAsItWas) {
 }
 
 TEST(BlockName, RefusesEverythingElse) {
-  for (const char* const text : {
-           "", "modelbroker", "modelbroker.", "modelbroker.1000.default.lock", "modelbroker.1000.probe.77",
-           "modelbroker.1000.default.0123456789abcdef.g", "modelbroker.1000.default.0123456789abcdef.42",
-           "modelbroker.1000.default.0123456789abcde.g42", "modelbroker.1000.default.0123456789abcdeff.g42",
-           "modelbroker.1000.default.0123456789ABCDEF.g42", "modelbroker.1000.default.0123456789abcdef.g042",
-           "modelbroker.01000.default.0123456789abcdef.g42", "modelbroker.-1.default.0123456789abcdef.g42",
-           "modelbroker.+1.default.0123456789abcdef.g42", "modelbroker.4294967296.default.0123456789abcdef.g42",
-           "modelbroker.1000..0123456789abcdef.g42", "modelbroker.1000.Default.0123456789abcdef.g42",
-           "modelbroker.1000.a_b.0123456789abcdef.g42", "modelbroker.1000.a/b.0123456789abcdef.g42",
-           "modelbroker.1000.default.0123456789abcdef.g42.", "modelbroker.1000.default.0123456789abcdef.g42.tm",
-           "modelbroker.1000.default.0123456789abcdef.g42.tmp.drain",
-           "modelbroker.1000.default.0123456789abcdef.g42.tmp ",
-           "modelbroker.1000.default.0123456789abcdef.g18446744073709551616", "Modelbroker.1.a.0123456789abcdef.g1",
-           " modelbroker.1.a.0123456789abcdef.g1",
-           "modelbroker.1.abcdefghijklmnopqrstuvwxyz0123456.0123456789abcdef.g1"}) {
+  for (const char* const text : {"",
+                                 "modelbroker",
+                                 "modelbroker.",
+                                 "modelbroker.1000.default.lock",
+                                 "modelbroker.1000.probe.77",
+                                 "modelbroker.1000.default.0123456789abcdef.g",
+                                 "modelbroker.1000.default.0123456789abcdef.42",
+                                 "modelbroker.1000.default.0123456789abcde.g42",
+                                 "modelbroker.1000.default.0123456789abcdeff.g42",
+                                 "modelbroker.1000.default.0123456789ABCDEF.g42",
+                                 "modelbroker.1000.default.0123456789abcdef.g042",
+                                 "modelbroker.01000.default.0123456789abcdef.g42",
+                                 "modelbroker.-1.default.0123456789abcdef.g42",
+                                 "modelbroker.+1.default.0123456789abcdef.g42",
+                                 "modelbroker.4294967296.default.0123456789abcdef.g42",
+                                 "modelbroker.1000..0123456789abcdef.g42",
+                                 "modelbroker.1000.Default.0123456789abcdef.g42",
+                                 "modelbroker.1000.a_b.0123456789abcdef.g42",
+                                 "modelbroker.1000.a/b.0123456789abcdef.g42",
+                                 "modelbroker.1000.default.0123456789abcdef.g42.",
+                                 "modelbroker.1000.default.0123456789abcdef.g42.tm",
+                                 "modelbroker.1000.default.0123456789abcdef.g42.tmp.drain",
+                                 "modelbroker.1000.default.0123456789abcdef.g42.tmp ",
+                                 "modelbroker.1000.default.0123456789abcdef.g18446744073709551616",
+                                 "Modelbroker.1.a.0123456789abcdef.g1",
+                                 " modelbroker.1.a.0123456789abcdef.g1",
+                                 "modelbroker.1.abcdefghijklmnopqrstuvwxyz0123456.0123456789abcdef.g1"}) {
     EXPECT_FALSE(BlockName::parse(text)) << text;
   }
   EXPECT_FALSE(BlockName::parse(std::string_view("modelbroker.1.a.0123456789abcdef.g1\0", 36)));
@@ -295,9 +307,14 @@ TEST(BlockName, WhatPassesIsItsOnlySpelling) {
     for (std::size_t n = 1 + random() % 3; n > 0; --n) {
       const std::size_t at = random() % text.size();
       switch (random() % 3) {
-        case 0: text[at] = static_cast<char>(random() % 256); break;
-        case 1: text.erase(at, 1); break;
-        default: text.insert(at, 1, "0a.-/g"[random() % 6]);
+        case 0:
+          text[at] = static_cast<char>(random() % 256);
+          break;
+        case 1:
+          text.erase(at, 1);
+          break;
+        default:
+          text.insert(at, 1, "0a.-/g"[random() % 6]);
       }
     }
     const auto name = BlockName::parse(text);

@@ -35,7 +35,10 @@ Manifest golden_manifest() {
   manifest.format = "safetensors";
   manifest.source_path = "/models/golden.safetensors";
   manifest.source = {(1ULL << 63) + 5, 123456789, 11234, -5, 1700000000123456789};
-  manifest.metadata = {{"format", "pt"}, {"note", "gr\xc3\xbc\xc3\x9f" "e"}};
+  manifest.metadata = {{"format", "pt"},
+                       {"note",
+                        "gr\xc3\xbc\xc3\x9f"
+                        "e"}};
   manifest.tensors = {{"first", "BF16", {10, 20}, 0, 400},
                       {"second", "F32", {2399}, 400, 9596},
                       {"scalar", "F32", {}, 9996, 4},

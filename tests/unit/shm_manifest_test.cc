@@ -200,7 +200,9 @@ TEST(ManifestDecode, IgnoresUnknownKeysOfAnyKind) {
            [](Packer& out) { out.pack_nil(); }, [](Packer& out) { out.pack(1.5); },
            [](Packer& out) { out.pack_bin(3), out.pack_bin_body("abc", 3); },
            [](Packer& out) { out.pack_ext(2, 5), out.pack_ext_body("ab", 2); },
-           [](Packer& out) { out.pack(std::map<std::string, std::vector<int>>{{"k", {1, 2}}}); }}) {
+           [](Packer& out) {
+             out.pack(std::map<std::string, std::vector<int>>{{"k", {1, 2}}});
+           }}) {
     parts.extra = [&](Packer& out) { out.pack("from a later version"), value(out); };
     const auto decoded = decode(parts);
     EXPECT_TRUE(decoded) << decoded.error().message;
@@ -209,9 +211,9 @@ TEST(ManifestDecode, IgnoresUnknownKeysOfAnyKind) {
 
 TEST(ManifestDecode, RefusesWrongKinds) {
   const std::vector<std::function<void(Packer&)>> values{
-      [](Packer& out) { out.pack_nil(); },     [](Packer& out) { out.pack(-1); },
-      [](Packer& out) { out.pack(true); },     [](Packer& out) { out.pack(1.5); },
-      [](Packer& out) { out.pack_array(0); },  [](Packer& out) { out.pack_bin(1), out.pack_bin_body("n", 1); },
+      [](Packer& out) { out.pack_nil(); },    [](Packer& out) { out.pack(-1); },
+      [](Packer& out) { out.pack(true); },    [](Packer& out) { out.pack(1.5); },
+      [](Packer& out) { out.pack_array(0); }, [](Packer& out) { out.pack_bin(1), out.pack_bin_body("n", 1); },
   };
   for (std::size_t i = 0; i < values.size(); ++i) {
     Parts parts;
@@ -293,16 +295,16 @@ TEST(ManifestDecode, IsNotFooledByLengths) {
   using namespace std::string_literals;
   const std::vector<std::string> bombs{
       ""s,
-      "\xdd\xff\x00\x00\x00"s,          // an array of 4 thousand million
-      "\xdf\xff\xff\xff\xff"s,          // a map of as many
-      "\xdb\xff\xff\xff\xff"s,          // a string of 4 GiB
-      "\xc6\xff\xff\xff\xff"s,          // bytes of 4 GiB
-      "\xc9\xff\xff\xff\xff\x01"s,      // an extension of 4 GiB
+      "\xdd\xff\x00\x00\x00"s,      // an array of 4 thousand million
+      "\xdf\xff\xff\xff\xff"s,      // a map of as many
+      "\xdb\xff\xff\xff\xff"s,      // a string of 4 GiB
+      "\xc6\xff\xff\xff\xff"s,      // bytes of 4 GiB
+      "\xc9\xff\xff\xff\xff\x01"s,  // an extension of 4 GiB
       "\x81\xa7tensors\xdd\xff\x00\x00\x00"s,
-      std::string(100'000, '\x91'),     // arrays in arrays
-      std::string(100'000, '\x81'),     // maps in maps
+      std::string(100'000, '\x91'),  // arrays in arrays
+      std::string(100'000, '\x81'),  // maps in maps
       "\x80"s,
-      "\xc1"s,                          // never used
+      "\xc1"s,  // never used
       "\xa1x"s,
   };
   for (const std::string& bomb : bombs) {

@@ -172,8 +172,8 @@ TEST_F(OsTest, ARenameThatCannotEndLeavesOneName) {
     if (::chmod((folder_ / "from").c_str(), 0500) != 0) return 4;
     const auto renamed = os->rename_noreplace(folder_ / "from/f", folder_ / "to/f");
     const auto kept = os->lstat(folder_ / "from/f");
-    const bool undone = !renamed && renamed.error().number == EACCES && !os->lstat(folder_ / "to/f") && kept &&
-                        kept->st_nlink == 1;
+    const bool undone =
+        !renamed && renamed.error().number == EACCES && !os->lstat(folder_ / "to/f") && kept && kept->st_nlink == 1;
     ::chmod((folder_ / "from").c_str(), 0700);
     parent.say(undone ? "one name" : "not undone");
     return 0;
@@ -218,6 +218,21 @@ TEST_F(OsTest, AsksTheKernelWhoHasAFile) {
   EXPECT_TRUE(os_->open(folder_ / "f", O_RDONLY | O_CLOEXEC | O_NONBLOCK, 0));
   EXPECT_EQ(os_->nobody_else_has_it(-1).error().number, EBADF);
   EXPECT_EQ(make_plain_os()->nobody_else_has_it(ours.get()).error().number, EOPNOTSUPP);
+}
+
+TEST_F(OsTest, SaysWhetherAFileMayHaveAWriter) {
+  if (!os_->features().write_lease) GTEST_SKIP() << "this kernel has no leases here";
+  Fd writer = make_file("source");
+  ASSERT_TRUE(os_->ftruncate(writer.get(), 4096));
+  const Fd reader = os_->open(folder_ / "source", O_RDONLY | O_CLOEXEC, 0).value();
+  EXPECT_TRUE(os_->may_have_writer(reader.get()));
+  void* const mapped = ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, writer.get(), 0);
+  ASSERT_NE(mapped, MAP_FAILED);
+  writer.reset();
+  EXPECT_TRUE(os_->may_have_writer(reader.get()));  // by its mapping
+  ::munmap(mapped, 4096);
+  EXPECT_FALSE(os_->may_have_writer(reader.get()));
+  EXPECT_TRUE(os_->may_have_writer(-1));  // nobody can say
 }
 
 // ---- address space
