@@ -75,7 +75,9 @@ install: build ## install the broker below PREFIX (/usr/local)
 test: build deps ## every test: unit, integration, crash, Python; what was skipped is listed with its reason
 	ctest --preset $(PRESET) --parallel $(JOBS)
 	$(PYTHON) -m pytest
-	@echo "Ran: C++ tests on $(PRESET) (g++), Python tests on $$($(PYTHON) --version), CPU only: no part of this version uses a GPU."
+	$(PYTHON) tools/test_interpreters.py
+	@echo "Ran: C++ tests (preset $(PRESET)) and Python tests. No test was skipped unseen: reasons stand above."
+	@echo "No part of this version uses a GPU, and none was used."
 
 test-fast: build deps ## the tests that take under a minute together
 	ctest --preset $(PRESET) --parallel $(JOBS)

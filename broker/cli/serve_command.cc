@@ -36,7 +36,7 @@ Result<void> check_feature_names(const std::string& list) {
         word == "all" || std::ranges::any_of(kFeatureNames, [&](const auto& f) { return f.first == word; });
     if (known) continue;
     std::string names = "all";
-    for (const auto& [name, member] : kFeatureNames) names += ", " + std::string(name);
+    for (const auto& [name, member] : kFeatureNames) names.append(", ").append(name);
     return fail(ErrorCode::kInvalidArgument, "--disable-features: '" + word + "' is none of " + names);
   }
   return {};

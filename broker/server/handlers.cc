@@ -97,7 +97,17 @@ void Server::restate(Session& session, const wire::Restate& data, const Reply<wi
   reply.ok(outcome);
 }
 
+void Server::when_settled(std::function<void()> answer) {
+  const TimePoint now = books_->clock.now();
+  if (now >= settled_at_) return answer();
+  loop_->after(settled_at_ - now, std::move(answer));
+}
+
 void Server::status(Session&, const wire::Empty&, const Reply<wire::StatusReply>& reply) {
+  when_settled([this, reply] { reply.ok(status_now()); });
+}
+
+wire::StatusReply Server::status_now() const {
   const OsFeatures& features = books_->os.features();
   const RamStore::Totals totals = books_->store.totals();
   wire::StatusReply status;
@@ -124,7 +134,7 @@ void Server::status(Session&, const wire::Empty&, const Reply<wire::StatusReply>
   ram.misses = books_->misses;
   ram.loads = books_->loads;
   status.tiers.emplace("ram", ram);
-  reply.ok(status);
+  return status;
 }
 
 }  // namespace modelbroker

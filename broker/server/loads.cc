@@ -29,7 +29,7 @@ Result<FileIdentity> settled_identity(Os& os, int file, const std::string& label
   for (int look = 0; look < kLooks && source; ++look) {
     const bool writer = os.may_have_writer(file);
     if (writer) os.start_writeback(file);
-    const auto again = identify(os, file, label);
+    auto again = identify(os, file, label);
     if (!again || (settled(*again) && (!writer || *again == *source))) return again;
     std::this_thread::sleep_for(kFileClockTick);
     source = again;

@@ -8,6 +8,8 @@ namespace modelbroker {
 namespace {
 
 constexpr double kMebibyte = 1 << 20;
+// A holder that was just killed takes this long to be gone; who unloads right after it wants to see the bytes free.
+constexpr std::chrono::milliseconds kUnloadPatience{500};
 
 double seconds_between(TimePoint from, TimePoint to) { return std::chrono::duration<double>(to - from).count(); }
 
@@ -93,10 +95,16 @@ void Server::unload(Session&, const wire::UnloadModel& data, const Reply<wire::U
       (gone ? result.freed : result.draining) = bytes;
       reply.ok(result);
     };
-    if (freed || !wait) return answer(outcome, freed);
-    reaper_->when_gone(block, [answer, outcome, reply](bool gone) {
+    if (freed) return answer(outcome, true);
+    const auto told = std::make_shared<bool>(false);
+    reaper_->when_gone(block, [answer, outcome, reply, told](bool gone) {
+      if (std::exchange(*told, true)) return;
       if (gone) return answer(outcome, true);
       reply.error({ErrorCode::kCancelled, "'" + wire::printable(outcome.model) + "' was loaded again meanwhile"});
+    });
+    if (wait) return;
+    loop_->after(kUnloadPatience, [answer, outcome, told] {
+      if (!std::exchange(*told, true)) answer(outcome, false);
     });
   });
 }
@@ -184,6 +192,10 @@ wire::ModelInfo Server::describe(const Resident& resident) const {
 }
 
 void Server::list(Session&, const wire::Empty&, const Reply<wire::ModelListReply>& reply) {
+  when_settled([this, reply] { reply.ok(list_models()); });
+}
+
+wire::ModelListReply Server::list_models() const {
   wire::ModelListReply list;
   for (const auto& [id, resident] : books_->store.all()) {
     (resident.draining() ? list.draining : list.models).push_back(describe(resident));
@@ -199,13 +211,15 @@ void Server::list(Session&, const wire::Empty&, const Reply<wire::ModelListReply
     list.models.push_back(std::move(info));
   }
   std::ranges::sort(list.models, {}, &wire::ModelInfo::name);
-  reply.ok(list);
+  return list;
 }
 
 void Server::get(Session&, const wire::ModelName& data, const Reply<wire::ModelGetReply>& reply) {
-  const auto resident = require(data.model);
-  if (!resident) return reply.error(resident.error());
-  reply.ok({describe(**resident)});
+  when_settled([this, model = data.model, reply] {
+    const auto resident = require(model);
+    if (!resident) return reply.error(resident.error());
+    reply.ok({describe(**resident)});
+  });
 }
 
 void Server::set_pinned(const std::string& model, bool pinned, const Reply<wire::PinReply>& reply) {

@@ -16,6 +16,8 @@ namespace modelbroker {
 namespace {
 
 constexpr std::size_t kJobThreads = 32;
+// Clients that lost their broker look for the next one every 100 ms.
+constexpr std::chrono::milliseconds kSettle{250};
 constexpr std::array kStopSignals{SIGINT, SIGTERM};
 
 // A folder of our own that nobody else may enter.
@@ -117,6 +119,7 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config) {
   for (const std::string& block : recovered.superseded) {
     if (Resident* const resident = books_->store.by_block(block)) reaper_->drain(*resident);
   }
+  if (totals.made + totals.draining > 0) settled_at_ = books_->clock.now() + kSettle;
   reaper_->take_over_draining();
   log_info("serving " + endpoint_.broker() + ", budget " + format_size(limit) + " in " + config.ram_directory +
            (os.features().collapse && config.huge_pages ? ", 2 MiB pages" : ", 4 KiB pages"));

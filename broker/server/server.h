@@ -55,12 +55,16 @@ class Server {
   void bye(Session& session, const wire::Empty& data, const Reply<wire::SessionByeReply>& reply);
   void restate(Session& session, const wire::Restate& data, const Reply<wire::RestateReply>& reply);
   void status(Session& session, const wire::Empty& data, const Reply<wire::StatusReply>& reply);
+  [[nodiscard]] wire::StatusReply status_now() const;
+  // Answers who asks after holders: right after an adoption a moment later, for their leases are being stated again.
+  void when_settled(std::function<void()> answer);
 
   // model_handlers.cc
   void load(Session& session, const wire::LoadModel& data, const Reply<wire::LoadModelReply>& reply);
   void unload(Session& session, const wire::UnloadModel& data, const Reply<wire::UnloadModelReply>& reply);
   void attach(Session& session, const wire::Attach& data, const Reply<wire::AttachReply>& reply);
   void detach(Session& session, const wire::Detach& data, const Reply<wire::DetachReply>& reply);
+  [[nodiscard]] wire::ModelListReply list_models() const;
   void list(Session& session, const wire::Empty& data, const Reply<wire::ModelListReply>& reply);
   void get(Session& session, const wire::ModelName& data, const Reply<wire::ModelGetReply>& reply);
   void pin(Session& session, const wire::ModelName& data, const Reply<wire::PinReply>& reply);
@@ -81,6 +85,7 @@ class Server {
   std::unique_ptr<Books> books_;
   std::map<std::string, Handler, std::less<>> handlers_;
   Fd signals_;
+  TimePoint settled_at_;
   std::map<SessionId, std::pair<Fd, WatchId>> plain_peers_;
   std::unique_ptr<Jobs> jobs_;
   std::unique_ptr<StateKeeper> keeper_;

@@ -15,7 +15,9 @@ from typing import Protocol
 
 from ._session import Session
 
-_BACKOFF_FIRST, _BACKOFF_MOST = 0.02, 0.5
+# A broker that comes back soon is met soon; one that stays away costs little.
+_BACKOFF_FIRST, _BACKOFF_SOON, _BACKOFF_MOST = 0.02, 0.1, 0.5
+_SOON_TRIES = 100
 _ERRANDS_AGAIN = 1.0
 
 
@@ -56,7 +58,7 @@ class Keeper:
 
     def _run(self, link: Kept) -> None:
         seconds: float | None = 0.0
-        backoff = _BACKOFF_FIRST
+        backoff, tries = _BACKOFF_FIRST, 0
         while True:
             self._wait(link.watched(), seconds)
             if self._stopping:
@@ -65,8 +67,11 @@ class Keeper:
             if outcome == "done":
                 return
             seconds = {"unreachable": backoff, "errands": _ERRANDS_AGAIN}.get(outcome)
-            unreachable = outcome == "unreachable"
-            backoff = min(2 * backoff, _BACKOFF_MOST) if unreachable else _BACKOFF_FIRST
+            if outcome == "unreachable":
+                tries += 1
+                backoff = min(2 * backoff, _BACKOFF_SOON if tries < _SOON_TRIES else _BACKOFF_MOST)
+            else:
+                backoff, tries = _BACKOFF_FIRST, 0
 
     def _wait(self, session: Session | None, seconds: float | None) -> None:
         poller = select.poll()

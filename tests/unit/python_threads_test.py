@@ -65,7 +65,7 @@ def test_weights_attached_in_one_thread_are_released_in_another(
         ThreadPoolExecutor(1) as second,
     ):
         held = [first.submit(client.attach, "m").result(60) for _ in range(5)]
-        tensors = [second.submit(weights.state_dict).result(60) for weights in held]
+        tensors = [second.submit(weights.numpy).result(60) for weights in held]
         for weights in held:
             first.submit(weights.release).result(60)
         del weights
