@@ -30,16 +30,17 @@ Result<Duration> seconds(double value, const char* flag) {
 
 // A feature that is misspelt would stay on, and nobody would notice.
 Result<void> check_feature_names(const std::string& list) {
+  std::string known = "all";
+  for (const auto& [name, member] : kFeatureNames) known.append(", ").append(name);
+  const auto is_known = [](const std::string& word) {
+    return word == "all" || std::ranges::any_of(kFeatureNames, [&](const auto& f) { return f.first == word; });
+  };
   std::istringstream words(list);
-  for (std::string word; std::getline(words, word, ',');) {
-    const bool known =
-        word == "all" || std::ranges::any_of(kFeatureNames, [&](const auto& f) { return f.first == word; });
-    if (known) continue;
-    std::string names = "all";
-    for (const auto& [name, member] : kFeatureNames) names.append(", ").append(name);
-    return fail(ErrorCode::kInvalidArgument, "--disable-features: '" + word + "' is none of " + names);
+  std::string word;
+  while (std::getline(words, word, ',') && is_known(word)) {
   }
-  return {};
+  if (!words) return {};
+  return fail(ErrorCode::kInvalidArgument, "--disable-features: '" + word + "' is none of " + known);
 }
 
 Result<Config> config_of(const Arguments& arguments) {
