@@ -9,6 +9,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -26,11 +27,17 @@ class Jobs {
 
   template <class Work, class Then>
   void run(Work work, Then then) {
-    // Results and files are move-only; std::function is not: hence the shared holder.
-    auto job = std::make_shared<std::pair<Work, Then>>(std::move(work), std::move(then));
+    // Results and files are move-only; std::function is not: hence the shared holder. What `work` holds is let go
+    // on the job thread before the loop hears of it, and what `then` holds (replies among it) on the loop's.
+    auto job = std::make_shared<Job<Work, Then>>(std::move(work), std::move(then));
     submit([this, job] {
-      auto result = std::make_shared<decltype(job->first())>(job->first());
-      loop_.post([job, result] { job->second(std::move(*result)); });
+      auto result = std::make_shared<decltype((*job->work)())>((*job->work)());
+      job->work.reset();
+      loop_.post([job, result] {
+        Then finish = std::move(*job->then);
+        job->then.reset();
+        finish(std::move(*result));
+      });
     });
   }
 
@@ -38,6 +45,12 @@ class Jobs {
   void drain();
 
  private:
+  template <class Work, class Then>
+  struct Job {
+    Job(Work work_, Then then_) : work(std::move(work_)), then(std::move(then_)) {}
+    std::optional<Work> work;
+    std::optional<Then> then;
+  };
   void submit(std::function<void()> job);
   void work();
 

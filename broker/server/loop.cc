@@ -125,6 +125,15 @@ Result<void> Loop::run() {
   return {};
 }
 
+void Loop::discard() {
+  std::vector<Handler> posted;
+  {
+    const std::scoped_lock lock(mutex_);
+    posted.swap(posted_);
+  }
+  const auto timers = std::exchange(timers_, {});
+}
+
 void Loop::stop() {
   post([this] { stopping_ = true; });
 }

@@ -50,6 +50,8 @@ class Loop {
 
   [[nodiscard]] Result<void> run();
   void stop();
+  // After run(): drops what was still to be done, while those whom it would have answered are there.
+  void discard();
 
  private:
   Loop(Os& os, const Clock& clock) : os_(os), clock_(clock) {}

@@ -182,10 +182,17 @@ void Router::remember(SessionId session, const std::string& id, const std::strin
 
 void Router::forget(SessionId session) { memory_.erase(session); }
 
+void Router::stopping() {
+  stopping_ = true;
+  socket_->router.set(zmq::sockopt::linger, 200);  // ms: the last replies may leave
+}
+
 OpenRequest::~OpenRequest() {
-  if (!answered_) {
-    answer(wire::encode_error(to_, {ErrorCode::kInternal, "the broker dropped the request: please report it"}));
-  }
+  if (answered_) return;
+  const Error error = router_.stopping_
+                          ? Error{ErrorCode::kUnavailable, "the broker is stopping: start it again and retry"}
+                          : Error{ErrorCode::kInternal, "the broker dropped the request: please report it"};
+  answer(wire::encode_error(to_, error));
 }
 
 void OpenRequest::answer(const std::string& bytes) {

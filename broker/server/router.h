@@ -21,7 +21,7 @@
 
 namespace modelbroker {
 
-// A request on its way to its answer. The last holder answers `internal` if nobody else did.
+// A request on its way to its answer. The last holder answers `internal` (or `unavailable`) if nobody else did.
 class OpenRequest;
 using Ticket = std::shared_ptr<OpenRequest>;
 
@@ -58,6 +58,8 @@ class Router {
 
   // Answers to a session that has ended are not sent or remembered.
   void forget(SessionId session);
+  // From now on a request that is dropped was dropped because the broker stops.
+  void stopping();
 
  private:
   friend class OpenRequest;
@@ -82,6 +84,7 @@ class Router {
   Dispatch dispatch_;
   std::unique_ptr<Socket> socket_;
   std::unordered_map<SessionId, Memory> memory_;
+  bool stopping_ = false;
 };
 
 class OpenRequest {

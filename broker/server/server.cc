@@ -147,13 +147,18 @@ Result<void> Server::watch_signals() {
 
 Result<void> Server::run() {
   auto outcome = loop_->run();
-  router_.reset();
-  fd_socket_.reset();
   for (const std::string& path : {endpoint_.broker_path(), endpoint_.fds()}) (void)books_->os.unlink(path);
+  fd_socket_.reset();
   loads_->cancel_all();
   jobs_.reset();
   stop_blocks();
   keeper_->flush();
+  // Whoever still waits is told, while there is a socket to tell it by.
+  router_->stopping();
+  loop_->discard();
+  loads_.reset();
+  reaper_.reset();
+  router_.reset();
   return outcome;
 }
 

@@ -21,7 +21,7 @@ from ._errors import (
 from ._leases import Lease
 from ._link import Data, Link, MakeData
 from ._memory import Memory, Mode
-from ._models import Loaded, Model, Status, Unloaded
+from ._models import Loaded, Model, Status, Unloaded, take
 from ._weights import Weights
 
 ModelOrPath: TypeAlias = "str | os.PathLike[str]"
@@ -88,7 +88,7 @@ class Broker:
         label = _absolute(path)
         data: Data = {"path": label, "name": name or "", "type": type, "pin": pin}
         with _Source(label) as source:
-            return Loaded.of(self._call("model.load_model", source.with_offer(data), timeout))
+            return take(Loaded, self._call("model.load_model", source.with_offer(data), timeout))
 
     def unload(
         self, model: ModelOrPath, *, wait: bool = False, timeout: float | None = _SHORT
@@ -98,7 +98,7 @@ class Broker:
         `wait` returns only when the bytes are free (give a timeout that suits you).
         """
         data: Data = {"model": _name_or_path(model)[0], "wait": wait}
-        return Unloaded.of(self._call("model.unload_model", data, timeout))
+        return take(Unloaded, self._call("model.unload_model", data, timeout))
 
     def attach(
         self, model: ModelOrPath, *, mode: Mode = "private", timeout: float | None = None

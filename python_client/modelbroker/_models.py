@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 _T = TypeVar("_T")
 
 
-def _take(kind: type[_T], data: dict[str, Any]) -> _T:
-    """Known fields only: a newer broker may say more."""
+def take(kind: type[_T], data: dict[str, Any]) -> _T:
+    """A reply as a value. Known fields only: a newer broker may say more."""
     return kind(**{field.name: data[field.name] for field in fields(kind) if field.name in data})  # type: ignore[arg-type]
 
 
@@ -26,11 +26,6 @@ class Loaded:
     outcome: str
     seconds: float
 
-    @classmethod
-    def of(cls, data: dict[str, Any]) -> Loaded:
-        """From a reply."""
-        return _take(cls, data)
-
 
 @dataclass(frozen=True, slots=True)
 class Unloaded:
@@ -40,11 +35,6 @@ class Unloaded:
     freed: int
     draining: int
     remaining_names: list[str]
-
-    @classmethod
-    def of(cls, data: dict[str, Any]) -> Unloaded:
-        """From a reply."""
-        return _take(cls, data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +71,8 @@ class Model:
     @classmethod
     def of(cls, data: dict[str, Any]) -> Model:
         """From a model map."""
-        holders = [_take(Holder, holder) for holder in data["leases"]]
-        return _take(cls, {**data, "leases": holders})
+        holders = [take(Holder, holder) for holder in data["leases"]]
+        return take(cls, {**data, "leases": holders})
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,5 +111,5 @@ class Status:
     @classmethod
     def of(cls, data: dict[str, Any]) -> Status:
         """From a reply."""
-        tiers = {name: _take(Tier, tier) for name, tier in data["tiers"].items()}
-        return _take(cls, {**data, "tiers": tiers})
+        tiers = {name: take(Tier, tier) for name, tier in data["tiers"].items()}
+        return take(cls, {**data, "tiers": tiers})
