@@ -222,7 +222,9 @@ void Loads::drain_if_nameless(Resident& resident) {
 void Loads::fail_all(const FlightPtr& flight, const Error& error) {
   books_.budget.unreserve(std::exchange(flight->reserved, 0));
   std::erase(flights_, flight);
-  if (!flight->waiters.empty()) {
+  if (flight->waiters.empty()) {
+    log_info("a load was given up: nobody waits for it any more");
+  } else {
     log_warning("load of '" + wire::printable(flight->waiters.front().path) + "' failed: " + error.message);
   }
   for (const Waiter& waiter : flight->waiters) waiter.done(tl::unexpected(error));
