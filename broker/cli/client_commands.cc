@@ -5,13 +5,13 @@
 #include <CLI/CLI.hpp>
 #include <atomic>
 #include <cstdio>
-#include <filesystem>
 #include <memory>
 #include <thread>
 
 #include "broker/cli/commands.h"
 #include "broker/cli/json.h"
 #include "broker/cli/output.h"
+#include "broker/cli/paths.h"
 #include "broker/ram/budget.h"
 #include "cpp_client/connection.h"
 #include "shm/block.h"
@@ -40,14 +40,6 @@ std::string shown(const std::string& text) { return wire::printable(text, 4096);
 void print(const Json& json) { std::printf("%s\n", json.dump(2, ' ', false, Json::error_handler_t::replace).c_str()); }
 void print_line(const Json& json) {
   std::printf("%s\n", json.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
-}
-
-// A name, or the absolute form of what looks like a path: a broker knows no working directory.
-std::string name_or_path(const std::string& word) {
-  const bool looks_like_path =
-      word.find('/') != std::string::npos ||
-      ((word.ends_with(".safetensors") || word.ends_with(".sft")) && std::filesystem::exists(word));
-  return looks_like_path ? std::filesystem::absolute(word).lexically_normal().string() : word;
 }
 
 // Runs `work` with a connection and turns its error into an exit code.
@@ -84,7 +76,7 @@ void watch_progress(const Common& common, const std::string& path, const std::at
 }
 
 Result<void> load(const Common& common, Connection& connection, const LoadArguments& arguments) {
-  const std::string path = std::filesystem::absolute(arguments.path).lexically_normal().string();
+  const std::string path = absolute_path(arguments.path);
   MODELBROKER_ASSIGN(const Fd file, client::open_source(plain_os(), path));
   wire::LoadModel request;
   MODELBROKER_ASSIGN(request.file, connection.offer_file(file));

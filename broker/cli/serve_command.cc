@@ -7,6 +7,7 @@
 
 #include "broker/cli/commands.h"
 #include "broker/cli/output.h"
+#include "broker/cli/paths.h"
 #include "broker/server/log.h"
 #include "broker/server/server.h"
 #include "wire/endpoint.h"
@@ -45,8 +46,10 @@ Result<void> check_feature_names(const std::string& list) {
 
 Result<Config> config_of(const Arguments& arguments) {
   Config config;
-  config.run_directory = arguments.run_directory.empty() ? wire::default_run_directory() : arguments.run_directory;
-  config.ram_directory = arguments.ram_directory;
+  // Told to clients, who stand elsewhere: absolute.
+  config.run_directory =
+      arguments.run_directory.empty() ? wire::default_run_directory() : absolute_path(arguments.run_directory);
+  config.ram_directory = absolute_path(arguments.ram_directory);
   config.instance = arguments.instance;
   config.keep_on_stop = arguments.on_stop == "keep";
   config.huge_pages = arguments.huge_pages != "off";

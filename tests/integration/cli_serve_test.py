@@ -77,7 +77,7 @@ def test_serve_refuses_an_instance_that_is_no_word(make_broker: MakeBroker, name
     assert not broker.run.exists() or not (broker.run / "fds.sock").exists()
 
 
-@pytest.mark.parametrize("run", ["relative", "/no/such/parent/run", "/tmp/" + "long" * 30])
+@pytest.mark.parametrize("run", ["/no/such/parent/run", "/tmp/" + "long" * 30])
 def test_serve_refuses_a_run_directory_that_cannot_be(make_broker: MakeBroker, run: str) -> None:
     broker = make_broker()
     broker.run = Path(run)
@@ -283,3 +283,19 @@ def test_a_misspelt_feature_to_disable_is_refused(
     done = broker.cli(*broker.serve_command()[1:], "--disable-features=colapse", check=False)
     assert done.returncode == 10
     assert "'colapse' is none of all, collapse," in done.stderr
+
+
+def test_relative_folders_are_told_to_clients_as_absolute_ones(
+    make_broker: MakeBroker, tmp_path: Path
+) -> None:
+    broker = make_broker()
+    command = [broker.serve_command()[0], "serve", "--instance", broker.instance]
+    command += ["--run-directory", "run", "--ram-directory", "ram", "--any-file-system"]
+    (broker.folder / "ram").mkdir()
+    broker.process = subprocess.Popen(command, cwd=broker.folder, stderr=subprocess.DEVNULL)
+    path = files.write_random(tmp_path / "m.safetensors", 1)
+    broker.cli("load", path)
+    assert broker.cli_json("status")["ram_directory"] == str(broker.folder / "ram")
+    with broker.connect() as client, client.attach("m") as weights:
+        assert weights.raw("t0").any()
+        assert client.list()[0].block_path.startswith(str(broker.folder))
