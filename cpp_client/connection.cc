@@ -119,7 +119,8 @@ Result<wire::Reply> Connection::exchange(std::string_view type, const Encode& en
       zmq::message_t message;
       while (state.socket.recv(message, zmq::recv_flags::dontwait)) {
         auto reply = wire::Reply::decode(message.to_string_view());
-        if (!reply || reply->request_id() == id) return reply;
+        // One request at a time: what has no id (it could not be read) is about ours.
+        if (!reply || reply->request_id() == id || reply->request_id().empty()) return reply;
       }
       if (items[1].revents != 0) {
         return fail(ErrorCode::kUnavailable,

@@ -1,5 +1,6 @@
 #include "broker/cli/paths.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <system_error>
 
@@ -8,15 +9,21 @@ namespace modelbroker::cli {
 std::string absolute_path(const std::string& path) {
   std::error_code error;
   const std::filesystem::path absolute = std::filesystem::absolute(path, error);
-  return error ? path : absolute.lexically_normal().string();
+  if (error) return path;
+  // "link/.." is the folder above what the link leads to: only the file system knows which.
+  const bool climbs = std::ranges::find(absolute, "..") != absolute.end();
+  const std::filesystem::path real = climbs ? std::filesystem::canonical(absolute, error) : std::filesystem::path();
+  return climbs && !error ? real.string() : absolute.lexically_normal().string();
 }
 
 std::string name_or_path(const std::string& word) {
   std::error_code error;
-  const bool looks_like_path =
-      word.find('/') != std::string::npos ||
-      ((word.ends_with(".safetensors") || word.ends_with(".sft")) && std::filesystem::exists(word, error));
-  return looks_like_path ? absolute_path(word) : word;
+  const auto starts = [&](const char* with) { return word.starts_with(with); };
+  const bool has_suffix = word.ends_with(".safetensors") || word.ends_with(".sft");
+  const bool has_slash = word.find('/') != std::string::npos;
+  const bool is_path = starts("/") || starts("./") || starts("../") || (has_slash && has_suffix) ||
+                       ((has_slash || has_suffix) && std::filesystem::is_regular_file(word, error));
+  return is_path ? absolute_path(word) : word;
 }
 
 }  // namespace modelbroker::cli

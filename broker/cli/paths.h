@@ -8,7 +8,8 @@ namespace modelbroker::cli {
 // Absolute and without "." and "..", links left as they are; as given where there is no working directory.
 [[nodiscard]] std::string absolute_path(const std::string& path);
 
-// A model's name as it is, or the absolute form of what looks like a path.
+// A model's name as it is ("org/model" too), or the absolute form of a path: what begins with "/", "./" or "../", is
+// an existing file, or has a folder and a suffix of ours.
 [[nodiscard]] std::string name_or_path(const std::string& word);
 
 }  // namespace modelbroker::cli

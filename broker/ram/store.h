@@ -25,6 +25,8 @@ struct Resident {
   bool pinned = false;
   bool removing = false;  // its file is being unlinked: cannot be revived
 
+  // The model's: what a block without names (it drains) was called first.
+  [[nodiscard]] const std::string& name() const { return names.empty() ? block->manifest().name : names.front(); }
   [[nodiscard]] bool draining() const noexcept { return block->draining(); }
   [[nodiscard]] std::uint64_t bytes() const noexcept { return block->bytes_held(); }
 };

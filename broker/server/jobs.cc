@@ -1,5 +1,7 @@
 #include "broker/server/jobs.h"
 
+#include <system_error>
+
 namespace modelbroker {
 
 Jobs::~Jobs() {
@@ -13,11 +15,19 @@ Jobs::~Jobs() {
 }
 
 void Jobs::submit(std::function<void()> job) {
-  const std::scoped_lock lock(mutex_);
-  queue_.push_back(std::move(job));
-  if (queue_.size() > idle_ && threads_.size() < most_threads_) {
-    threads_.emplace_back([this] { work(); });
+  std::unique_lock lock(mutex_);
+  if (queue_.size() >= idle_ && threads_.size() < most_threads_) {
+    try {
+      threads_.emplace_back([this] { work(); });
+    } catch (const std::system_error&) {
+      // Out of threads: those that there are do it; without any, the loop itself.
+      if (threads_.empty()) {
+        lock.unlock();
+        return job();
+      }
+    }
   }
+  queue_.push_back(std::move(job));
   changed_.notify_one();
 }
 

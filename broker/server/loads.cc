@@ -56,7 +56,8 @@ std::string stem_of(const std::string& path) {
 }
 
 void Loads::start(Ask ask, Done done) {
-  Waiter waiter{ask.session, std::move(ask.path), std::move(ask.name), std::move(ask.type), ask.pin, std::move(done)};
+  Waiter waiter{ask.session, std::move(ask.path), std::move(ask.name), std::move(ask.type),
+                ask.pin,     ask.any_name,        std::move(done)};
   // The file may lie on a file system that hangs: even fstat is a job.
   auto file = std::make_shared<Fd>(std::move(ask.file));
   const std::string path = waiter.path;  // the lambdas below are made in any order
@@ -102,6 +103,7 @@ void Loads::identified(Waiter waiter, Fd file, const Result<FileIdentity>& sourc
 
 // Refuses a name that another file has, or is about to get, before anything is read.
 Result<void> Loads::check_name(const Waiter& waiter, const FileIdentity& source) {
+  if (waiter.any_name) return {};
   const std::string name = waiter.name.empty() ? stem_of(waiter.path) : waiter.name;
   const auto taken = [&](const std::string& path) {
     return fail(ErrorCode::kAlreadyExists, "the name '" + wire::printable(name) + "' belongs to '" +
@@ -167,6 +169,11 @@ void Loads::header_read(const FlightPtr& flight, Result<Header> header) {
     }
   }
   flight->directory = std::move(header->directory);
+  admit(flight);
+}
+
+void Loads::admit(const FlightPtr& flight) {
+  if (flight->waiters.empty()) return fail_all(flight, {ErrorCode::kCancelled, "nobody waits for the load"});
   const Waiter& first = flight->waiters.front();
   LoadOptions options;
   options.label = wire::printable(first.path);
@@ -179,7 +186,14 @@ void Loads::header_read(const FlightPtr& flight, Result<Header> header) {
   const auto layout = plan_block(flight->directory, options);
   if (!layout) return fail_all(flight, layout.error());
   const auto admitted = books_.budget.reserve(layout->block_size, books_.use(), "'" + options.label + "'");
-  if (!admitted) return fail_all(flight, admitted.error());
+  if (!admitted) {
+    // A load that was given up is about to give its room back.
+    if (std::ranges::any_of(flights_, [&](const FlightPtr& f) { return f->reserved > 0 && f->progress.cancelled; })) {
+      waiting_.push_back(flight);
+      return;
+    }
+    return fail_all(flight, admitted.error());
+  }
   flight->reserved = layout->block_size;
   log_info("loading '" + options.label + "': " + format_size(flight->directory.payload.size) + ", " +
            std::to_string(flight->directory.tensors.size()) + " tensors");
@@ -204,8 +218,13 @@ void Loads::landed(const FlightPtr& flight, Result<Block> block) {
   land(flight, added, "loaded");
 }
 
-void Loads::land(const FlightPtr& flight, Resident& resident, const std::string& outcome) {
+void Loads::ended(const FlightPtr& flight) {
   std::erase(flights_, flight);
+  for (const FlightPtr& other : std::exchange(waiting_, {})) admit(other);
+}
+
+void Loads::land(const FlightPtr& flight, Resident& resident, const std::string& outcome) {
+  ended(flight);
   bool first = true;
   for (Waiter& waiter : flight->waiters) {
     finish(waiter, resident, first ? outcome : "resident");
@@ -221,7 +240,7 @@ void Loads::drain_if_nameless(Resident& resident) {
 
 void Loads::fail_all(const FlightPtr& flight, const Error& error) {
   books_.budget.unreserve(std::exchange(flight->reserved, 0));
-  std::erase(flights_, flight);
+  ended(flight);
   if (flight->waiters.empty()) {
     log_info("a load was given up: nobody waits for it any more");
   } else {
@@ -248,8 +267,10 @@ Result<std::string> Loads::settle_name(const Waiter& waiter, Resident& resident,
   }
   if (resident.names.empty() || before != nullptr) resident.path = waiter.path;
   if (!waiter.type.empty()) resident.type = waiter.type;
-  if (waiter.name.empty() && !resident.names.empty()) return resident.names.front();
-  const std::string name = waiter.name.empty() ? stem_of(waiter.path) : waiter.name;
+  if (waiter.name.empty() && !resident.names.empty()) return resident.name();
+  std::string name = waiter.name.empty() ? stem_of(waiter.path) : waiter.name;
+  const Resident* const owner = books_.store.by_name(name);
+  if (waiter.any_name && owner != nullptr && owner != &resident) name += "@" + resident.block->name().digest16;
   const bool had_names = !resident.names.empty();
   const bool is_new = std::ranges::find(resident.names, name) == resident.names.end();
   MODELBROKER_TRY(books_.store.add_name(resident, name));

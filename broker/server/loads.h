@@ -30,6 +30,7 @@ class Loads {
     std::string name;  // empty: the name it has, else the file's stem
     std::string type;
     bool pin = false;
+    bool any_name = false;  // a free one, if the file's stem is taken
   };
   struct Outcome {
     std::string block;
@@ -58,6 +59,7 @@ class Loads {
     SessionId session = 0;
     std::string path, name, type;
     bool pin = false;
+    bool any_name = false;
     Done done;
   };
   struct Flight {
@@ -79,7 +81,9 @@ class Loads {
     bool same_bytes = false;  // as the block that was to be compared
   };
   void header_read(const FlightPtr& flight, Result<Header> header);
+  void admit(const FlightPtr& flight);
   void landed(const FlightPtr& flight, Result<Block> block);
+  void ended(const FlightPtr& flight);
   void land(const FlightPtr& flight, Resident& resident, const std::string& outcome);
   void drain_if_nameless(Resident& resident);
   void fail_all(const FlightPtr& flight, const Error& error);
@@ -92,6 +96,7 @@ class Loads {
   Reaper& reaper_;
   StateKeeper& keeper_;
   std::vector<FlightPtr> flights_;
+  std::vector<FlightPtr> waiting_;  // for the room that cancelled flights still hold
 };
 
 // The file's name without folder and suffix: a model's default name.

@@ -81,7 +81,7 @@ void Server::unload(Session&, const wire::UnloadModel& data, const Reply<wire::U
   if (!found) return reply.error(found.error());
   Resident& resident = **found;
   wire::UnloadModelReply outcome;
-  outcome.model = is_path(model) ? resident.names.front() : model;
+  outcome.model = is_path(model) ? resident.name() : model;
   if (!is_path(model) && resident.names.size() > 1) {
     books_->store.remove_name(resident, model);
     outcome.remaining_names = resident.names;
@@ -144,12 +144,14 @@ void Server::attach(Session& session, const wire::Attach& data, const Reply<wire
     const auto resident = require(data.model);
     if (!resident) return reply.error(resident.error());
     ++books_->hits;
-    return reply.ok(grant(session, **resident, is_path(data.model) ? (*resident)->names.front() : data.model));
+    return reply.ok(grant(session, **resident, is_path(data.model) ? (*resident)->name() : data.model));
   }
   auto ask = ask_for(session, data.model, data.file);
   if (!ask) return reply.error(ask.error());
+  ask->any_name = true;  // who attaches by path wants the weights, whatever they are called
   loads_->start(std::move(*ask), [this, reply, id = session.id](Result<Loads::Outcome> outcome) {
     if (!outcome) return reply.error(outcome.error());
+    if (reply.answered()) return;  // deadline passed: nobody would ever end that lease
     Session* const asker = books_->sessions.find(id);
     const Resident* const resident = books_->store.by_block(outcome->block);
     if (asker == nullptr || resident == nullptr || resident->draining()) {
@@ -168,7 +170,7 @@ void Server::detach(Session& session, const wire::Detach& data, const Reply<wire
 wire::ModelInfo Server::describe(const Resident& resident) const {
   const Block& block = *resident.block;
   wire::ModelInfo info;
-  info.name = resident.names.empty() ? block.manifest().name : resident.names.front();
+  info.name = resident.name();
   if (resident.names.size() > 1) info.aliases.assign(resident.names.begin() + 1, resident.names.end());
   info.type = resident.type;
   info.format = block.manifest().format;
@@ -226,7 +228,7 @@ void Server::set_pinned(const std::string& model, bool pinned, const Reply<wire:
   const auto resident = require(model);
   if (!resident) return reply.error(resident.error());
   (*resident)->pinned = pinned;
-  keeper_->save(**resident, [reply, name = (*resident)->names.front(), pinned] { reply.ok({name, pinned}); });
+  keeper_->save(**resident, [reply, name = (*resident)->name(), pinned] { reply.ok({name, pinned}); });
 }
 
 void Server::pin(Session&, const wire::ModelName& data, const Reply<wire::PinReply>& reply) {
@@ -245,9 +247,9 @@ void Server::get_model_info(Session&, const wire::GetModelInfo& data, const Repl
   wire::GetModelInfoReply info;
   for (const auto& [id, resident] : books_->store.all()) {
     if (resident.draining() || (wanted != nullptr && &resident != wanted)) continue;
-    info.loaded_models[resident.names.front()] = {resident.path, resident.type,
-                                                  static_cast<double>(resident.bytes()) / kMebibyte,
-                                                  resident.block->name().generation};
+    info.loaded_models[resident.name()] = {resident.path, resident.type,
+                                           static_cast<double>(resident.bytes()) / kMebibyte,
+                                           resident.block->name().generation};
   }
   const Budget::Use use = books_->use();
   const std::uint64_t used = use.made + use.draining + books_->budget.reserved();

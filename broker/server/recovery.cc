@@ -37,7 +37,9 @@ void name_from_manifest(Books& books, Resident& resident, Recovered& recovered) 
   } else if (owner->path == resident.path) {
     recovered.superseded.push_back(resident.block->id());
   } else {
-    (void)books.store.add_name(resident, name + "@" + resident.block->name().digest16);
+    // Generations are never given twice: this one is free.
+    const std::string other = name + "@g" + std::to_string(resident.block->name().generation);
+    if (!books.store.add_name(resident, other)) recovered.superseded.push_back(resident.block->id());
   }
 }
 
@@ -85,6 +87,9 @@ Result<Recovered> adopt_blocks(Books& books, const std::vector<BlockRecord>& rec
       for (const std::string& word : found->names) (void)books.store.add_name(resident, word);
     }
     if (resident.names.empty()) nameless.push_back(name.id());
+  }
+  for (const BlockRecord& record : records) {
+    if (books.store.by_block(record.block) == nullptr) recovered.gone.push_back(record.block);
   }
   for (const std::string& block : nameless) name_from_manifest(books, *books.store.by_block(block), recovered);
   return recovered;

@@ -13,6 +13,7 @@ namespace modelbroker {
 
 struct Recovered {
   std::size_t adopted = 0, draining = 0, garbage = 0;
+  std::vector<std::string> gone;        // blocks that the database knows and nobody has
   std::vector<std::string> superseded;  // resident blocks without a name left: to be drained
 };
 [[nodiscard]] Result<Recovered> adopt_blocks(Books& books, const std::vector<BlockRecord>& records);

@@ -32,6 +32,8 @@ class Reply {
   explicit Reply(Ticket ticket) : ticket_(std::move(ticket)) {}
   void ok(const M& message) const;
   void error(const Error& error) const;
+  // Nobody waits any more (the deadline passed): what would only be for the asker need not be done.
+  [[nodiscard]] bool answered() const noexcept;
   void send(const Result<M>& result) const { result ? ok(*result) : error(result.error()); }
 
  private:
@@ -96,6 +98,7 @@ class OpenRequest {
 
   [[nodiscard]] const wire::ReplyTo& to() const noexcept { return to_; }
   void answer(const std::string& bytes);
+  [[nodiscard]] bool answered() const noexcept { return answered_; }
 
  private:
   friend class Router;
@@ -107,6 +110,11 @@ class OpenRequest {
   std::optional<TimerId> deadline_;
   bool answered_ = false;
 };
+
+template <class M>
+bool Reply<M>::answered() const noexcept {
+  return ticket_->answered();
+}
 
 template <class M>
 void Reply<M>::ok(const M& message) const {

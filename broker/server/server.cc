@@ -116,6 +116,7 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config) {
   MODELBROKER_ASSIGN(fd_socket_, FdSocket::listen(*books_, *loop_, endpoint_.fds(),
                                                   [this](SessionId session) { session_ended(session); }));
 
+  for (const std::string& block : recovered.gone) keeper_->erase(block);
   for (const std::string& block : recovered.superseded) {
     if (Resident* const resident = books_->store.by_block(block)) reaper_->drain(*resident);
   }
@@ -162,15 +163,21 @@ Result<void> Server::run() {
   return outcome;
 }
 
-// Mapped memory outlives its name: holders keep what they have.
+// Mapped memory outlives its name: holders keep what they have. By the folder, not by the books: a load may have
+// been published after the loop's last turn.
 void Server::stop_blocks() {
   if (books_->config.keep_on_stop) return;
+  const auto listing = books_->directory.list(books_->os);
+  if (!listing) return log_error(listing.error().message);
   std::uint64_t freed = 0;
-  for (const auto& [id, resident] : books_->store.all()) {
-    if (resident.removing && !books_->os.lstat(resident.block->path())) continue;
-    freed += resident.bytes();
-    if (auto removed = std::move(*resident.block).remove(books_->os); !removed) log_error(removed.error().message);
-    keeper_->erase(id);
+  for (const BlockName& name : listing->blocks) {
+    const auto removed = books_->directory.remove(books_->os, name);
+    if (!removed) {
+      log_error(removed.error().message);
+      continue;
+    }
+    freed += *removed;
+    keeper_->erase(name.id());
   }
   if (freed > 0) log_info("freed " + format_size(freed));
 }

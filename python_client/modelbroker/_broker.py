@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from ._block import read_contents
@@ -105,8 +104,9 @@ class Broker:
     ) -> Weights:
         """Maps a model's weights into this process; see Weights.
 
-        `model`: a name, or a path (anything with a slash, an os.PathLike, or an existing
-        .safetensors or .sft file), which is loaded if it is not resident or has changed.
+        `model`: a name, or a path (an os.PathLike, what begins with "/", "./" or "../", or names
+        an existing file), which is loaded if it is not resident or has changed. A file that is
+        loaded this way gets its stem as its name, or another one if that is taken.
         """
         if mode not in ("private", "readonly"):
             raise InvalidArgumentError(f"mode={mode!r} must be 'private' or 'readonly'")
@@ -250,15 +250,20 @@ def _absolute(path: ModelOrPath) -> str:
     text: Any = os.fspath(path)
     if not isinstance(text, str) or not text:
         raise InvalidArgumentError(f"{path!r} is not the path of a file")
-    return os.path.abspath(text)
+    try:
+        # "link/.." is the folder above what the link leads to: only the file system knows which.
+        return os.path.realpath(text) if ".." in text.split(os.sep) else os.path.abspath(text)
+    except FileNotFoundError:
+        raise NotFoundError(f"{text!r}: the working directory is gone") from None
 
 
 def _name_or_path(model: ModelOrPath) -> tuple[str, bool]:
-    """A name as it is, or the absolute form of what looks like a path: a broker has no "here"."""
+    """A name as it is ("org/model" too), or the absolute form of a path, as python.md says."""
     text = os.fspath(model)
-    looks = not isinstance(model, str) or os.sep in text
-    if looks or (text.endswith(_SUFFIXES) and Path(text).exists()):
-        return _absolute(text), True
     if not text:
         raise InvalidArgumentError("an empty string names no model")
+    suffix, slash = text.endswith(_SUFFIXES), os.sep in text
+    is_path = not isinstance(model, str) or text.startswith(("/", "./", "../"))
+    if is_path or (suffix and slash) or ((suffix or slash) and os.path.isfile(text)):
+        return _absolute(text), True
     return text, False

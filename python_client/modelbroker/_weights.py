@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -132,6 +132,15 @@ class Weights(Mapping[str, TensorView]):
 
     def __len__(self) -> int:
         return len(self._all())
+
+    # One attach is one thing: comparing all of its bytes is nobody's wish.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "weights are memory of this process: attach in the other one, or copy tensors"
+        )
 
     def __repr__(self) -> str:
         state = "released" if self._placed is None else f"{len(self._placed)} tensors"

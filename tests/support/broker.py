@@ -126,10 +126,12 @@ class BrokerProcess:
                 continue
         return total
 
-    def cli(self, *arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def cli(
+        self, *arguments: str | bytes | Path, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
         """Runs a command of the CLI against this broker."""
         done = subprocess.run(
-            [BINARY, *map(str, arguments)],
+            [BINARY, *(a if isinstance(a, bytes) else str(a) for a in arguments)],
             env=self.environment,
             capture_output=True,
             text=True,

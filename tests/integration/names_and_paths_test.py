@@ -1,0 +1,83 @@
+"""What a user may call a model, and what a path means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import modelbroker
+from support import files
+from support.broker import BrokerProcess, wait_until
+
+
+def test_files_of_one_stem_attach_by_their_paths(broker: BrokerProcess, tmp_path: Path) -> None:
+    paths = []
+    for seed in range(3):
+        (tmp_path / str(seed)).mkdir()
+        paths.append(files.write_random(tmp_path / str(seed) / "model.safetensors", 1, seed))
+    with broker.connect() as client:
+        held = [client.attach(path) for path in paths]
+        assert [weights.metadata["seed"] for weights in held] == ["0", "1", "2"]
+        names = [weights.model for weights in held]
+        assert names[0] == "model"
+        assert all(name.startswith("model@") for name in names[1:])
+        for path, name in zip(paths, names, strict=True):
+            assert client.attach(path).model == name
+            assert client.attach(name).model == name
+        with pytest.raises(modelbroker.AlreadyExistsError, match="--name"):
+            client.load(files.write_random(tmp_path / "model.safetensors", 1, 9))
+
+
+def test_a_name_may_have_a_slash(
+    broker: BrokerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = files.write_random(tmp_path / "m.safetensors", 1)
+    broker.cli("load", path, "--name", "org/model")
+    assert broker.cli_json("show", "org/model")["name"] == "org/model"
+    broker.cli("pin", "org/model")
+    with broker.connect() as client, client.attach("org/model") as weights:
+        assert weights.model == "org/model"
+    monkeypatch.chdir(tmp_path.parent)
+    assert broker.cli_json("show", f"{tmp_path.name}/m.safetensors")["name"] == "org/model"
+    assert broker.cli_json("unload", "org/model")["model"] == "org/model"
+
+
+def test_a_path_through_a_link_and_up_is_the_file_systems(
+    broker: BrokerProcess, tmp_path: Path
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b" / "c").mkdir(parents=True)
+    (tmp_path / "a" / "link").symlink_to(tmp_path / "b" / "c")
+    files.write_random(tmp_path / "a" / "m.safetensors", 1, 1)
+    files.write_random(tmp_path / "b" / "m.safetensors", 1, 2)
+    with broker.connect() as client:
+        with client.attach(f"{tmp_path}/a/link/../m.safetensors") as weights:
+            assert weights.metadata["seed"] == "2"
+        client.unload("m", wait=True)
+    loaded = broker.cli_json("load", f"{tmp_path}/a/link/../m.safetensors")
+    assert broker.cli_json("show", loaded["model"])["path"] == f"{tmp_path}/b/m.safetensors"
+
+
+@pytest.mark.parametrize("what", [["load", ""], ["load", b"bad\xff"], ["unload", b"\xff"]])
+def test_words_that_are_no_text_are_refused_at_once(
+    broker: BrokerProcess, what: list[str | bytes]
+) -> None:
+    done = broker.cli(*what, check=False)
+    assert done.returncode >= 10
+    assert done.stderr.startswith("modelbroker: ")
+
+
+def test_an_attach_that_came_too_late_leaves_no_lease(
+    broker: BrokerProcess, tmp_path: Path
+) -> None:
+    path = files.write_random(tmp_path / "m.safetensors", 300)
+    with broker.connect() as client:
+        with pytest.raises(modelbroker.DeadlineExceededError):
+            client.attach(path, timeout=0.005)
+        wait_until(lambda: [model.state for model in client.list()] in ([], ["resident"]))
+        wait_until(lambda: broker.books()["leases"] == 0)
+        assert client.load(path).outcome in ("loaded", "resident")
+        assert broker.books()["leases"] == 0
+        client.unload("m", wait=True, timeout=30)
+    assert broker.is_empty()
