@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
 from support.broker import BrokerProcess
+
+if TYPE_CHECKING:
+    from support.raw_wire import Town
 
 # A shell that runs us in the background ignores SIGINT for us and for all that we start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -31,3 +35,20 @@ def make_broker() -> Iterator[Callable[..., BrokerProcess]]:
 def broker(make_broker: Callable[..., BrokerProcess]) -> BrokerProcess:
     """A running broker of this test's own."""
     return make_broker().start()
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[BrokerProcess]:
+    """One broker for all cases of a file: what one leaves behind, the next sees."""
+    broker = BrokerProcess("--ram-budget", "1GiB").start()
+    yield broker
+    broker.stop()
+
+
+@pytest.fixture(scope="module")
+def town() -> Iterator[Town]:
+    """A broker with a model and a worker that must not notice what is done to it."""
+    from support.raw_wire import new_town  # wants safetensors, which not every interpreter has
+
+    with new_town() as made:
+        yield made

@@ -55,6 +55,8 @@ std::string stem_of(const std::string& path) {
   return dot == std::string::npos || dot == 0 ? file : file.substr(0, dot);
 }
 
+std::string Loads::Waiter::wanted_name() const { return name.empty() ? stem_of(path) : name; }
+
 void Loads::start(Ask ask, Done done) {
   Waiter waiter{ask.session, std::move(ask.path), std::move(ask.name), std::move(ask.type),
                 ask.pin,     ask.any_name,        std::move(done)};
@@ -104,7 +106,7 @@ void Loads::identified(Waiter waiter, Fd file, const Result<FileIdentity>& sourc
 // Refuses a name that another file has, or is about to get, before anything is read.
 Result<void> Loads::check_name(const Waiter& waiter, const FileIdentity& source) {
   if (waiter.any_name) return {};
-  const std::string name = waiter.name.empty() ? stem_of(waiter.path) : waiter.name;
+  const std::string name = waiter.wanted_name();
   const auto taken = [&](const std::string& path) {
     return fail(ErrorCode::kAlreadyExists, "the name '" + wire::printable(name) + "' belongs to '" +
                                                wire::printable(path) +
@@ -119,7 +121,7 @@ Result<void> Loads::check_name(const Waiter& waiter, const FileIdentity& source)
   for (const FlightPtr& flight : flights_) {
     if (flight->source == source) continue;
     for (const Waiter& other : flight->waiters) {
-      const std::string theirs = other.name.empty() ? stem_of(other.path) : other.name;
+      const std::string theirs = other.wanted_name();
       if (theirs == name && other.path != waiter.path) return taken(other.path);
     }
   }
@@ -177,7 +179,7 @@ void Loads::admit(const FlightPtr& flight) {
   const Waiter& first = flight->waiters.front();
   LoadOptions options;
   options.label = wire::printable(first.path);
-  options.name = first.name.empty() ? stem_of(first.path) : first.name;
+  options.name = first.wanted_name();
   options.type = first.type;
   options.generation = books_.new_generation();
   options.broker_boot_id = books_.boot_id;
@@ -268,7 +270,7 @@ Result<std::string> Loads::settle_name(const Waiter& waiter, Resident& resident,
   if (resident.names.empty() || before != nullptr) resident.path = waiter.path;
   if (!waiter.type.empty()) resident.type = waiter.type;
   if (waiter.name.empty() && !resident.names.empty()) return resident.name();
-  std::string name = waiter.name.empty() ? stem_of(waiter.path) : waiter.name;
+  std::string name = waiter.wanted_name();
   const Resident* const owner = books_.store.by_name(name);
   if (waiter.any_name && owner != nullptr && owner != &resident) name += "@" + resident.block->name().digest16;
   const bool had_names = !resident.names.empty();
@@ -295,7 +297,7 @@ std::vector<Loads::Running> Loads::running() const {
   for (const FlightPtr& flight : flights_) {
     if (flight->waiters.empty()) continue;
     const Waiter& first = flight->waiters.front();
-    list.push_back({first.name.empty() ? stem_of(first.path) : first.name, first.path, first.type, &flight->progress});
+    list.push_back({first.wanted_name(), first.path, first.type, &flight->progress});
   }
   return list;
 }

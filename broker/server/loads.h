@@ -61,6 +61,8 @@ class Loads {
     bool pin = false;
     bool any_name = false;
     Done done;
+    // The name that it asks for: by default the file's stem.
+    [[nodiscard]] std::string wanted_name() const;
   };
   struct Flight {
     FileIdentity source;

@@ -10,7 +10,7 @@ import socket
 import struct
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -45,14 +45,6 @@ CODES = [
 ]
 Maker = Callable[[Path], object]
 Kind = type[ModelBrokerError]
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[BrokerProcess]:
-    """One broker for the whole table: what a bad file leaves behind, the next case sees."""
-    broker = BrokerProcess("--ram-budget", "1GiB").start()
-    yield broker
-    broker.stop()
 
 
 def assert_unharmed(broker: BrokerProcess, folder: Path) -> None:

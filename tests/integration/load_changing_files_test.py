@@ -8,7 +8,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +21,6 @@ from support.broker import BrokerProcess, wait_until
 SIZE = 256 << 20
 FILE_CLOCK_TICK = 0.01  # seconds, generously
 ROUNDS = 3
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[BrokerProcess]:
-    """One broker for all cases: what one leaves behind, the next sees."""
-    broker = BrokerProcess("--ram-budget", "1GiB").start()
-    yield broker
-    broker.stop()
 
 
 def assert_unharmed(broker: BrokerProcess, folder: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import socket
-from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from typing import Any
 
@@ -18,20 +17,12 @@ from support.raw_wire import (
     code_of,
     dealer,
     frame,
-    new_town,
     open_session,
     packet,
     packets,
     received,
 )
 from support.workers import assert_right_bytes
-
-
-@pytest.fixture(scope="module")
-def town() -> Iterator[Town]:
-    with new_town() as made:
-        yield made
-
 
 # ---- frames that are none
 

@@ -23,18 +23,11 @@ from support.raw_wire import (
     code_of,
     dealer,
     frame,
-    new_town,
     open_session,
     packet,
     packets,
     received,
 )
-
-
-@pytest.fixture(scope="module")
-def town() -> Iterator[Town]:
-    with new_town() as made:
-        yield made
 
 
 def leases(town: Town) -> int:

@@ -7,10 +7,8 @@ import os
 import signal
 import tempfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import msgpack
 import pytest
@@ -19,10 +17,8 @@ import zmq
 
 from support import files
 from support.broker import BrokerProcess, run_python, start_python, wait_until
-from support.raw_wire import received
+from support.raw_wire import Socket, dealer, received
 from support.workers import line_of, tell
-
-Socket: TypeAlias = "zmq.Socket[bytes]"
 
 # An existing worker: nothing here may import modelbroker. It prints one JSON object.
 WORKER = """
@@ -84,20 +80,6 @@ print(json.dumps(out))
 """
 
 
-@contextmanager
-def plain(broker: BrokerProcess, kind: int = zmq.DEALER) -> Iterator[Socket]:
-    context: zmq.Context[Socket] = zmq.Context()
-    peer = context.socket(kind)
-    peer.linger = 0
-    peer.rcvtimeo = 30_000
-    peer.connect(broker.endpoint)
-    try:
-        yield peer
-    finally:
-        peer.close(0)
-        context.term()
-
-
 def ask(peer: Socket, whole: dict[str, Any]) -> dict[str, Any]:
     peer.send(msgpack.packb(whole))
     return received(peer.recv())
@@ -152,7 +134,7 @@ def test_a_worker_of_pyzmq_and_msgpack_loads_attaches_reads_and_unloads(
     "request_id", [0, 7, -1, 2**63, 2**64 - 1, -(2**63), "word", "", "w" * 500]
 )
 def test_a_request_id_comes_back_as_it_was_sent(broker: BrokerProcess, request_id: Any) -> None:
-    with plain(broker) as peer:
+    with dealer(broker) as peer:
         for type_ in ("session.ping", "model.explode"):
             reply = ask(peer, {"type": type_, "data": {}, "request_id": request_id})
             assert (reply["request_id"], type(reply["request_id"])) == (
@@ -163,7 +145,7 @@ def test_a_request_id_comes_back_as_it_was_sent(broker: BrokerProcess, request_i
 
 
 def test_request_id_and_data_may_be_left_out(broker: BrokerProcess) -> None:
-    with plain(broker) as peer:
+    with dealer(broker) as peer:
         reply = ask(peer, {"type": "session.ping"})
         assert reply.get("request_id") is None
         assert reply["success"]
@@ -183,7 +165,7 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("kind", [zmq.DEALER, zmq.REQ], ids=["DEALER", "REQ"])
 def test_an_error_is_one_string_of_code_and_message(broker: BrokerProcess, kind: int) -> None:
-    with plain(broker, kind) as peer:
+    with dealer(broker, kind) as peer:
         for case, (whole, start) in ERRORS.items():
             reply = ask(peer, {**whole, "request_id": 3})
             assert (reply["success"], reply["request_id"]) == (False, 3), case
@@ -197,7 +179,7 @@ def test_a_repeated_request_of_version_1_is_done_again(
 ) -> None:
     broker.cli("load", files.write_random(tmp_path / "m.safetensors"), "--name", "m")
     whole = {"type": "model.attach", "data": {"model": "m"}, "request_id": 1}
-    with plain(broker) as peer:
+    with dealer(broker) as peer:
         leases = [ask(peer, whole)["data"]["lease"] for _ in range(3)]
         assert len(set(leases)) == 3
         assert broker.books()["leases"] == 3
@@ -278,7 +260,7 @@ def test_a_path_that_root_names_is_opened_with_the_brokers_own_rights() -> None:
         process = start_python(script, command)
         try:
             wait_until(lambda: (run / "fds.sock").exists())
-            with plain(other) as peer:
+            with dealer(other) as peer:
                 assert ask(peer, {"type": "session.hello"})["data"]["uid"] == 0
                 for type_, field in (("model.load_model", "path"), ("model.attach", "model")):
                     reply = ask(peer, {"type": type_, "data": {field: str(secret)}})
@@ -324,7 +306,7 @@ def test_a_stranger_reaches_neither_socket(broker: BrokerProcess) -> None:
 
 def test_the_brokers_own_uid_may_name_a_path(broker: BrokerProcess, tmp_path: Path) -> None:
     path = files.write_random(tmp_path / "m.safetensors")
-    with plain(broker) as peer:
+    with dealer(broker) as peer:
         hello = ask(peer, {"type": "session.hello"})["data"]
         assert (hello["uid"], hello["pid"]) == (os.geteuid(), os.getpid())
         assert hello["ram_directory"] == str(broker.ram)
