@@ -1,5 +1,7 @@
 // The only place with argv and exit.
 #include <CLI/CLI.hpp>
+#include <cstdio>
+#include <cstdlib>
 
 #include "broker/cli/commands.h"
 #include "broker/cli/output.h"
@@ -31,5 +33,10 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? kExitOk : kExitUsage;
   }
-  return action();
+  const int status = action();
+  if (common.leave_at_once) {
+    std::fflush(nullptr);
+    std::quick_exit(status);
+  }
+  return status;
 }

@@ -84,6 +84,39 @@ std::uint64_t held(const struct stat& found) { return static_cast<std::uint64_t>
 
 std::string_view to_string(PageKind kind) noexcept { return kind == PageKind::kHuge ? "2MiB" : "4KiB"; }
 
+std::uint64_t BlockGauge::bytes() const {
+  const std::lock_guard lock(mutex_);
+  if (fd_ >= 0) {
+    if (const auto found = os_->fstat(fd_)) known_ = held(*found);
+  }
+  return known_;
+}
+
+void BlockGauge::follow(Os& os, int fd) {
+  const std::lock_guard lock(mutex_);
+  os_ = &os;
+  fd_ = fd;
+}
+
+void BlockGauge::settle(std::uint64_t bytes) {
+  const std::lock_guard lock(mutex_);
+  fd_ = -1;
+  known_ = bytes;
+}
+
+SysResult<void> BlockGauge::remove(Os& os, const std::string& path) {
+  const std::lock_guard lock(mutex_);
+  auto removed = os.unlink(path);
+  if (!removed && removed.error().number == ENOENT) removed = {};  // somebody else did it
+  if (removed) {
+    known_ = 0;
+  } else if (fd_ >= 0) {
+    if (const auto found = os.fstat(fd_)) known_ = held(*found);
+  }
+  fd_ = -1;
+  return removed;
+}
+
 Result<Block> Block::adopt(Os& os, const BlockDirectory& where, const BlockName& name) {
   Block block;
   block.name_ = name;
@@ -91,7 +124,7 @@ Result<Block> Block::adopt(Os& os, const BlockDirectory& where, const BlockName&
   block.path_ = where.path_of(name);
   MODELBROKER_ASSIGN(block.fd_, open_block(os, block.path_));
   MODELBROKER_ASSIGN(const struct stat found, check_file(os, block.fd_, block.path_, where.uid()));
-  block.bytes_held_ = held(found);
+  block.gauge_->settle(held(found));
   const auto size = static_cast<std::uint64_t>(found.st_size);
   MODELBROKER_ASSIGN(block.header_, read_header(os, block.fd_.get(), size, block.path_));
   if (block.header_.generation != name.generation || to_hex(block.header_.digest).substr(0, 16) != name.digest16) {
@@ -130,8 +163,8 @@ Result<bool> Block::unmapped_everywhere(Os& os) const {
   return *alone;
 }
 
-Result<void> Block::remove(Os& os) && {
-  if (auto removed = os.unlink(path_); !removed) {
+Result<void> Block::remove(Os& os) {
+  if (auto removed = gauge_->remove(os, path_); !removed) {
     return fail_errno(removed.error().number, "removing block '" + path_ + "'");
   }
   fd_.reset();

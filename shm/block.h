@@ -1,6 +1,7 @@
 // A block: an immutable run of bytes in named shared memory.
 //
 // BlockDirectory  the folder that holds an instance's blocks, and its lock.
+// BlockGauge      what a block's file holds at this moment, for the books.
 // BlockWriter     fills a new block; nobody else can see it until publish().
 // Block           a published block as its owner holds it: name, header, one read-only descriptor.
 // BlockView       a block as a reader maps it; keeps the bytes alive, whoever dies.
@@ -13,6 +14,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <string>
 #include <string_view>
@@ -39,6 +41,8 @@ class BlockDirectory {
   [[nodiscard]] const std::string& instance() const noexcept { return instance_; }
   [[nodiscard]] std::uint32_t uid() const noexcept { return uid_; }
   [[nodiscard]] std::string path_of(const BlockName& name) const;
+  // What a block of this generation is called while it is made.
+  [[nodiscard]] BlockName temporary(std::uint64_t generation) const;
   // Names of our uid and instance, in any state, that are regular files of ours with one link.
   // `foreign`: file names that look like ours and are not safe to touch (reported, left alone).
   struct Listing {
@@ -57,13 +61,38 @@ class BlockDirectory {
   Fd lock_;
 };
 
+// What a block's file holds at this moment, as the kernel counts it (st_blocks), from its first page until its name
+// is gone. Whoever makes or frees the file and whoever counts share one. Threads: any.
+class BlockGauge {
+ public:
+  BlockGauge() = default;
+  BlockGauge(const BlockGauge&) = delete;
+  BlockGauge& operator=(const BlockGauge&) = delete;
+
+  [[nodiscard]] std::uint64_t bytes() const;
+
+ private:
+  friend class Block;
+  friend class BlockWriter;
+  void follow(Os& os, int fd);       // the file grows: ask each time
+  void settle(std::uint64_t bytes);  // it does not any more, and its descriptor goes
+  // Unlinks, so that nobody sees a file that is not counted, or counts one that is not there.
+  [[nodiscard]] SysResult<void> remove(Os& os, const std::string& path);
+
+  mutable std::mutex mutex_;
+  Os* os_ = nullptr;  // guarded by mutex_, as the next two
+  int fd_ = -1;       // the writer's, while it grows
+  mutable std::uint64_t known_ = 0;
+};
+
 struct BlockPlan {
   std::uint64_t payload_size = 0;
   std::uint64_t phase = 0;          // payload's offset in its source, modulo 4096
   std::uint64_t manifest_size = 0;  // bytes of the encoded manifest that publish() will get
   std::uint64_t generation = 0;
   BootId broker_boot_id{};
-  bool huge_pages = true;  // try; false: 4 KiB pages
+  bool huge_pages = true;               // try; false: 4 KiB pages
+  std::shared_ptr<BlockGauge> gauge{};  // shows what is made meanwhile; none: the block makes one
 };
 
 class Block {
@@ -81,8 +110,8 @@ class Block {
   [[nodiscard]] const BlockHeader& header() const noexcept { return header_; }
   [[nodiscard]] const Manifest& manifest() const noexcept { return *manifest_; }
   [[nodiscard]] bool draining() const noexcept { return name_.state == BlockState::kDraining; }
-  // st_blocks of the file, as last asked at publish or adopt: what it really holds, in bytes.
-  [[nodiscard]] std::uint64_t bytes_held() const noexcept { return bytes_held_; }
+  // st_blocks of the file, as asked at publish or adopt: what it really holds, in bytes; 0 once it is removed.
+  [[nodiscard]] std::uint64_t bytes_held() const { return gauge_->bytes(); }
   [[nodiscard]] PageKind page_kind() const noexcept { return page_kind_; }
   [[nodiscard]] const Fd& descriptor() const noexcept { return fd_; }
 
@@ -91,7 +120,8 @@ class Block {
   [[nodiscard]] Result<void> revive(Os& os);               // back to its name, nothing read
   // The kernel's word (F_SETLEASE); unimplemented where it has none.
   [[nodiscard]] Result<bool> unmapped_everywhere(Os& os) const;
-  [[nodiscard]] Result<void> remove(Os& os) &&;  // unlink
+  // Unlinks it and lets go of it, which frees its pages: a job's work. Any thread, as long as nobody renames it.
+  [[nodiscard]] Result<void> remove(Os& os);
   // The chunk table, checked against the digest.
   [[nodiscard]] Result<ChunkHashes> chunk_hashes(Os& os) const;
   // Hashes the payload again and compares; data_loss names the first wrong chunk.
@@ -106,7 +136,7 @@ class Block {
   std::string path_;
   BlockHeader header_;
   std::shared_ptr<const Manifest> manifest_;
-  std::uint64_t bytes_held_ = 0;
+  std::shared_ptr<BlockGauge> gauge_ = std::make_shared<BlockGauge>();
   PageKind page_kind_ = PageKind::kSmall;
   Fd fd_;
 };

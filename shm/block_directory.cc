@@ -8,6 +8,8 @@
 namespace modelbroker {
 namespace {
 
+constexpr std::string_view kNoDigest = "0000000000000000";
+
 bool safe_to_touch(const struct stat& found, std::uint32_t uid) {
   return S_ISREG(found.st_mode) && found.st_uid == uid && found.st_nlink == 1;
 }
@@ -61,6 +63,10 @@ Result<BlockDirectory> BlockDirectory::lock(Os& os, std::string path, std::strin
   directory.path_ = std::move(path);
   directory.instance_ = std::move(instance);
   return directory;
+}
+
+BlockName BlockDirectory::temporary(std::uint64_t generation) const {
+  return {uid_, instance_, std::string(kNoDigest), generation, BlockState::kTemporary};
 }
 
 std::string BlockDirectory::path_of(const BlockName& name) const { return path_ + "/" + name.file_name(); }

@@ -14,8 +14,6 @@
 namespace modelbroker {
 namespace {
 
-constexpr std::string_view kNoDigest = "0000000000000000";
-
 Result<BootId> kernel_boot_id(Os& os) {
   const auto text = os.read_text("/proc/sys/kernel/random/boot_id");
   if (!text) return fail_errno(text.error().number, "reading the kernel's boot id");
@@ -46,7 +44,7 @@ struct BlockWriter::State {
   State& operator=(const State&) = delete;
   ~State() {
     mapping = Mapping();
-    if (!path.empty()) (void)os.unlink(path);  // never published
+    if (!path.empty()) (void)gauge->remove(os, path);  // never published; what stays is counted on, see BlockGauge
   }
 
   [[nodiscard]] std::uint64_t step() const noexcept { return layout.compact ? layout.block_size : kHugePage; }
@@ -64,6 +62,7 @@ struct BlockWriter::State {
   BlockPlan plan;
   BootId kernel_boot{};
   Fd fd;
+  std::shared_ptr<BlockGauge> gauge;
   Mapping mapping;
   std::vector<Step> steps;
   std::atomic<bool> all_huge{true};
@@ -152,13 +151,15 @@ Result<BlockWriter> BlockWriter::create(Os& os, const BlockDirectory& where, con
   MODELBROKER_ASSIGN(state->layout, BlockLayout::plan(plan.payload_size, plan.phase, plan.manifest_size));
   MODELBROKER_ASSIGN(state->kernel_boot, kernel_boot_id(os));
   state->plan = plan;
+  state->gauge = plan.gauge ? plan.gauge : std::make_shared<BlockGauge>();
   state->directory = where.path();
-  state->name = {where.uid(), where.instance(), std::string(kNoDigest), plan.generation, BlockState::kTemporary};
+  state->name = where.temporary(plan.generation);
   const std::string path = where.path_of(state->name);
   auto fd = os.open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
   if (!fd) return fail_errno(fd.error().number, "making block '" + path + "'");
   state->path = path;
   state->fd = std::move(*fd);
+  state->gauge->follow(os, state->fd.get());
   if (auto sized = os.ftruncate(state->fd.get(), state->layout.block_size); !sized) {
     return fail_errno(sized.error().number, "sizing block '" + path + "'");
   }
@@ -190,14 +191,15 @@ Result<Block> BlockWriter::publish(const Manifest& manifest, std::span<const std
   MODELBROKER_ASSIGN(block.header_, state->seal(manifest_bytes, hashes));
   block.name_ = state->name;
   block.name_.state = BlockState::kPublished;
-  block.name_.digest16 = to_hex(block.header_.digest).substr(0, kNoDigest.size());
+  block.name_.digest16 = to_hex(block.header_.digest).substr(0, state->name.digest16.size());
   block.directory_ = state->directory;
   block.path_ = state->directory + "/" + block.name_.file_name();
   block.manifest_ = std::make_shared<const Manifest>(manifest);
   block.page_kind_ = block.header_.huge_pages ? PageKind::kHuge : PageKind::kSmall;
   const auto found = os.fstat(state->fd.get());
   if (!found) return fail_errno(found.error().number, "looking at block '" + state->path + "'");
-  block.bytes_held_ = static_cast<std::uint64_t>(found->st_blocks) * 512;
+  block.gauge_ = state->gauge;
+  block.gauge_->settle(static_cast<std::uint64_t>(found->st_blocks) * 512);
   // Now the writing description goes and a read-only one stays: the write lease counts descriptions.
   state->fd.reset();
   auto reader = os.open(state->path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0);

@@ -26,7 +26,13 @@ void pack(Packer& packer, const std::string& value) { packer.pack(value); }
 void pack(Packer& packer, bool value) { packer.pack(value); }
 void pack(Packer& packer, std::uint64_t value) { packer.pack(value); }
 void pack(Packer& packer, double value) { packer.pack(value); }
-void pack(Packer& packer, const Nil&) { packer.pack_nil(); }
+void pack(Packer& packer, const std::optional<double>& value) {
+  if (value) {
+    packer.pack(*value);
+  } else {
+    packer.pack_nil();
+  }
+}
 template <Message M>
 void pack(Packer& packer, const M& message);
 template <class T>
@@ -103,7 +109,7 @@ bool unpack(const Object& object, double& value) {
       return false;
   }
 }
-bool unpack(const Object&, Nil&) { return true; }
+bool unpack(const Object& object, std::optional<double>& value) { return unpack(object, value.emplace()); }
 template <Message M>
 bool unpack(const Object& object, M& message);
 template <class T>
@@ -136,7 +142,7 @@ constexpr std::string_view kind_of() {
   if constexpr (std::same_as<T, std::string>) return "a string";
   if constexpr (std::same_as<T, bool>) return "a bool";
   if constexpr (std::same_as<T, std::uint64_t>) return "an unsigned integer";
-  if constexpr (std::same_as<T, double>) return "a number";
+  if constexpr (std::same_as<T, double> || std::same_as<T, std::optional<double>>) return "a number";
   if constexpr (Message<T>) return "a map";
   return "an array or map of the documented kind";
 }

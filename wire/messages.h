@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -58,6 +59,7 @@ struct LoadModel {
   std::string path, file, name, type;
   double estimated_size_mb = 0;
   bool pin = false;
+  std::optional<double> keep_alive;
   template <class Self, class F>
   static void fields(Self& self, F&& f) {
     f("path", self.path);
@@ -66,6 +68,7 @@ struct LoadModel {
     f("type", self.type);
     f("estimated_size_mb", self.estimated_size_mb);
     f("pin", self.pin);
+    f("keep_alive", self.keep_alive);
   }
 };
 
@@ -122,8 +125,6 @@ struct LeaseHolder {
   }
 };
 
-struct Nil {};  // always packed as nil
-
 struct ModelInfo {
   std::string name;
   std::vector<std::string> aliases;
@@ -131,7 +132,8 @@ struct ModelInfo {
   std::uint64_t generation = 0, bytes = 0, payload_bytes = 0, loaded_bytes = 0, tensors = 0;
   std::string page_kind;
   bool pinned = false;
-  Nil expires_at;
+  double keep_alive = -1;
+  std::optional<double> expires_at;
   std::vector<LeaseHolder> leases;
   template <class Self, class F>
   static void fields(Self& self, F&& f) {
@@ -150,6 +152,7 @@ struct ModelInfo {
     f("tensors", self.tensors);
     f("page_kind", self.page_kind);
     f("pinned", self.pinned);
+    f("keep_alive", self.keep_alive);
     f("expires_at", self.expires_at);
     f("leases", self.leases);
   }
@@ -164,7 +167,7 @@ struct ModelListReply {
   }
 };
 
-// The request of model.get, model.pin and model.unpin.
+// The request of model.get, model.pin, model.unpin and model.cancel.
 struct ModelName {
   std::string model;
   template <class Self, class F>
@@ -248,6 +251,14 @@ struct PinReply {
   static void fields(Self& self, F&& f) {
     f("model", self.model);
     f("pinned", self.pinned);
+  }
+};
+
+struct CancelReply {
+  std::uint64_t cancelled = 0;
+  template <class Self, class F>
+  static void fields(Self& self, F&& f) {
+    f("cancelled", self.cancelled);
   }
 };
 
@@ -406,6 +417,7 @@ struct BlockOpenReply {
   X("model.detach", Detach, DetachReply)                     \
   X("model.pin", ModelName, PinReply)                        \
   X("model.unpin", ModelName, PinReply)                      \
+  X("model.cancel", ModelName, CancelReply)                  \
   X("model.get_model_info", GetModelInfo, GetModelInfoReply) \
   X("lease.restate", Restate, RestateReply)                  \
   X("cache.status", Empty, StatusReply)                      \
@@ -419,7 +431,7 @@ struct BlockOpenReply {
   X(Empty) X(LoadModel) X(UnloadModel) X(ModelName) X(Attach) X(Detach) X(GetModelInfo) X(Restate) X(BlockOpen)
 #define MODELBROKER_REPLY_STRUCTS(X)                                                                \
   X(SessionHelloReply) X(SessionPingReply) X(SessionByeReply) X(LoadModelReply) X(UnloadModelReply) \
-  X(ModelListReply) X(ModelGetReply) X(AttachReply) X(DetachReply) X(PinReply) X(GetModelInfoReply) \
+  X(ModelListReply) X(ModelGetReply) X(AttachReply) X(DetachReply) X(PinReply) X(CancelReply) X(GetModelInfoReply) \
   X(RestateReply) X(StatusReply) X(SessionOpenReply) X(FileOfferReply) X(BlockOpenReply)
 // clang-format on
 

@@ -6,7 +6,7 @@
 
 #include "broker/cli/commands.h"
 #include "broker/cli/output.h"
-#include "broker/ram/budget.h"
+#include "broker/ram/sizes.h"
 #include "shm/block.h"
 
 namespace modelbroker::cli {

@@ -12,7 +12,7 @@
 #include "broker/cli/json.h"
 #include "broker/cli/output.h"
 #include "broker/cli/paths.h"
-#include "broker/ram/budget.h"
+#include "broker/ram/sizes.h"
 #include "cpp_client/connection.h"
 #include "shm/block.h"
 
@@ -54,8 +54,9 @@ int with_broker(const Common& common, Work work) {
 // ---- load
 
 struct LoadArguments {
-  std::string path, name, type;
+  std::string path, name, type, keep_alive;
   bool pin = false;
+  double timeout = 0;  // seconds; 0: none
 };
 
 // A second connection looks at the load while the first waits for it.
@@ -84,9 +85,14 @@ Result<void> load(const Common& common, Connection& connection, const LoadArgume
   request.name = arguments.name;
   request.type = arguments.type;
   request.pin = arguments.pin;
+  if (!arguments.keep_alive.empty()) {
+    MODELBROKER_ASSIGN(const Duration keep_alive, parse_keep_alive(arguments.keep_alive));
+    request.keep_alive = keep_alive < Duration(0) ? -1 : std::chrono::duration<double>(keep_alive).count();
+  }
   std::atomic<bool> done = false;
   std::thread progress([&] { watch_progress(common, path, done); });
-  const auto loaded = connection.request<wire::LoadModelReply>("model.load_model", request, kNoEnd);
+  const Timeout timeout(static_cast<Timeout::rep>(arguments.timeout * 1000));
+  const auto loaded = connection.request<wire::LoadModelReply>("model.load_model", request, timeout);
   done = true;
   progress.join();
   if (!loaded) return tl::unexpected(loaded.error());
@@ -149,16 +155,29 @@ Result<void> ls(const Common& common, Connection& connection) {
 Json ps_entry(const wire::ModelInfo& model) {
   Json leases = Json::array();
   for (const wire::LeaseHolder& lease : model.leases) leases.push_back({{"pid", lease.pid}, {"uid", lease.uid}});
-  return {
-      {"name", model.name},   {"state", model.state},         {"block", model.block}, {"generation", model.generation},
-      {"bytes", model.bytes}, {"page_kind", model.page_kind}, {"leases", leases},     {"pinned", model.pinned},
-      {"expires_at", nullptr}};
+  return {{"name", model.name},
+          {"state", model.state},
+          {"block", model.block},
+          {"generation", model.generation},
+          {"bytes", model.bytes},
+          {"page_kind", model.page_kind},
+          {"leases", leases},
+          {"pinned", model.pinned},
+          {"keep_alive", model.keep_alive},
+          {"expires_at", to_json(model.expires_at)}};
+}
+
+// "in 290 s", or "-" for a model that stays.
+std::string expiry_text(const wire::ModelInfo& model) {
+  if (!model.expires_at) return model.keep_alive < 0 ? "-" : "when unused";
+  const double now = std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
+  return "in " + std::to_string(static_cast<long long>(std::max(0.0, *model.expires_at - now))) + " s";
 }
 
 Result<void> ps(const Common& common, Connection& connection) {
   MODELBROKER_ASSIGN(auto list, connection.request<wire::ModelListReply>("model.list", wire::Empty{}, kShort));
   Json json = Json::array();
-  Table table({"NAME", "STATE", "SIZE", "PAGES", "PINNED", "LEASES (PIDS)", "GENERATION", "BLOCK"});
+  Table table({"NAME", "STATE", "SIZE", "PAGES", "PINNED", "EXPIRES", "LEASES (PIDS)", "GENERATION", "BLOCK"});
   std::ranges::move(list.draining, std::back_inserter(list.models));
   for (const wire::ModelInfo& model : list.models) {
     json.push_back(ps_entry(model));
@@ -166,7 +185,7 @@ Result<void> ps(const Common& common, Connection& connection) {
     for (const wire::LeaseHolder& lease : model.leases) pids += " " + std::to_string(lease.pid);
     table.add({shown(model.name), model.state,
                format_size(model.state == "loading" ? model.payload_bytes : model.bytes), model.page_kind,
-               model.pinned ? "yes" : "no", std::to_string(model.leases.size()) + pids,
+               model.pinned ? "yes" : "no", expiry_text(model), std::to_string(model.leases.size()) + pids,
                std::to_string(model.generation), model.block});
   }
   common.json ? print(json) : table.print();
@@ -245,6 +264,17 @@ Result<void> set_pinned(const Common& common, Connection& connection, const std:
   return {};
 }
 
+Result<void> cancel(const Common& common, Connection& connection, const std::string& model) {
+  MODELBROKER_ASSIGN(const auto reply, connection.request<wire::CancelReply>(
+                                           "model.cancel", wire::ModelName{name_or_path(model)}, kShort));
+  if (common.json) {
+    print(to_json(reply));
+  } else {
+    std::printf("%s: cancelled for %llu\n", shown(model).c_str(), static_cast<unsigned long long>(reply.cancelled));
+  }
+  return {};
+}
+
 Result<void> status(const Common& common, Connection& connection) {
   MODELBROKER_ASSIGN(const auto reply, connection.request<wire::StatusReply>("cache.status", wire::Empty{}, kShort));
   if (common.json) {
@@ -293,6 +323,12 @@ void add_client_commands(CLI::App& app, Common& common, Action& action) {
   load_command->add_option("--name", arguments->name, "what to call it (default: the file's stem)");
   load_command->add_option("--type", arguments->type, "what it is: unet, vae, lora, ... (kept, not interpreted)");
   load_command->add_flag("--pin", arguments->pin, "never evict it");
+  load_command->add_option("--keep-alive", arguments->keep_alive,
+                           "evict it so long after its last use: 300, 5m, 2h; -1 for ever (default: the broker's)");
+  load_command
+      ->add_option("--timeout", arguments->timeout,
+                   "seconds to wait, also for room in a full budget (default: no end, but no waiting for room)")
+      ->check(CLI::NonNegativeNumber);
   load_command->callback([&common, &action, arguments] {
     action = [&common, arguments] {
       return with_broker(common, [&](Connection& connection) { return load(common, connection, *arguments); });
@@ -334,6 +370,14 @@ void add_client_commands(CLI::App& app, Common& common, Action& action) {
       };
     });
   }
+
+  auto* const cancel_command = verb("cancel", "cancel a load that is running", "  modelbroker cancel m");
+  auto cancel_model = model_of(cancel_command);
+  cancel_command->callback([&common, &action, cancel_model] {
+    action = [&common, cancel_model] {
+      return with_broker(common, [&](Connection& connection) { return cancel(common, connection, *cancel_model); });
+    };
+  });
 
   using Look = Result<void> (*)(const Common&, Connection&);
   const auto look = [&](const char* name, const char* text, const char* examples, Look run) {

@@ -15,8 +15,8 @@ Json to_json(const T& value) {
     Json object = Json::object();
     T::fields(value, [&](const char* name, const auto& field, auto...) { object[name] = to_json(field); });
     return object;
-  } else if constexpr (std::is_same_v<T, wire::Nil>) {
-    return nullptr;
+  } else if constexpr (std::is_same_v<T, std::optional<double>>) {
+    return value ? Json(*value) : Json(nullptr);
   } else if constexpr (requires { typename T::mapped_type; }) {
     Json object = Json::object();
     for (const auto& [key, element] : value) object[key] = to_json(element);

@@ -6,7 +6,7 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
-#include "broker/ram/budget.h"
+#include "broker/ram/sizes.h"
 
 namespace modelbroker::cli {
 

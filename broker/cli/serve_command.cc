@@ -8,6 +8,7 @@
 #include "broker/cli/commands.h"
 #include "broker/cli/output.h"
 #include "broker/cli/paths.h"
+#include "broker/ram/sizes.h"
 #include "broker/server/log.h"
 #include "broker/server/server.h"
 #include "wire/endpoint.h"
@@ -64,13 +65,19 @@ Result<Config> config_of(const Arguments& arguments) {
   return config;
 }
 
-Result<void> serve(const Arguments& arguments) {
+Result<void> serve(const Arguments& arguments, Common& common) {
   MODELBROKER_ASSIGN(const Config config, config_of(arguments));
   set_log_level(arguments.log_level);
-  const std::unique_ptr<Os> os = make_os({.directory = config.ram_directory, .disabled = config.disabled_features});
-  const SystemClock clock;
-  MODELBROKER_ASSIGN(const auto server, Server::start(*os, clock, config));
-  return server->run();
+  std::unique_ptr<Os> os = make_os({.directory = config.ram_directory, .disabled = config.disabled_features});
+  static const SystemClock clock;
+  MODELBROKER_ASSIGN(auto server, Server::start(*os, clock, config));
+  auto outcome = server->run();
+  if (server->hangs()) {  // its thread may wake up yet: what it uses stays
+    (void)server.release();
+    (void)os.release();
+    common.leave_at_once = true;
+  }
+  return outcome;
 }
 
 }  // namespace
@@ -121,7 +128,7 @@ void add_serve_command(CLI::App& app, Common& common, Action& action) {
       "  modelbroker serve --instance second --run-directory /tmp/second");
   command->callback([&common, &action, arguments] {
     action = [&common, arguments] {
-      const Result<void> served = serve(*arguments);
+      const Result<void> served = serve(*arguments, common);
       return served ? kExitOk : report(served.error(), common.json);
     };
   });

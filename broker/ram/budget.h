@@ -1,53 +1,77 @@
 // Budget: how many bytes the RAM tier may hold, and the refusal with numbers.
 //
-// reserved (admitted, not yet made) + made + draining never pass the limit.
+// reserved (admitted, not yet made) + made + draining never pass the limit. A reservation lasts from the admission of
+// a load until its block is in the store, or given up; what is made meanwhile moves from `reserved` to `made`.
 // Threads: the broker's only. Failure: resource_exhausted with every number that helps to decide.
 #pragma once
 
 #include <cstdint>
-#include <optional>
+#include <list>
+#include <memory>
 #include <string>
 
+#include "shm/block.h"
 #include "shm/error.h"
-#include "shm/os.h"
 
 namespace modelbroker {
 
-// What the machine has left, read when asked.
-struct MemoryFacts {
-  std::uint64_t available = 0;               // MemAvailable of /proc/meminfo
-  std::uint64_t file_system_free = 0;        // of the RAM directory
-  std::optional<std::uint64_t> cgroup_left;  // memory.max - memory.current, where there is a limit
-};
-// `proc_root` and `cgroup_root`: "/proc" and "/sys/fs/cgroup", other folders in tests.
-[[nodiscard]] Result<MemoryFacts> read_memory_facts(Os& os, const std::string& directory,
-                                                    const std::string& proc_root = "/proc",
-                                                    const std::string& cgroup_root = "/sys/fs/cgroup");
-// min(70 % of available, 90 % of the file system's free, cgroup's rest - 512 MiB), each plus `held`.
-[[nodiscard]] std::uint64_t default_limit(const MemoryFacts& facts, std::uint64_t held) noexcept;
-
 class Budget {
+  struct Entry {
+    std::uint64_t bytes = 0;
+    std::shared_ptr<BlockGauge> gauge;
+    bool given_up = false;
+  };
+
  public:
   explicit Budget(std::uint64_t limit) noexcept : limit_(limit) {}
+  Budget(const Budget&) = delete;
+  Budget& operator=(const Budget&) = delete;
 
-  struct Use {  // what the store counts
-    std::uint64_t made = 0, draining = 0, pinned = 0, leased = 0;
+  // Ends with its destruction. The budget outlives it.
+  class Reservation {
+   public:
+    Reservation() noexcept = default;
+    Reservation(Reservation&& other) noexcept : budget_(std::exchange(other.budget_, nullptr)), entry_(other.entry_) {}
+    Reservation& operator=(Reservation&& other) noexcept;
+    Reservation(const Reservation&) = delete;
+    Reservation& operator=(const Reservation&) = delete;
+    ~Reservation() { end(); }
+
+    [[nodiscard]] explicit operator bool() const noexcept { return budget_ != nullptr; }
+    // What the block's writer reports to.
+    [[nodiscard]] const std::shared_ptr<BlockGauge>& gauge() const noexcept { return entry_->gauge; }
+    // It will end soon: its load was cancelled.
+    void give_up() noexcept;
+    void end() noexcept;
+
+   private:
+    friend class Budget;
+    Reservation(Budget& budget, std::list<Entry>::iterator entry) noexcept : budget_(&budget), entry_(entry) {}
+    Budget* budget_ = nullptr;
+    std::list<Entry>::iterator entry_;
+  };
+
+  struct Use {  // what the store counts, in bytes
+    std::uint64_t made = 0, draining = 0, pinned = 0, leased = 0, evictable = 0;
   };
   // Reserves `bytes`, or refuses and changes nothing. `what` names the file.
-  [[nodiscard]] Result<void> reserve(std::uint64_t bytes, const Use& use, const std::string& what);
-  void unreserve(std::uint64_t bytes) noexcept;
+  [[nodiscard]] Result<Reservation> reserve(std::uint64_t bytes, const Use& use, const std::string& what);
+  [[nodiscard]] Error refusal(std::uint64_t bytes, const Use& use, const std::string& what) const;
+  [[nodiscard]] std::uint64_t available(const Use& use) const;
 
   [[nodiscard]] std::uint64_t limit() const noexcept { return limit_; }
-  [[nodiscard]] std::uint64_t reserved() const noexcept { return reserved_; }
+  void set_limit(std::uint64_t limit) noexcept { limit_ = limit; }
+
+  struct Loading {
+    std::uint64_t reserved = 0;  // admitted, not yet made
+    std::uint64_t made = 0;      // of blocks that are being filled
+    std::uint64_t given_up = 0;  // of both: what is about to be free
+  };
+  [[nodiscard]] Loading loading() const;
 
  private:
   std::uint64_t limit_;
-  std::uint64_t reserved_ = 0;
+  std::list<Entry> entries_;
 };
-
-// "4GiB", "1.5 GB", "1048576": bytes. GiB is binary, GB decimal. invalid_argument says what is allowed.
-[[nodiscard]] Result<std::uint64_t> parse_size(std::string_view text);
-// "2.6 GiB": for people.
-[[nodiscard]] std::string format_size(std::uint64_t bytes);
 
 }  // namespace modelbroker

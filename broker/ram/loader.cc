@@ -14,18 +14,6 @@
 namespace modelbroker {
 namespace {
 
-Manifest manifest_of(const Directory& directory, const LoadOptions& options) {
-  Manifest manifest;
-  manifest.name = options.name;
-  manifest.type = options.type;
-  manifest.format = directory.format;
-  manifest.source_path = options.label;
-  manifest.source = directory.source;
-  manifest.metadata = directory.metadata;
-  manifest.tensors = directory.tensors;
-  return manifest;
-}
-
 // Readers of a cold file mostly wait for the disk: 2.7 GB took 1.7 s with two, 1.0 s with eight (an ext4
 // virtual disk, two cores).
 constexpr unsigned kColdReaders = 8;
@@ -105,45 +93,62 @@ class ChunkLoader {
 
 }  // namespace
 
-Result<BlockLayout> plan_block(const Directory& directory, const LoadOptions& options) {
-  const std::uint64_t manifest_size = manifest_of(directory, options).encode().size();
-  auto layout = BlockLayout::plan(directory.payload.size, directory.payload.offset % kPage, manifest_size);
+Result<LoadPlan> plan_load(Directory directory, const LoadIdentity& identity) {
+  LoadPlan plan;
+  plan.label = identity.label;
+  plan.manifest.name = identity.name;
+  plan.manifest.type = identity.type;
+  plan.manifest.format = directory.format;
+  plan.manifest.source_path = identity.label;
+  plan.manifest.source = directory.source;
+  plan.manifest.metadata = directory.metadata;
+  plan.manifest.tensors = directory.tensors;
+  plan.encoded = plan.manifest.encode();
+  auto layout = BlockLayout::plan(directory.payload.size, directory.payload.offset % kPage, plan.encoded.size());
   if (!layout) {
     Error error = std::move(layout).error();
-    error.message = "'" + options.label + "': " + error.message;
+    error.message = "'" + identity.label + "': " + error.message;
     return tl::unexpected(std::move(error));
   }
-  return layout;
+  plan.layout = *layout;
+  plan.directory = std::move(directory);
+  return plan;
 }
 
-Result<Block> load_block(Os& os, const BlockDirectory& where, int source_fd, const Directory& directory,
+Result<Block> load_block(Os& os, const BlockDirectory& where, int source_fd, const LoadPlan& plan,
                          const LoadOptions& options, LoadProgress& progress) {
+  const Directory& directory = plan.directory;
   progress.total_bytes = directory.payload.size;
-  const Manifest manifest = manifest_of(directory, options);
-  const std::vector<std::byte> encoded = manifest.encode();
-  BlockPlan plan;
-  plan.payload_size = directory.payload.size;
-  plan.phase = directory.payload.offset % kPage;
-  plan.manifest_size = encoded.size();
-  plan.generation = options.generation;
-  plan.broker_boot_id = options.broker_boot_id;
-  plan.huge_pages = options.huge_pages;
-  MODELBROKER_ASSIGN(BlockWriter writer, BlockWriter::create(os, where, plan));
+  BlockPlan block_plan;
+  block_plan.payload_size = directory.payload.size;
+  block_plan.phase = directory.payload.offset % kPage;
+  block_plan.manifest_size = plan.encoded.size();
+  block_plan.generation = options.generation;
+  block_plan.broker_boot_id = options.broker_boot_id;
+  block_plan.huge_pages = options.huge_pages;
+  block_plan.gauge = options.gauge;
+  MODELBROKER_ASSIGN(BlockWriter writer, BlockWriter::create(os, where, block_plan));
 
   const BlockLayout layout = writer.layout();
-  SourceReader source(os, source_fd, options.label);
+  SourceReader source(os, source_fd, plan.label);
   ChunkLoader loader(source, writer, directory.payload.offset, progress);
   ChunkHashes hashes(layout.chunk_count());
   const auto load = [&](std::uint32_t index) -> Result<void> {
+    if (options.headroom != nullptr) {
+      if (auto room = options.headroom->check(layout.chunk(index).size); !room) {
+        return fail(room.error().code, "loading '" + plan.label + "' was stopped: " + room.error().message,
+                    room.error().details);
+      }
+    }
     MODELBROKER_ASSIGN(hashes[index], loader.load(layout.chunk(index)));
     return {};
   };
   const bool cold = source.cold(directory.payload.offset, directory.payload.size);
   const unsigned threads = thread_count(options.threads, layout.chunk_count(), cold);
   MODELBROKER_TRY(for_each_chunk(layout.chunk_count(), threads, progress, load));
-  MODELBROKER_TRY(unchanged(os, source_fd, directory, options.label));
+  MODELBROKER_TRY(unchanged(os, source_fd, directory, plan.label));
   if (progress.cancelled) return fail(ErrorCode::kCancelled, "the load was cancelled");
-  return std::move(writer).publish(manifest, encoded, hashes);
+  return std::move(writer).publish(plan.manifest, plan.encoded, hashes);
 }
 
 Result<bool> same_bytes(Os& os, int source_fd, const Directory& directory, const Block& block, LoadProgress& progress) {

@@ -2,15 +2,18 @@
 //
 //   directory -> plan -> block -> pages, bytes and hashes, chunk by chunk -> source looked at again -> publish
 //
-// Threads: load_block() runs on one job thread and starts readers of its own; Progress may be read from
-// any thread meanwhile. Failure: typed error that names the file; nothing is left behind.
+// Threads: plan_load() and load_block() run on a job thread, and load_block() starts readers of its own; Progress may
+// be read from any thread meanwhile. Failure: typed error that names the file; nothing is left behind.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <string>
+#include <vector>
 
 #include "broker/catalog/formats/directory.h"
+#include "broker/ram/memory_facts.h"
 #include "shm/block.h"
 
 namespace modelbroker {
@@ -21,20 +24,30 @@ struct LoadProgress {
   std::atomic<bool> cancelled{false};  // set by anybody: the load ends with `cancelled` at the next chunk
 };
 
-struct LoadOptions {
+// What a load will make of a file; encoding the manifest of a million tensors takes a while, so it is done once.
+struct LoadPlan {
+  Directory directory;
+  Manifest manifest;
+  std::vector<std::byte> encoded;  // the manifest
+  BlockLayout layout;              // its block_size is what admission reserves
+  std::string label;               // the source, in messages
+};
+struct LoadIdentity {
   std::string name;  // first name, for the manifest
   std::string type;
   std::string label;  // the path as the caller said it
+};
+[[nodiscard]] Result<LoadPlan> plan_load(Directory directory, const LoadIdentity& identity);
+
+struct LoadOptions {
   std::uint64_t generation = 0;
   BootId broker_boot_id{};
   bool huge_pages = true;
-  unsigned threads = 0;  // 0: one a core, more for a cold file
+  unsigned threads = 0;                // 0: one a core, more for a cold file
+  std::shared_ptr<BlockGauge> gauge;   // the admission's
+  const Headroom* headroom = nullptr;  // asked before each chunk
 };
-
-// The size that a block for this directory will have (what admission reserves).
-[[nodiscard]] Result<BlockLayout> plan_block(const Directory& directory, const LoadOptions& options);
-
-[[nodiscard]] Result<Block> load_block(Os& os, const BlockDirectory& where, int source_fd, const Directory& directory,
+[[nodiscard]] Result<Block> load_block(Os& os, const BlockDirectory& where, int source_fd, const LoadPlan& plan,
                                        const LoadOptions& options, LoadProgress& progress);
 
 // Hashes the source again and compares it with the block: the answer to "only ctime changed".

@@ -8,7 +8,7 @@
 namespace modelbroker {
 namespace {
 
-constexpr int kSchemaVersion = 1;
+constexpr int kSchemaVersion = 2;
 constexpr int kAnotherVersion = -2;  // no number of SQLite's
 // SQLite's own numbers (sqlite3.h), so that its header is not needed here.
 constexpr int kSqliteError = 1;  // here: tables that are not ours
@@ -36,22 +36,28 @@ struct StateDb::Impl {
     // loses nothing that was written.
     db.exec("PRAGMA journal_mode=WAL");
     db.exec("PRAGMA synchronous=OFF");
-    if (db.execAndGet("PRAGMA user_version").getInt() == 0) {
+    const int version = db.execAndGet("PRAGMA user_version").getInt();
+    if (version == 0) {
       db.exec(
           "CREATE TABLE IF NOT EXISTS blocks(block TEXT PRIMARY KEY, type TEXT NOT NULL, path TEXT NOT NULL,"
-          " pinned INTEGER NOT NULL, ctime_ns INTEGER NOT NULL) WITHOUT ROWID");
+          " pinned INTEGER NOT NULL, ctime_ns INTEGER NOT NULL, keep_alive_ns INTEGER NOT NULL) WITHOUT ROWID");
       db.exec(
           "CREATE TABLE IF NOT EXISTS names(name TEXT PRIMARY KEY, block TEXT NOT NULL, position INTEGER NOT NULL)"
           " WITHOUT ROWID");
       db.exec("PRAGMA user_version=" + std::to_string(kSchemaVersion));
-    } else if (db.execAndGet("PRAGMA user_version").getInt() != kSchemaVersion) {
+    } else if (version == 1) {
+      SQLite::Transaction transaction(db);
+      db.exec("ALTER TABLE blocks ADD COLUMN keep_alive_ns INTEGER NOT NULL DEFAULT -1");
+      db.exec("PRAGMA user_version=" + std::to_string(kSchemaVersion));
+      transaction.commit();
+    } else if (version != kSchemaVersion) {
       throw SQLite::Exception("it was written by another version of modelbroker", kAnotherVersion);
     }
   }
 
   std::vector<BlockRecord> read() {
     std::map<std::string, BlockRecord> records;
-    SQLite::Statement blocks(db, "SELECT block, type, path, pinned, ctime_ns FROM blocks");
+    SQLite::Statement blocks(db, "SELECT block, type, path, pinned, ctime_ns, keep_alive_ns FROM blocks");
     while (blocks.executeStep()) {
       BlockRecord record;
       record.block = blocks.getColumn(0).getString();
@@ -59,6 +65,7 @@ struct StateDb::Impl {
       record.path = blocks.getColumn(2).getString();
       record.pinned = blocks.getColumn(3).getInt() != 0;
       record.ctime_ns = blocks.getColumn(4).getInt64();
+      record.keep_alive_ns = blocks.getColumn(5).getInt64();
       records.emplace(record.block, std::move(record));
     }
     SQLite::Statement names(db, "SELECT name, block FROM names ORDER BY position");
@@ -82,12 +89,13 @@ struct StateDb::Impl {
   }
 
   void insert(const BlockRecord& record) {
-    SQLite::Statement block(db, "INSERT INTO blocks VALUES(?, ?, ?, ?, ?)");
+    SQLite::Statement block(db, "INSERT INTO blocks VALUES(?, ?, ?, ?, ?, ?)");
     block.bind(1, record.block);
     block.bind(2, record.type);
     block.bind(3, record.path);
     block.bind(4, record.pinned ? 1 : 0);
     block.bind(5, record.ctime_ns);
+    block.bind(6, record.keep_alive_ns);
     block.exec();
     int position = 0;
     for (const std::string& name : record.names) {

@@ -21,6 +21,7 @@ struct BlockRecord {
   std::string type, path;
   bool pinned = false;
   std::int64_t ctime_ns = 0;
+  std::int64_t keep_alive_ns = -1;
 };
 
 class StateDb {

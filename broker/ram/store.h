@@ -12,6 +12,7 @@
 #include <string_view>
 #include <vector>
 
+#include "broker/clock.h"
 #include "shm/block.h"
 
 namespace modelbroker {
@@ -23,12 +24,17 @@ struct Resident {
   std::string path;     // the source as it was last named
   FileIdentity source;  // as last confirmed: ctime may be newer than the manifest's
   bool pinned = false;
-  bool removing = false;  // its file is being unlinked: cannot be revived
+  bool removing = false;    // its file is being unlinked: cannot be revived
+  Duration keep_alive{-1};  // after its last use, see Expiry; below zero: for ever
+  TimePoint last_used;
+  bool was_leased = false;     // by this broker
+  double seconds_to_load = 0;  // as measured, or guessed for an adopted one
+  double value = 0;            // see eviction.h
 
   // The model's: what a block without names (it drains) was called first.
   [[nodiscard]] const std::string& name() const { return names.empty() ? block->manifest().name : names.front(); }
   [[nodiscard]] bool draining() const noexcept { return block->draining(); }
-  [[nodiscard]] std::uint64_t bytes() const noexcept { return block->bytes_held(); }
+  [[nodiscard]] std::uint64_t bytes() const { return block->bytes_held(); }
 };
 
 class RamStore {

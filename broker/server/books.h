@@ -6,6 +6,8 @@
 
 #include "broker/clock.h"
 #include "broker/ram/budget.h"
+#include "broker/ram/evicted.h"
+#include "broker/ram/eviction.h"
 #include "broker/ram/store.h"
 #include "broker/server/config.h"
 #include "broker/workers/leases.h"
@@ -28,23 +30,31 @@ struct Books {
   LeaseBook leases;
   Sessions sessions;
   Budget budget{0};
-  std::uint64_t hits = 0, misses = 0, loads = 0;
+  EvictedNames evicted;
+  double cache_age = 0;  // see eviction.h
+  std::uint64_t hits = 0, misses = 0, loads = 0, evictions = 0;
   std::uint64_t highest_generation = 0;
 
   // Never the same twice, not even over a restart: CLOCK_BOOTTIME only grows while blocks live.
   [[nodiscard]] std::uint64_t new_generation() {
     return highest_generation = std::max(os.boottime_ns(), highest_generation + 1);
   }
+  void used(Resident& resident) const {
+    resident.last_used = clock.now();
+    resident.value = value_when_used(cache_age, resident.seconds_to_load, resident.bytes());
+  }
+  // By our own word; the kernel's is asked before it is done.
+  [[nodiscard]] bool evictable(const Resident& resident) const {
+    return !resident.draining() && !resident.pinned && !resident.removing && leases.count(resident.block->id()) == 0;
+  }
   [[nodiscard]] Budget::Use use() const {
     const RamStore::Totals totals = store.totals();
-    return {totals.made, totals.draining, totals.pinned, leased_bytes()};
-  }
-  [[nodiscard]] std::uint64_t leased_bytes() const {
-    std::uint64_t bytes = 0;
+    Budget::Use use{totals.made, totals.draining, totals.pinned, 0, 0};
     for (const auto& [id, resident] : store.all()) {
-      if (leases.count(id) > 0) bytes += resident.bytes();
+      if (leases.count(id) > 0) use.leased += resident.bytes();
+      if (evictable(resident)) use.evictable += resident.bytes();
     }
-    return bytes;
+    return use;
   }
 };
 

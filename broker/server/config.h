@@ -17,11 +17,13 @@ struct Config {
   std::optional<std::uint64_t> ram_budget;  // bytes; nothing: from what the machine has
   bool keep_on_stop = false;                // leave blocks in RAM at a clean stop
   bool huge_pages = true;
-  bool any_file_system = false;               // allow a ram_directory that is no tmpfs
-  unsigned load_threads = 0;                  // readers a load; 0: one a core, more for a cold file
-  std::string disabled_features;              // of the kernel, by name: to run on the second way
-  Duration grace = std::chrono::seconds(15);  // after a start: how long leases may be restated
-  Duration hung = std::chrono::seconds(15);   // silence of a peer that has no pid
+  std::uint64_t memory_reserve = 512ULL << 20;  // bytes of the machine's and the control group's that loads leave free
+  Duration keep_alive{-1};                      // of models that were loaded without one; below zero: for ever
+  bool any_file_system = false;                 // allow a ram_directory that is no tmpfs
+  unsigned load_threads = 0;                    // readers a load; 0: one a core, more for a cold file
+  std::string disabled_features;                // of the kernel, by name: to run on the second way
+  Duration grace = std::chrono::seconds(15);    // after a start: how long leases may be restated
+  Duration hung = std::chrono::seconds(15);     // silence of a peer that has no pid
 };
 
 }  // namespace modelbroker

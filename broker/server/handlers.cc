@@ -36,6 +36,7 @@ void Server::register_handlers() {
   on("model.get", &Server::get);
   on("model.pin", &Server::pin);
   on("model.unpin", &Server::unpin);
+  on("model.cancel", &Server::cancel);
   on("model.get_model_info", &Server::get_model_info);
 }
 
@@ -68,7 +69,7 @@ void Server::bye(Session& session, const wire::Empty&, const Reply<wire::Session
   const bool plain = session.token.empty();
   const LeaseBook::Ended ended = books_->leases.end_session(id);
   reply.ok({ended.leases});
-  for (const std::string& block : ended.blocks) reaper_->check(block);
+  leases_ended(ended.blocks);
   if (plain) {
     session_ended(id);
   } else {
@@ -92,6 +93,7 @@ void Server::restate(Session& session, const wire::Restate& data, const Reply<wi
       continue;
     }
     books_->leases.grant(session.id, held.lease, {held.model, held.blocks, session.peer, books_->clock.now()});
+    for (const std::string& block : held.blocks) books_->store.by_block(block)->was_leased = true;
     outcome.restated.push_back(held.lease);
   }
   reply.ok(outcome);
@@ -109,7 +111,8 @@ void Server::status(Session&, const wire::Empty&, const Reply<wire::StatusReply>
 
 wire::StatusReply Server::status_now() const {
   const OsFeatures& features = books_->os.features();
-  const RamStore::Totals totals = books_->store.totals();
+  const Budget::Use use = books_->use();
+  const Budget::Loading loading = books_->budget.loading();
   wire::StatusReply status;
   status.boot_id = to_hex(books_->boot_id);
   status.version = kVersion;
@@ -123,16 +126,17 @@ wire::StatusReply Server::status_now() const {
   for (const auto& [name, member] : kFeatureNames) status.features.emplace(name, features.*member);
   wire::TierStatus ram;
   ram.limit = books_->budget.limit();
-  ram.reserved = books_->budget.reserved();
-  ram.made = totals.made;
-  ram.draining = totals.draining;
-  ram.pinned = totals.pinned;
-  ram.leased = books_->leased_bytes();
-  ram.models = totals.models;
+  ram.reserved = loading.reserved;
+  ram.made = use.made + loading.made;
+  ram.draining = use.draining;
+  ram.pinned = use.pinned;
+  ram.leased = use.leased;
+  ram.models = books_->store.totals().models;
   ram.leases = books_->leases.total();
   ram.hits = books_->hits;
   ram.misses = books_->misses;
   ram.loads = books_->loads;
+  ram.evictions = books_->evictions;
   status.tiers.emplace("ram", ram);
   return status;
 }

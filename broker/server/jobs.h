@@ -1,9 +1,11 @@
 // Jobs: slow work off the broker's thread; results come back to it as events.
 //
 // Threads: run() from the loop's thread; `work` runs on a job thread, `then` on the loop's. A job must
-// not throw. Threads are started as needed, up to a limit; with a limit of one, jobs run in order.
+// not throw. Threads are started as needed, up to a limit; with a limit of one, jobs run in order. A job that hangs in
+// the kernel holds up its own Jobs only, and stop() waits for it only so long.
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -23,7 +25,11 @@ class Jobs {
   Jobs(Loop& loop, std::size_t most_threads) : loop_(loop), most_threads_(most_threads) {}
   Jobs(const Jobs&) = delete;
   Jobs& operator=(const Jobs&) = delete;
-  ~Jobs();  // waits for what runs; what has not begun is dropped
+  ~Jobs();  // waits for what runs, unless stop() gave up on it; what has not begun is dropped
+
+  // The same, for so long: false if something still runs. Its thread goes on, so the process must end without
+  // destroying what that uses.
+  [[nodiscard]] bool stop(std::chrono::milliseconds patience);
 
   template <class Work, class Then>
   void run(Work work, Then then) {
@@ -51,18 +57,22 @@ class Jobs {
     std::optional<Work> work;
     std::optional<Then> then;
   };
+  // What the threads share: it outlives us where one of them hangs.
+  struct Shared {
+    std::mutex mutex;
+    std::condition_variable changed, idle_changed;
+    // Guarded by mutex:
+    std::deque<std::function<void()>> queue;
+    std::size_t threads = 0, idle = 0;
+    bool stopping = false;
+  };
   void submit(std::function<void()> job);
-  void work();
+  static void work(Shared& shared);
 
   Loop& loop_;
   const std::size_t most_threads_;
-  std::mutex mutex_;
-  std::condition_variable changed_, idle_changed_;
-  // Guarded by mutex_:
-  std::deque<std::function<void()>> queue_;
+  const std::shared_ptr<Shared> shared_ = std::make_shared<Shared>();
   std::vector<std::thread> threads_;
-  std::size_t idle_ = 0;
-  bool stopping_ = false;
 };
 
 }  // namespace modelbroker

@@ -4,8 +4,11 @@
 
 #include <algorithm>
 #include <chrono>
+#include <iterator>
+#include <set>
 #include <thread>
 
+#include "broker/ram/sizes.h"
 #include "broker/server/log.h"
 #include "wire/frame.h"
 
@@ -17,6 +20,7 @@ namespace {
 // somebody may write, the pages are first made clean, and the file must look alike before and after.
 constexpr std::chrono::milliseconds kFileClockTick{10};
 constexpr int kLooks = 8;
+constexpr std::size_t kJobsOfOneUser = 16;
 
 bool settled(const FileIdentity& source) {
   const auto now = std::chrono::system_clock::now().time_since_epoch();
@@ -47,6 +51,15 @@ Result<FileIdentity> open_and_identify(Os& os, Fd& file, const std::string& path
   return settled_identity(os, file.get(), wire::printable(path));
 }
 
+// Moves those for whom `whose` holds out of `waiters`.
+template <class Waiter, class Predicate>
+std::vector<Waiter> take_if(std::vector<Waiter>& waiters, Predicate whose) {
+  std::vector<Waiter> taken, left;
+  for (Waiter& waiter : waiters) (whose(waiter) ? taken : left).push_back(std::move(waiter));
+  waiters = std::move(left);
+  return taken;
+}
+
 }  // namespace
 
 std::string stem_of(const std::string& path) {
@@ -58,15 +71,29 @@ std::string stem_of(const std::string& path) {
 std::string Loads::Waiter::wanted_name() const { return name.empty() ? stem_of(path) : name; }
 
 void Loads::start(Ask ask, Done done) {
-  Waiter waiter{ask.session, std::move(ask.path), std::move(ask.name), std::move(ask.type),
-                ask.pin,     ask.any_name,        std::move(done)};
+  const auto waiter = std::make_shared<Waiter>();
+  waiter->session = ask.session;
+  waiter->uid = ask.uid;
+  waiter->path = std::move(ask.path);
+  waiter->name = std::move(ask.name);
+  waiter->type = std::move(ask.type);
+  waiter->pin = ask.pin;
+  waiter->any_name = ask.any_name;
+  waiter->keep_alive = ask.keep_alive;
+  waiter->until = ask.until;
+  waiter->done = std::move(done);
+  asking_.push_back(waiter);
   // The file may lie on a file system that hangs: even fstat is a job.
   auto file = std::make_shared<Fd>(std::move(ask.file));
-  const std::string path = waiter.path;  // the lambdas below are made in any order
-  jobs_.run([os = &books_.os, file, path] { return open_and_identify(*os, *file, path); },
-            [this, file, waiter = std::move(waiter)](const Result<FileIdentity>& source) mutable {
-              identified(std::move(waiter), std::move(*file), source);
-            });
+  jobs_of(waiter->uid)
+      .run([os = &books_.os, file, path = waiter->path] { return open_and_identify(*os, *file, path); },
+           [this, file, waiter](const Result<FileIdentity>& source) { identified(waiter, std::move(*file), source); });
+}
+
+Jobs& Loads::jobs_of(uid_t uid) {
+  std::unique_ptr<Jobs>& jobs = jobs_[uid];
+  if (!jobs) jobs = std::make_unique<Jobs>(loop_, kJobsOfOneUser);
+  return *jobs;
 }
 
 Resident* Loads::usable(const FileIdentity& source, std::string& outcome) {
@@ -83,8 +110,9 @@ Resident* Loads::usable(const FileIdentity& source, std::string& outcome) {
   return resident;
 }
 
-void Loads::identified(Waiter waiter, Fd file, const Result<FileIdentity>& source) {
-  if (books_.sessions.find(waiter.session) == nullptr) return;  // it ended meanwhile
+void Loads::identified(const WaiterPtr& asking, Fd file, const Result<FileIdentity>& source) {
+  if (std::erase(asking_, asking) == 0) return;  // withdrawn meanwhile
+  Waiter waiter = std::move(*asking);
   if (!source) return waiter.done(tl::unexpected(source.error()));
   if (auto free = check_name(waiter, *source); !free) return waiter.done(tl::unexpected(free.error()));
   std::string outcome;
@@ -132,7 +160,8 @@ void Loads::take_off(Waiter waiter, Fd file, const FileIdentity& source) {
   auto flight = std::make_shared<Flight>();
   flight->source = source;
   flight->file = std::move(file);
-  const std::string label = waiter.path;
+  flight->uid = waiter.uid;
+  const LoadIdentity identity{waiter.wanted_name(), waiter.type, wire::printable(waiter.path)};
   flight->waiters.push_back(std::move(waiter));
   flights_.push_back(flight);
   std::shared_ptr<Block> candidate;
@@ -140,27 +169,28 @@ void Loads::take_off(Waiter waiter, Fd file, const FileIdentity& source) {
     candidate = alike->block;
     flight->block_to_compare = candidate->id();
   }
-  jobs_.run(
-      [os = &books_.os, flight, label, candidate]() -> Result<Header> {
-        Header header;
-        MODELBROKER_ASSIGN(header.directory, read_directory(*os, flight->file.get(), wire::printable(label)));
-        if (header.directory.source != flight->source) {
-          return fail(ErrorCode::kDataLoss, "'" + wire::printable(label) +
-                                                "' changed while it was being loaded: load it again when "
-                                                "its writer has finished");
-        }
-        if (candidate) {
-          MODELBROKER_ASSIGN(header.same_bytes,
-                             same_bytes(*os, flight->file.get(), header.directory, *candidate, flight->progress));
-        }
-        return header;
-      },
-      [this, flight](Result<Header> header) { header_read(flight, std::move(header)); });
+  jobs_of(flight->uid)
+      .run(
+          [os = &books_.os, flight, identity, candidate]() -> Result<Header> {
+            Header header;
+            MODELBROKER_ASSIGN(Directory directory, read_directory(*os, flight->file.get(), identity.label));
+            if (directory.source != flight->source) {
+              return fail(ErrorCode::kDataLoss, "'" + identity.label +
+                                                    "' changed while it was being loaded: load it again when "
+                                                    "its writer has finished");
+            }
+            if (candidate) {
+              MODELBROKER_ASSIGN(header.same_bytes,
+                                 same_bytes(*os, flight->file.get(), directory, *candidate, flight->progress));
+            }
+            MODELBROKER_ASSIGN(header.plan, plan_load(std::move(directory), identity));
+            return header;
+          },
+          [this, flight](Result<Header> header) { header_read(flight, std::move(header)); });
 }
 
 void Loads::header_read(const FlightPtr& flight, Result<Header> header) {
   if (!header) return fail_all(flight, header.error());
-  if (flight->waiters.empty()) return fail_all(flight, {ErrorCode::kCancelled, "nobody waits for the load"});
   if (header->same_bytes) {
     // chmod, link or rename changed the ctime; the bytes are the block's.
     Resident* const resident = books_.store.by_block(flight->block_to_compare);
@@ -170,49 +200,61 @@ void Loads::header_read(const FlightPtr& flight, Result<Header> header) {
       if (Resident* const found = usable(flight->source, outcome)) return land(flight, *found, outcome);
     }
   }
-  flight->directory = std::move(header->directory);
-  admit(flight);
+  flight->plan = std::move(header->plan);
+  admit(flight, std::nullopt);
 }
 
-void Loads::admit(const FlightPtr& flight) {
+void Loads::admit(const FlightPtr& flight, std::optional<TimePoint> until) {
   if (flight->waiters.empty()) return fail_all(flight, {ErrorCode::kCancelled, "nobody waits for the load"});
-  const Waiter& first = flight->waiters.front();
+  const auto then = [this, flight, waited = until.has_value()](Result<Budget::Reservation> admitted) {
+    flight->asked.reset();
+    if (!admitted) return refused(flight, admitted.error(), waited);
+    flight->reservation = std::move(*admitted);
+    read(flight);
+  };
+  flight->asked = admission_.ask({flight->plan.layout.block_size, "'" + flight->plan.label + "'", until}, then);
+}
+
+// Who gave no deadline hears it now; the others wait for room.
+void Loads::refused(const FlightPtr& flight, const Error& error, bool waited) {
+  std::optional<TimePoint> until;
+  for (const Waiter& waiter : flight->waiters) {
+    if (waiter.until) until = std::max(until.value_or(*waiter.until), *waiter.until);
+  }
+  if (waited || !until || flight->plan.layout.block_size > books_.budget.limit()) return fail_all(flight, error);
+  const std::vector<Waiter> hasty = take_if(flight->waiters, [](const Waiter& waiter) { return !waiter.until; });
+  admit(flight, until);
+  for (const Waiter& waiter : hasty) waiter.done(tl::unexpected(error));
+}
+
+void Loads::read(const FlightPtr& flight) {
+  flight->began = books_.clock.now();
+  flight->generation = books_.new_generation();
   LoadOptions options;
-  options.label = wire::printable(first.path);
-  options.name = first.wanted_name();
-  options.type = first.type;
-  options.generation = books_.new_generation();
+  options.generation = flight->generation;
   options.broker_boot_id = books_.boot_id;
   options.huge_pages = books_.config.huge_pages;
   options.threads = books_.config.load_threads;
-  const auto layout = plan_block(flight->directory, options);
-  if (!layout) return fail_all(flight, layout.error());
-  const auto admitted = books_.budget.reserve(layout->block_size, books_.use(), "'" + options.label + "'");
-  if (!admitted) {
-    // A load that was given up is about to give its room back.
-    if (std::ranges::any_of(flights_, [&](const FlightPtr& f) { return f->reserved > 0 && f->progress.cancelled; })) {
-      waiting_.push_back(flight);
-      return;
-    }
-    return fail_all(flight, admitted.error());
-  }
-  flight->reserved = layout->block_size;
-  log_info("loading '" + options.label + "': " + format_size(flight->directory.payload.size) + ", " +
-           std::to_string(flight->directory.tensors.size()) + " tensors");
-  jobs_.run(
-      [os = &books_.os, where = &books_.directory, flight, options] {
-        return load_block(*os, *where, flight->file.get(), flight->directory, options, flight->progress);
-      },
-      [this, flight](Result<Block> block) { landed(flight, std::move(block)); });
+  options.gauge = flight->reservation.gauge();
+  options.headroom = &headroom_;
+  const Directory& directory = flight->plan.directory;
+  log_info("loading '" + flight->plan.label + "': " + format_size(directory.payload.size) + ", " +
+           std::to_string(directory.tensors.size()) + " tensors");
+  jobs_of(flight->uid)
+      .run([os = &books_.os, where = &books_.directory, flight,
+            options] { return load_block(*os, *where, flight->file.get(), flight->plan, options, flight->progress); },
+           [this, flight](Result<Block> block) { landed(flight, std::move(block)); });
 }
 
 void Loads::landed(const FlightPtr& flight, Result<Block> block) {
-  books_.budget.unreserve(std::exchange(flight->reserved, 0));
   if (!block) return fail_all(flight, block.error());
+  flight->reservation.end();
   ++books_.loads;
   Resident resident;
   resident.block = std::make_shared<Block>(std::move(*block));
   resident.source = flight->source;
+  resident.keep_alive = books_.config.keep_alive;
+  resident.seconds_to_load = std::chrono::duration<double>(books_.clock.now() - flight->began).count();
   const Manifest& manifest = resident.block->manifest();
   resident.type = manifest.type;  // its path comes with its name: see settle_name()
   Resident& added = books_.store.add(std::move(resident));
@@ -222,7 +264,12 @@ void Loads::landed(const FlightPtr& flight, Result<Block> block) {
 
 void Loads::ended(const FlightPtr& flight) {
   std::erase(flights_, flight);
-  for (const FlightPtr& other : std::exchange(waiting_, {})) admit(other);
+  if (flight->asked) admission_.withdraw(*std::exchange(flight->asked, std::nullopt));
+  if (flight->reservation && flight->reservation.gauge()->bytes() > 0) {
+    reaper_.remove_later(std::move(flight->reservation), flight->generation);
+  }
+  flight->reservation.end();
+  admission_.look_again();
 }
 
 void Loads::land(const FlightPtr& flight, Resident& resident, const std::string& outcome) {
@@ -241,20 +288,22 @@ void Loads::drain_if_nameless(Resident& resident) {
 }
 
 void Loads::fail_all(const FlightPtr& flight, const Error& error) {
-  books_.budget.unreserve(std::exchange(flight->reserved, 0));
   ended(flight);
   if (flight->waiters.empty()) {
     log_info("a load was given up: nobody waits for it any more");
   } else {
     log_warning("load of '" + wire::printable(flight->waiters.front().path) + "' failed: " + error.message);
   }
-  for (const Waiter& waiter : flight->waiters) waiter.done(tl::unexpected(error));
+  for (const Waiter& waiter : std::exchange(flight->waiters, {})) waiter.done(tl::unexpected(error));
 }
 
 void Loads::finish(Waiter& waiter, Resident& resident, std::string outcome) {
   auto model = settle_name(waiter, resident, outcome);
   if (!model) return waiter.done(tl::unexpected(model.error()));
   if (waiter.pin) resident.pinned = true;
+  if (waiter.keep_alive) resident.keep_alive = *waiter.keep_alive;
+  books_.used(resident);
+  expiry_.changed(resident);
   // Answered when it is written: what was acknowledged survives a crash.
   keeper_.save(resident,
                [done = waiter.done, result = Outcome{resident.block->id(), *model, outcome}] { done(result); });
@@ -276,20 +325,74 @@ Result<std::string> Loads::settle_name(const Waiter& waiter, Resident& resident,
   const bool had_names = !resident.names.empty();
   const bool is_new = std::ranges::find(resident.names, name) == resident.names.end();
   MODELBROKER_TRY(books_.store.add_name(resident, name));
+  books_.evicted.forget(name);
   if (had_names && is_new && outcome == "resident") outcome = "alias";
   return name;
 }
 
-void Loads::session_ended(SessionId session) {
-  for (const FlightPtr& flight : flights_) {
+// Takes waiters out of all loads, and tells them why.
+template <class Predicate>
+std::size_t Loads::withdraw(Predicate whose, const std::optional<Error>& error) {
+  std::vector<Waiter> out;
+  std::erase_if(asking_, [&](const WaiterPtr& waiter) {
+    if (!whose(*waiter)) return false;
+    out.push_back(std::move(*waiter));
+    return true;
+  });
+  const std::vector<FlightPtr> flights = flights_;
+  for (const FlightPtr& flight : flights) {
     if (flight->waiters.empty()) continue;
-    std::erase_if(flight->waiters, [&](const Waiter& waiter) { return waiter.session == session; });
-    if (flight->waiters.empty()) flight->progress.cancelled = true;
+    std::ranges::move(take_if(flight->waiters, whose), std::back_inserter(out));
+    give_up_if_unwanted(flight);
+  }
+  if (error) {
+    for (const Waiter& waiter : out) waiter.done(tl::unexpected(*error));
+  }
+  return out.size();
+}
+
+void Loads::give_up_if_unwanted(const FlightPtr& flight) {
+  if (!flight->waiters.empty()) return;
+  flight->progress.cancelled = true;
+  flight->reservation.give_up();
+  if (flight->asked) {
+    fail_all(flight, {ErrorCode::kCancelled, "nobody waits for the load"});
+  } else {
+    admission_.look_again();
   }
 }
 
-void Loads::cancel_all() {
+void Loads::session_ended(SessionId session) {
+  withdraw([&](const Waiter& waiter) { return waiter.session == session; }, std::nullopt);
+}
+
+std::size_t Loads::cancel(const std::string& model, std::optional<uid_t> uid) {
+  const auto names = [&](const Waiter& waiter) { return waiter.wanted_name() == model || waiter.path == model; };
+  const auto may = [&](const Waiter& waiter) { return !uid || waiter.uid == *uid; };
+  // Whoever waits for the same file under another name waits for the same load.
+  std::set<const Waiter*> all;
+  for (const WaiterPtr& waiter : asking_) {
+    if (names(*waiter) && may(*waiter)) all.insert(waiter.get());
+  }
+  for (const FlightPtr& flight : flights_) {
+    if (std::ranges::none_of(flight->waiters, names)) continue;
+    for (const Waiter& waiter : flight->waiters) {
+      if (may(waiter)) all.insert(&waiter);
+    }
+  }
+  return withdraw([&](const Waiter& waiter) { return all.contains(&waiter); },
+                  Error{ErrorCode::kCancelled, "the load of '" + wire::printable(model) + "' was cancelled"});
+}
+
+bool Loads::stop(std::chrono::milliseconds patience) {
   for (const FlightPtr& flight : flights_) flight->progress.cancelled = true;
+  const auto end = books_.clock.now() + patience;
+  bool ended = true;
+  for (const auto& [uid, jobs] : jobs_) {
+    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(end - books_.clock.now());
+    ended = jobs->stop(std::max(left, std::chrono::milliseconds(0))) && ended;
+  }
+  return ended;
 }
 
 std::vector<Loads::Running> Loads::running() const {

@@ -1,20 +1,24 @@
 // Loads: from "I want this file" to a resident block with a name.
 //
-//   identify (job) -> resident? revive? join a running load? -> directory (job) -> admission ->
+//   identify (job) -> resident? revive? join a running load? -> header and plan (job) -> admission ->
 //   load_block (job) -> books -> names -> state database -> everybody who waits
 //
-// Loads of one file coalesce: one flight, many waiters, each with its own name. A flight that nobody
-// waits for any more is cancelled. Threads: the loop's; jobs do the reading.
+// Loads of one file coalesce: one flight, many waiters, each with its own name and deadline. A flight that nobody
+// waits for any more is cancelled. Each uid has job threads of its own: a read that hangs is its asker's trouble.
+// Threads: the loop's; jobs do the reading.
 #pragma once
 
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "broker/ram/loader.h"
+#include "broker/server/admission.h"
 #include "broker/server/books.h"
+#include "broker/server/expiry.h"
 #include "broker/server/jobs.h"
 #include "broker/server/reaper.h"
 #include "broker/server/state_keeper.h"
@@ -25,12 +29,15 @@ class Loads {
  public:
   struct Ask {
     SessionId session = 0;
+    uid_t uid = 0;     // the session's
     Fd file;           // open for reading; empty: the broker opens `path` itself
     std::string path;  // absolute; with `file` only a label
     std::string name;  // empty: the name it has, else the file's stem
     std::string type;
     bool pin = false;
     bool any_name = false;  // a free one, if the file's stem is taken
+    std::optional<Duration> keep_alive;
+    std::optional<TimePoint> until;  // how long it may wait for room
   };
   struct Outcome {
     std::string block;
@@ -39,14 +46,24 @@ class Loads {
   };
   using Done = std::function<void(Result<Outcome>)>;
 
-  Loads(Books& books, Jobs& jobs, Reaper& reaper, StateKeeper& keeper)
-      : books_(books), jobs_(jobs), reaper_(reaper), keeper_(keeper) {}
+  Loads(Books& books, Loop& loop, Reaper& reaper, StateKeeper& keeper, Admission& admission, Expiry& expiry)
+      : books_(books),
+        loop_(loop),
+        reaper_(reaper),
+        keeper_(keeper),
+        admission_(admission),
+        expiry_(expiry),
+        headroom_(books.os, books.config.memory_reserve) {}
 
   // `done` is called once, on the loop's thread, unless the session ends before.
   void start(Ask ask, Done done);
   // Withdraws what an ended session asked for.
   void session_ended(SessionId session);
-  void cancel_all();
+  // Tells everybody who waits for this load (a name that was asked for, or a path) that it is cancelled; how many they
+  // were. `uid`: only that user's; nothing: everybody's.
+  std::size_t cancel(const std::string& model, std::optional<uid_t> uid);
+  // Cancels everything and waits so long for the jobs; false if one hangs.
+  [[nodiscard]] bool stop(std::chrono::milliseconds patience);
 
   struct Running {
     std::string name, path, type;
@@ -57,48 +74,66 @@ class Loads {
  private:
   struct Waiter {
     SessionId session = 0;
+    uid_t uid = 0;
     std::string path, name, type;
     bool pin = false;
     bool any_name = false;
+    std::optional<Duration> keep_alive;
+    std::optional<TimePoint> until;
     Done done;
     // The name that it asks for: by default the file's stem.
     [[nodiscard]] std::string wanted_name() const;
   };
+  using WaiterPtr = std::shared_ptr<Waiter>;
   struct Flight {
     FileIdentity source;
     Fd file;
+    uid_t uid = 0;  // whose threads it runs on
     std::vector<Waiter> waiters;
     LoadProgress progress;
-    Directory directory;
-    std::uint64_t reserved = 0;
+    LoadPlan plan;
+    std::optional<Admission::Id> asked;  // while it waits for its admission
+    Budget::Reservation reservation;
+    std::uint64_t generation = 0;
+    TimePoint began;               // its reading
     std::string block_to_compare;  // resident, alike but for ctime
   };
   using FlightPtr = std::shared_ptr<Flight>;
 
-  void identified(Waiter waiter, Fd file, const Result<FileIdentity>& source);
+  [[nodiscard]] Jobs& jobs_of(uid_t uid);
+  void identified(const WaiterPtr& waiter, Fd file, const Result<FileIdentity>& source);
   [[nodiscard]] Result<void> check_name(const Waiter& waiter, const FileIdentity& source);
   void take_off(Waiter waiter, Fd file, const FileIdentity& source);
   struct Header {
-    Directory directory;
+    LoadPlan plan;
     bool same_bytes = false;  // as the block that was to be compared
   };
   void header_read(const FlightPtr& flight, Result<Header> header);
-  void admit(const FlightPtr& flight);
+  void admit(const FlightPtr& flight, std::optional<TimePoint> until);
+  void refused(const FlightPtr& flight, const Error& error, bool waited);
+  void read(const FlightPtr& flight);
   void landed(const FlightPtr& flight, Result<Block> block);
   void ended(const FlightPtr& flight);
   void land(const FlightPtr& flight, Resident& resident, const std::string& outcome);
   void drain_if_nameless(Resident& resident);
+  template <class Predicate>
+  std::size_t withdraw(Predicate whose, const std::optional<Error>& error);
+  void give_up_if_unwanted(const FlightPtr& flight);
   void fail_all(const FlightPtr& flight, const Error& error);
   void finish(Waiter& waiter, Resident& resident, std::string outcome);
   [[nodiscard]] Result<std::string> settle_name(const Waiter& waiter, Resident& resident, std::string& outcome);
   [[nodiscard]] Resident* usable(const FileIdentity& source, std::string& outcome);
 
   Books& books_;
-  Jobs& jobs_;
+  Loop& loop_;
   Reaper& reaper_;
   StateKeeper& keeper_;
+  Admission& admission_;
+  Expiry& expiry_;
+  Headroom headroom_;
+  std::vector<WaiterPtr> asking_;  // whose file is being looked at
   std::vector<FlightPtr> flights_;
-  std::vector<FlightPtr> waiting_;  // for the room that cancelled flights still hold
+  std::map<uid_t, std::unique_ptr<Jobs>> jobs_;  // last: ends before what its threads use
 };
 
 // The file's name without folder and suffix: a model's default name.

@@ -1,6 +1,7 @@
 // Requests about models: load, unload, attach, detach, list, get, pin, unpin.
 #include <algorithm>
 
+#include "broker/ram/sizes.h"
 #include "broker/server/log.h"
 #include "broker/server/server.h"
 
@@ -12,6 +13,11 @@ constexpr double kMebibyte = 1 << 20;
 constexpr std::chrono::milliseconds kUnloadPatience{500};
 
 double seconds_between(TimePoint from, TimePoint to) { return std::chrono::duration<double>(to - from).count(); }
+
+// Unix seconds of what lies so far ahead. Only shown: a clock that jumps moves no expiry.
+double wall_clock_seconds(Duration ahead) {
+  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch() + ahead).count();
+}
 
 bool is_path(const std::string& model) { return model.starts_with('/'); }
 
@@ -28,6 +34,7 @@ Result<Resident*> Server::require(const std::string& model) {
 Result<Loads::Ask> Server::ask_for(Session& session, const std::string& path, const std::string& file) {
   Loads::Ask ask;
   ask.session = session.id;
+  ask.uid = session.peer.uid;
   ask.path = path;
   if (!file.empty()) {
     MODELBROKER_ASSIGN(ask.file, Sessions::take_offer(session, file));
@@ -54,6 +61,8 @@ void Server::load(Session& session, const wire::LoadModel& data, const Reply<wir
   ask->name = data.name;
   ask->type = wire::printable(data.type, 64);
   ask->pin = data.pin;
+  if (data.keep_alive) ask->keep_alive = keep_alive_from_seconds(*data.keep_alive);
+  ask->until = reply.deadline();
   const TimePoint began = books_->clock.now();
   loads_->start(std::move(*ask), [this, reply, began](Result<Loads::Outcome> outcome) {
     if (!outcome) return reply.error(outcome.error());
@@ -77,6 +86,12 @@ void Server::load(Session& session, const wire::LoadModel& data, const Reply<wir
 
 void Server::unload(Session&, const wire::UnloadModel& data, const Reply<wire::UnloadModelReply>& reply) {
   const std::string& model = data.model.empty() ? data.name : data.model;
+  if (books_->store.find(model) == nullptr && books_->evicted.find(model) != nullptr) {
+    books_->evicted.forget(model);  // its bytes are free already
+    wire::UnloadModelReply outcome;
+    outcome.model = model;
+    return reply.ok(outcome);
+  }
   const auto found = require(model);
   if (!found) return reply.error(found.error());
   Resident& resident = **found;
@@ -109,7 +124,7 @@ void Server::unload(Session&, const wire::UnloadModel& data, const Reply<wire::U
   });
 }
 
-wire::AttachReply Server::grant(Session& session, const Resident& resident, const std::string& model) {
+wire::AttachReply Server::grant(Session& session, Resident& resident, const std::string& model) {
   const Block& block = *resident.block;
   const BlockLayout& layout = block.header().layout;
   wire::AttachReply attached;
@@ -127,6 +142,8 @@ wire::AttachReply Server::grant(Session& session, const Resident& resident, cons
   grant.page_kind = to_string(block.page_kind());
   attached.blocks.push_back(std::move(grant));
   books_->leases.grant(session.id, attached.lease, {model, {block.id()}, session.peer, books_->clock.now()});
+  resident.was_leased = true;
+  books_->used(resident);
   return attached;
 }
 
@@ -140,6 +157,16 @@ void Server::attach(Session& session, const wire::Attach& data, const Reply<wire
         {ErrorCode::kUnimplemented, "component '" + wire::printable(data.component, 64) +
                                         "': this version attaches whole models; use state_dict(prefix=...)"});
   }
+  const EvictedNames::Model* const evicted = data.load ? books_->evicted.find(data.model) : nullptr;
+  if (evicted != nullptr && books_->store.by_name(data.model) == nullptr) {
+    auto ask = ask_for(session, evicted->path, "");
+    if (!ask) return reply.error(ask.error());
+    ask->name = data.model;
+    ask->type = evicted->type;
+    ask->keep_alive = evicted->keep_alive;
+    ask->until = reply.deadline();
+    return attach_by_load(std::move(*ask), reply, data.model);
+  }
   if (!is_path(data.model) || (data.file.empty() && !data.load)) {
     const auto resident = require(data.model);
     if (!resident) return reply.error(resident.error());
@@ -149,11 +176,23 @@ void Server::attach(Session& session, const wire::Attach& data, const Reply<wire
   auto ask = ask_for(session, data.model, data.file);
   if (!ask) return reply.error(ask.error());
   ask->any_name = true;  // who attaches by path wants the weights, whatever they are called
-  loads_->start(std::move(*ask), [this, reply, id = session.id](Result<Loads::Outcome> outcome) {
-    if (!outcome) return reply.error(outcome.error());
+  ask->until = reply.deadline();
+  attach_by_load(std::move(*ask), reply, "");
+}
+
+// `evicted`: the name of a model that was here before and is loaded again.
+void Server::attach_by_load(Loads::Ask ask, const Reply<wire::AttachReply>& reply, const std::string& evicted) {
+  loads_->start(std::move(ask), [this, reply, id = ask.session, evicted](Result<Loads::Outcome> outcome) {
+    if (!outcome) {
+      Error error = outcome.error();
+      if (!evicted.empty()) {
+        error.message = "'" + wire::printable(evicted) + "' was evicted and cannot be loaded again: " + error.message;
+      }
+      return reply.error(error);
+    }
     if (reply.answered()) return;  // deadline passed: nobody would ever end that lease
     Session* const asker = books_->sessions.find(id);
-    const Resident* const resident = books_->store.by_block(outcome->block);
+    Resident* const resident = books_->store.by_block(outcome->block);
     if (asker == nullptr || resident == nullptr || resident->draining()) {
       return reply.error({ErrorCode::kUnavailable, "the model was unloaded as soon as it was loaded: retry"});
     }
@@ -164,7 +203,7 @@ void Server::attach(Session& session, const wire::Attach& data, const Reply<wire
 void Server::detach(Session& session, const wire::Detach& data, const Reply<wire::DetachReply>& reply) {
   const std::vector<std::string> blocks = books_->leases.end(session.id, data.lease);
   reply.ok({!blocks.empty()});
-  for (const std::string& block : blocks) reaper_->check(block);
+  leases_ended(blocks);
 }
 
 wire::ModelInfo Server::describe(const Resident& resident) const {
@@ -184,6 +223,8 @@ wire::ModelInfo Server::describe(const Resident& resident) const {
   info.tensors = block.manifest().tensors.size();
   info.page_kind = to_string(block.page_kind());
   info.pinned = resident.pinned;
+  info.keep_alive = resident.keep_alive < Duration(0) ? -1 : std::chrono::duration<double>(resident.keep_alive).count();
+  if (const auto end = expires_at(*books_, resident)) info.expires_at = wall_clock_seconds(*end - books_->clock.now());
   const TimePoint now = books_->clock.now();
   for (const LeaseBook::Holder& holder : books_->leases.holders(block.id())) {
     const auto age = std::chrono::duration_cast<std::chrono::milliseconds>(now - holder.since).count();
@@ -228,6 +269,8 @@ void Server::set_pinned(const std::string& model, bool pinned, const Reply<wire:
   const auto resident = require(model);
   if (!resident) return reply.error(resident.error());
   (*resident)->pinned = pinned;
+  expiry_->changed(**resident);
+  admission_->look_again();
   keeper_->save(**resident, [reply, name = (*resident)->name(), pinned] { reply.ok({name, pinned}); });
 }
 
@@ -237,6 +280,15 @@ void Server::pin(Session&, const wire::ModelName& data, const Reply<wire::PinRep
 
 void Server::unpin(Session&, const wire::ModelName& data, const Reply<wire::PinReply>& reply) {
   set_pinned(data.model, false, reply);
+}
+
+void Server::cancel(Session& session, const wire::ModelName& data, const Reply<wire::CancelReply>& reply) {
+  const bool everybodys = session.peer.uid == books_->os.uid() || session.peer.uid == 0;
+  const std::size_t count =
+      loads_->cancel(data.model, everybodys ? std::nullopt : std::optional<uid_t>(session.peer.uid));
+  if (count > 0) return reply.ok({count});
+  reply.error({ErrorCode::kNotFound, "nothing that is called '" + wire::printable(data.model) +
+                                         "' is being loaded: 'modelbroker ps' shows what is"});
 }
 
 void Server::get_model_info(Session&, const wire::GetModelInfo& data, const Reply<wire::GetModelInfoReply>& reply) {
@@ -252,10 +304,8 @@ void Server::get_model_info(Session&, const wire::GetModelInfo& data, const Repl
                                            resident.block->name().generation};
   }
   const Budget::Use use = books_->use();
-  const std::uint64_t used = use.made + use.draining + books_->budget.reserved();
-  const std::uint64_t limit = books_->budget.limit();
   info.memory_usage_mb = static_cast<double>(use.made + use.draining) / kMebibyte;
-  info.available_memory_mb = static_cast<double>(limit > used ? limit - used : 0) / kMebibyte;
+  info.available_memory_mb = static_cast<double>(books_->budget.available(use)) / kMebibyte;
   info.model_count = info.loaded_models.size();
   reply.ok(info);
 }

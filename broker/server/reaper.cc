@@ -2,6 +2,9 @@
 
 #include <sys/epoll.h>
 
+#include <algorithm>
+
+#include "broker/ram/sizes.h"
 #include "broker/server/log.h"
 
 namespace modelbroker {
@@ -30,24 +33,40 @@ Reaper::~Reaper() {
   if (inotify_watch_ != 0) loop_.unwatch(inotify_watch_);
 }
 
-void Reaper::drain(Resident& resident, std::function<void(bool)> freed) {
-  const std::string block = resident.block->id();
-  const auto answer = [&](bool gone) {
-    if (freed) freed(gone);
-  };
+bool Reaper::withdraw(Resident& resident) {
   if (auto drained = books_.store.drain(resident); !drained) {
-    log_error("block " + block + " cannot be withdrawn: " + drained.error().message);
-    return answer(false);
+    log_error("block " + resident.block->id() + " cannot be withdrawn: " + drained.error().message);
+    return false;
   }
   keeper_.save(resident);
   watch(resident);
   arm_timer();
-  if (!unheld(resident)) return answer(false);
-  if (freed) waiting_.emplace(block, std::move(freed));
+  return true;
+}
+
+void Reaper::drain(Resident& resident, std::function<void(bool)> freed) {
+  if (!withdraw(resident) || !nobody_has(resident)) {
+    if (freed) freed(false);
+    return;
+  }
+  if (freed) waiting_.emplace(resident.block->id(), std::move(freed));
   if (!resident.removing) start_removing(resident);
 }
 
-bool Reaper::unheld(const Resident& resident) const {
+bool Reaper::evict(Resident& resident, const std::string& reason) {
+  const std::vector<std::string> names = resident.names;
+  const EvictedNames::Model model{resident.path, resident.type, resident.keep_alive};
+  const std::uint64_t bytes = resident.bytes();
+  if (!withdraw(resident)) return false;
+  for (const std::string& name : names) books_.evicted.remember(name, model);
+  books_.cache_age = std::max(books_.cache_age, resident.value);
+  ++books_.evictions;
+  log_info("evicting " + resident.block->id() + " (" + format_size(bytes) + "): " + reason);
+  start_removing(resident);
+  return true;
+}
+
+bool Reaper::nobody_has(const Resident& resident) const {
   if (books_.leases.count(resident.block->id()) > 0) return false;
   const auto unmapped = resident.block->unmapped_everywhere(books_.os);
   if (unmapped) return *unmapped;
@@ -61,7 +80,7 @@ bool Reaper::unheld(const Resident& resident) const {
 
 void Reaper::check(const std::string& block) {
   Resident* const resident = books_.store.by_block(block);
-  if (resident != nullptr && resident->draining() && !resident->removing && unheld(*resident)) {
+  if (resident != nullptr && resident->draining() && !resident->removing && nobody_has(*resident)) {
     start_removing(*resident);
   }
 }
@@ -72,7 +91,8 @@ void Reaper::check_all() {
     if (resident.draining()) draining.push_back(id);
   }
   for (const std::string& block : draining) check(block);
-  if (!draining.empty()) arm_timer();
+  remove_orphans();
+  if (!draining.empty() || !orphans_.empty()) arm_timer();
 }
 
 void Reaper::take_over_draining() {
@@ -84,17 +104,19 @@ void Reaper::take_over_draining() {
 
 void Reaper::start_removing(Resident& resident) {
   resident.removing = true;
-  jobs_.run([os = &books_.os, block = resident.block]() -> Result<void> { return std::move(*block).remove(*os); },
-            [this, id = resident.block->id()](const Result<void>& outcome) { removed(id, outcome); });
+  jobs_.run([os = &books_.os, block = resident.block] { return block->remove(*os); },
+            [this, id = resident.block->id(), bytes = resident.bytes()](const Result<void>& outcome) {
+              removed(id, bytes, outcome);
+            });
 }
 
-void Reaper::removed(const std::string& block, const Result<void>& outcome) {
+void Reaper::removed(const std::string& block, std::uint64_t bytes, const Result<void>& outcome) {
   Resident* const resident = books_.store.by_block(block);
   if (!outcome) {
     log_error("block " + block + " cannot be freed: " + outcome.error().message);
     if (resident != nullptr) resident->removing = false;  // the timer tries again
   } else if (resident != nullptr) {
-    log_info("freed " + format_size(resident->bytes()) + ": block " + block);
+    log_info("freed " + format_size(bytes) + ": block " + block);
     unwatch(block);
     books_.store.erase(block);
     keeper_.erase(block);
@@ -102,6 +124,24 @@ void Reaper::removed(const std::string& block, const Result<void>& outcome) {
   auto waiting = waiting_.extract(block);
   for (; !waiting.empty(); waiting = waiting_.extract(block)) waiting.mapped()(outcome.has_value());
   if (outcome) tell_gone(block, true);
+  freed_();
+}
+
+void Reaper::remove_later(Budget::Reservation reservation, std::uint64_t generation) {
+  orphans_.emplace(generation, std::move(reservation));
+  arm_timer();
+}
+
+void Reaper::remove_orphans() {
+  for (const auto& [generation, reservation] : orphans_) {
+    const BlockName name = books_.directory.temporary(generation);
+    jobs_.run([os = &books_.os, where = &books_.directory, name] { return where->remove(*os, name); },
+              [this, generation](const Result<std::uint64_t>& outcome) {
+                if (!outcome && outcome.error().code != ErrorCode::kNotFound) return;
+                orphans_.erase(generation);
+                freed_();
+              });
+  }
 }
 
 void Reaper::tell_gone(const std::string& block, bool gone) {

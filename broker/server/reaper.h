@@ -24,6 +24,14 @@ class Reaper {
 
   // Withdraws a block and frees it as soon as may be. `freed` is told once: whether it is gone by now.
   void drain(Resident& resident, std::function<void(bool freed)> freed = {});
+  // Withdraws a block that nobody_has() to make room; its names are remembered. False if it has to stay.
+  [[nodiscard]] bool evict(Resident& resident, const std::string& reason);
+  // By our leases and by the kernel's word.
+  [[nodiscard]] bool nobody_has(const Resident& resident) const;
+  // The file of a load that failed could not be removed: tried again until it can be, and counted until then.
+  void remove_later(Budget::Reservation reservation, std::uint64_t generation);
+  // Called whenever memory became free.
+  void on_freed(std::function<void()> freed) { freed_ = std::move(freed); }
   // Frees the block if it drains and nobody has it.
   void check(const std::string& block);
   void check_all();
@@ -35,9 +43,10 @@ class Reaper {
   void revived(const std::string& block);
 
  private:
-  [[nodiscard]] bool unheld(const Resident& resident) const;
+  [[nodiscard]] bool withdraw(Resident& resident);
+  void remove_orphans();
   void start_removing(Resident& resident);
-  void removed(const std::string& block, const Result<void>& outcome);
+  void removed(const std::string& block, std::uint64_t bytes, const Result<void>& outcome);
   void watch(const Resident& resident);
   void unwatch(const std::string& block);
   void arm_timer();
@@ -52,6 +61,8 @@ class Reaper {
   std::map<int, std::string> block_of_watch_;
   std::multimap<std::string, std::function<void(bool freed)>> waiting_;  // by block
   std::multimap<std::string, std::function<void(bool gone)>> gone_;
+  std::function<void()> freed_ = [] {};
+  std::map<std::uint64_t, Budget::Reservation> orphans_;  // by generation
   bool timer_armed_ = false;
 };
 

@@ -185,10 +185,26 @@ void Router::forget(SessionId session) { memory_.erase(session); }
 void Router::stopping() {
   stopping_ = true;
   socket_->router.set(zmq::sockopt::linger, 200);  // ms: the last replies may leave
+  for (OpenRequest* const request : std::unordered_set(open_)) request->drop();
 }
 
-OpenRequest::~OpenRequest() {
-  if (answered_) return;
+void Router::leave() {
+  socket_->router.close();
+  socket_->context.close();
+}
+
+OpenRequest::OpenRequest(Router& router, wire::ReplyTo to) : router_(router), to_(std::move(to)) {
+  router_.open_.insert(this);
+}
+
+OpenRequest::~OpenRequest() { drop(); }
+
+// Nobody will answer it any more.
+void OpenRequest::drop() {
+  if (answered_) {
+    router_.open_.erase(this);
+    return;
+  }
   const Error error = router_.stopping_
                           ? Error{ErrorCode::kUnavailable, "the broker is stopping: start it again and retry"}
                           : Error{ErrorCode::kInternal, "the broker dropped the request: please report it"};
@@ -197,6 +213,7 @@ OpenRequest::~OpenRequest() {
 
 void OpenRequest::answer(const std::string& bytes) {
   if (std::exchange(answered_, true)) return;
+  router_.open_.erase(this);
   router_.answered(*this, bytes);
 }
 

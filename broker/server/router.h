@@ -13,6 +13,7 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "broker/server/loop.h"
@@ -34,6 +35,8 @@ class Reply {
   void error(const Error& error) const;
   // Nobody waits any more (the deadline passed): what would only be for the asker need not be done.
   [[nodiscard]] bool answered() const noexcept;
+  // Until when the asker waits, if it said so.
+  [[nodiscard]] std::optional<TimePoint> deadline() const noexcept;
   void send(const Result<M>& result) const { result ? ok(*result) : error(result.error()); }
 
  private:
@@ -60,8 +63,10 @@ class Router {
 
   // Answers to a session that has ended are not sent or remembered.
   void forget(SessionId session);
-  // From now on a request that is dropped was dropped because the broker stops.
+  // The broker stops: tells everybody who still waits.
   void stopping();
+  // Closes the socket and waits until the last replies have left, but destroys nothing that others may still name.
+  void leave();
 
  private:
   friend class OpenRequest;
@@ -86,12 +91,13 @@ class Router {
   Dispatch dispatch_;
   std::unique_ptr<Socket> socket_;
   std::unordered_map<SessionId, Memory> memory_;
+  std::unordered_set<OpenRequest*> open_;
   bool stopping_ = false;
 };
 
 class OpenRequest {
  public:
-  OpenRequest(Router& router, wire::ReplyTo to) : router_(router), to_(std::move(to)) {}
+  OpenRequest(Router& router, wire::ReplyTo to);
   OpenRequest(const OpenRequest&) = delete;
   OpenRequest& operator=(const OpenRequest&) = delete;
   ~OpenRequest();
@@ -99,9 +105,13 @@ class OpenRequest {
   [[nodiscard]] const wire::ReplyTo& to() const noexcept { return to_; }
   void answer(const std::string& bytes);
   [[nodiscard]] bool answered() const noexcept { return answered_; }
+  [[nodiscard]] std::optional<TimePoint> deadline() const noexcept {
+    return deadline_ ? std::optional(deadline_->first) : std::nullopt;
+  }
 
  private:
   friend class Router;
+  void drop();
   Router& router_;
   wire::ReplyTo to_;
   std::vector<std::vector<std::string>> routes_;  // who waits: more than one after a repeat
@@ -114,6 +124,11 @@ class OpenRequest {
 template <class M>
 bool Reply<M>::answered() const noexcept {
   return ticket_->answered();
+}
+
+template <class M>
+std::optional<TimePoint> Reply<M>::deadline() const noexcept {
+  return ticket_->deadline();
 }
 
 template <class M>

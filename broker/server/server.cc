@@ -8,6 +8,7 @@
 #include <array>
 #include <cerrno>
 
+#include "broker/ram/sizes.h"
 #include "broker/server/log.h"
 #include "broker/server/recovery.h"
 #include "shm/block_format.h"
@@ -15,7 +16,8 @@
 namespace modelbroker {
 namespace {
 
-constexpr std::size_t kJobThreads = 32;
+constexpr std::size_t kJobThreads = 8;
+constexpr std::chrono::seconds kStopPatience{2};  // for reads that may hang
 // Clients that lost their broker look for the next one every 100 ms.
 constexpr std::chrono::milliseconds kSettle{250};
 constexpr std::array kStopSignals{SIGINT, SIGTERM};
@@ -94,12 +96,15 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config) {
     MODELBROKER_ASSIGN(const MemoryFacts facts, read_memory_facts(os, config.ram_directory));
     limit = default_limit(facts, held);
   }
-  books_->budget = Budget(limit);
+  books_->budget.set_limit(limit);
 
   jobs_ = std::make_unique<Jobs>(*loop_, kJobThreads);
   keeper_ = std::make_unique<StateKeeper>(*loop_, std::move(state.db));
   reaper_ = std::make_unique<Reaper>(*books_, *loop_, *jobs_, *keeper_);
-  loads_ = std::make_unique<Loads>(*books_, *jobs_, *reaper_, *keeper_);
+  admission_ = std::make_unique<Admission>(*books_, *loop_, *reaper_);
+  expiry_ = std::make_unique<Expiry>(*books_, *loop_, *reaper_);
+  loads_ = std::make_unique<Loads>(*books_, *loop_, *reaper_, *keeper_, *admission_, *expiry_);
+  reaper_->on_freed([this] { admission_->look_again(); });
   register_handlers();
 
   // Stale sockets of a broker that died: ours to remove, for we hold its locks.
@@ -130,6 +135,7 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config) {
              " unfinished ones");
   }
   end_silent_peers();
+  expiry_->look();
   return {};
 }
 
@@ -150,14 +156,21 @@ Result<void> Server::run() {
   auto outcome = loop_->run();
   for (const std::string& path : {endpoint_.broker_path(), endpoint_.fds()}) (void)books_->os.unlink(path);
   fd_socket_.reset();
-  loads_->cancel_all();
-  jobs_.reset();
+  hangs_ = !loads_->stop(kStopPatience);
+  hangs_ = !jobs_->stop(kStopPatience) || hangs_;
   stop_blocks();
   keeper_->flush();
   // Whoever still waits is told, while there is a socket to tell it by.
   router_->stopping();
+  if (hangs_) {
+    log_warning("a read of a file hangs: leaving it behind");
+    router_.release()->leave();
+    return outcome;
+  }
   loop_->discard();
   loads_.reset();
+  expiry_.reset();
+  admission_.reset();
   reaper_.reset();
   router_.reset();
   return outcome;
@@ -198,7 +211,19 @@ void Server::session_ended(SessionId session) {
     loop_->unwatch(plain->second.second);
     plain_peers_.erase(plain);
   }
-  for (const std::string& block : ended.blocks) reaper_->check(block);
+  leases_ended(ended.blocks);
+}
+
+// A block is used until its last lease ends.
+void Server::leases_ended(const std::vector<std::string>& blocks) {
+  for (const std::string& block : blocks) {
+    if (Resident* const resident = books_->store.by_block(block)) {
+      books_->used(*resident);
+      expiry_->changed(*resident);
+    }
+    reaper_->check(block);
+  }
+  admission_->look_again();
 }
 
 Result<Session*> Server::find_session(const wire::Request& request, const Router::Sender& sender) {

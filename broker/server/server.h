@@ -9,8 +9,11 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
+#include "broker/server/admission.h"
 #include "broker/server/books.h"
+#include "broker/server/expiry.h"
 #include "broker/server/fd_socket.h"
 #include "broker/server/jobs.h"
 #include "broker/server/loads.h"
@@ -30,6 +33,8 @@ class Server {
 
   // Serves until SIGINT, SIGTERM or request_stop(); then frees or keeps the blocks as configured.
   [[nodiscard]] Result<void> run();
+  // After run(): a read hangs, and its thread with it. Do not destroy this, nor the Os; end the process.
+  [[nodiscard]] bool hangs() const noexcept { return hangs_; }
   void request_stop() { loop_->stop(); }
 
  private:
@@ -41,6 +46,7 @@ class Server {
   [[nodiscard]] Result<void> watch_signals();
   void stop_blocks();
   void session_ended(SessionId session);
+  void leases_ended(const std::vector<std::string>& blocks);
   [[nodiscard]] Result<Session*> find_session(const wire::Request& request, const Router::Sender& sender);
   void watch_plain(const Session& session);
   void end_silent_peers();
@@ -69,11 +75,13 @@ class Server {
   void get(Session& session, const wire::ModelName& data, const Reply<wire::ModelGetReply>& reply);
   void pin(Session& session, const wire::ModelName& data, const Reply<wire::PinReply>& reply);
   void unpin(Session& session, const wire::ModelName& data, const Reply<wire::PinReply>& reply);
+  void cancel(Session& session, const wire::ModelName& data, const Reply<wire::CancelReply>& reply);
   void get_model_info(Session& session, const wire::GetModelInfo& data, const Reply<wire::GetModelInfoReply>& reply);
   void set_pinned(const std::string& model, bool pinned, const Reply<wire::PinReply>& reply);
   [[nodiscard]] Result<Resident*> require(const std::string& model);
   [[nodiscard]] Result<Loads::Ask> ask_for(Session& session, const std::string& path, const std::string& file);
-  [[nodiscard]] wire::AttachReply grant(Session& session, const Resident& resident, const std::string& model);
+  void attach_by_load(Loads::Ask ask, const Reply<wire::AttachReply>& reply, const std::string& evicted);
+  [[nodiscard]] wire::AttachReply grant(Session& session, Resident& resident, const std::string& model);
   [[nodiscard]] wire::ModelInfo describe(const Resident& resident) const;
 
   using Handler = std::function<void(Session&, const wire::Request&, Ticket)>;
@@ -90,9 +98,12 @@ class Server {
   std::unique_ptr<Jobs> jobs_;
   std::unique_ptr<StateKeeper> keeper_;
   std::unique_ptr<Reaper> reaper_;
+  std::unique_ptr<Admission> admission_;
+  std::unique_ptr<Expiry> expiry_;
   std::unique_ptr<Loads> loads_;
   std::unique_ptr<FdSocket> fd_socket_;
   std::unique_ptr<Router> router_;
+  bool hangs_ = false;
 };
 
 }  // namespace modelbroker

@@ -12,6 +12,7 @@ void StateKeeper::save(const Resident& resident, std::function<void()> then) {
   record.path = resident.path;
   record.pinned = resident.pinned;
   record.ctime_ns = resident.source.ctime_ns;
+  record.keep_alive_ns = resident.keep_alive.count();
   apply({std::move(record)}, {}, std::move(then));
 }
 

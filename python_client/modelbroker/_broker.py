@@ -78,14 +78,20 @@ class Broker:
         *,
         type: str = "",
         pin: bool = False,
+        keep_alive: float | None = None,
         timeout: float | None = None,
     ) -> Loaded:
         """Loads a safetensors file, once for everybody; returns when its weights are in memory.
 
         The file is opened here, with this process's rights. `name` defaults to the file's stem.
+        `keep_alive`: seconds after its last use until it is evicted; below zero for ever, None for
+        the broker's default. Where memory is full of models that are in use, a call with a
+        `timeout` waits that long for room; one without is refused at once.
         """
         label = _absolute(path)
         data: Data = {"path": label, "name": name or "", "type": type, "pin": pin}
+        if keep_alive is not None:
+            data["keep_alive"] = float(keep_alive)
         with _Source(label) as source:
             return take(Loaded, self._call("model.load_model", source.with_offer(data), timeout))
 
@@ -142,6 +148,10 @@ class Broker:
     def unpin(self, model: ModelOrPath) -> None:
         """Let it be evicted again."""
         self._call("model.unpin", {"model": _name_or_path(model)[0]}, _SHORT)
+
+    def cancel(self, model: ModelOrPath) -> int:
+        """Cancels a load that is running or waits for room; how many callers were told."""
+        return int(self._call("model.cancel", {"model": _name_or_path(model)[0]}, _SHORT)["cancelled"])
 
     # ---- the connection
 

@@ -66,6 +66,8 @@ class Model:
     tensors: int
     page_kind: str
     pinned: bool
+    keep_alive: float  # seconds after the last use; below zero: for ever
+    expires_at: float | None  # Unix seconds; None while it is used, pinned or kept for ever
     leases: list[Holder]
 
     @classmethod

@@ -7,6 +7,9 @@
 #include <fstream>
 #include <memory>
 
+#include "broker/ram/memory_facts.h"
+#include "broker/ram/sizes.h"
+#include "tests/support/block_fixture.h"
 #include "tests/support/faulty_os.h"
 #include "tests/support/temp_directory.h"
 
@@ -33,7 +36,7 @@ class MemoryFactsTest : public ::testing::Test {
     put(cgroup_ + path + "/memory.max", most + "\n");
     put(cgroup_ + path + "/memory.current", current + "\n");
   }
-  [[nodiscard]] Result<MemoryFacts> read() const { return read_memory_facts(*os_, folder_.path(), proc_, cgroup_); }
+  [[nodiscard]] Result<MemoryFacts> read() const { return read_memory_facts(*os_, folder_.path(), {proc_, cgroup_}); }
   [[nodiscard]] std::optional<std::uint64_t> left(const std::string& own) const {
     put(proc_ + "/self/cgroup", own);
     const auto facts = read();
@@ -78,6 +81,34 @@ TEST_F(MemoryFactsTest, TheTightestCgroupOnTheWayUpCounts) {
   EXPECT_EQ(left("0::/gone/away\n"), 25U);
 }
 
+TEST_F(MemoryFactsTest, PageCacheOfTheCgroupIsNotGone) {
+  limit("/a", "1000", "900");
+  put(cgroup_ + "/a/memory.stat",
+      "anon 1\nfile 500\nshmem 200\ninactive_anon 9\nactive_anon 200\n"
+      "inactive_file 100\nactive_file 200\n");
+  EXPECT_EQ(left("0::/a\n"), 400U);
+}
+
+TEST_F(MemoryFactsTest, ALoadStopsBeforeTheReserve) {
+  put(proc_ + "/self/cgroup", "0::/a\n");
+  const Headroom headroom(*os_, 100 * 1024, {proc_, cgroup_});  // 700 KiB are available
+  EXPECT_TRUE(headroom.check(600 * 1024));
+  const auto refused = headroom.check(600 * 1024 + 1);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kResourceExhausted);
+  EXPECT_EQ(refused.error().details,
+            (std::map<std::string, std::uint64_t>{
+                {"needed", 600 * 1024 + 1}, {"available", 700 * 1024}, {"memory_reserve", 100 * 1024}}));
+  EXPECT_NE(refused.error().message.find("the machine"), std::string::npos);
+  limit("/a", "300000", "100000");
+  EXPECT_TRUE(headroom.check(90'000));
+  const auto by_cgroup = headroom.check(100'000);
+  ASSERT_FALSE(by_cgroup);
+  EXPECT_NE(by_cgroup.error().message.find("control group"), std::string::npos);
+  // What the kernel does not tell refuses nothing.
+  EXPECT_TRUE(Headroom(*os_, 1ULL << 50, {folder_ / "absent", folder_ / "absent"}).check(1ULL << 50));
+}
+
 TEST_F(MemoryFactsTest, NoLimitIsNoNumber) {
   limit("", "max", "5");
   EXPECT_EQ(left("0::/\n"), std::nullopt);
@@ -110,25 +141,61 @@ TEST(DefaultLimitTest, IsTheSmallestShareAndWhatIsHeldAlready) {
 
 // ---- the budget
 
+class MadeBlockTest : public testing::BlockFixture {};
+
 TEST(BudgetTest, WhatIsReservedMadeAndDrainingNeverPassesTheLimit) {
   Budget budget(100);
   EXPECT_EQ(budget.limit(), 100U);
-  EXPECT_TRUE(budget.reserve(40, {.made = 30, .draining = 20}, "x"));
-  EXPECT_EQ(budget.reserved(), 40U);
-  EXPECT_TRUE(budget.reserve(10, {.made = 30, .draining = 20}, "x"));
-  EXPECT_FALSE(budget.reserve(1, {.made = 30, .draining = 20}, "x"));
-  EXPECT_TRUE(budget.reserve(0, {.made = 30, .draining = 20}, "x"));
-  EXPECT_EQ(budget.reserved(), 50U);
-  budget.unreserve(50);
-  EXPECT_EQ(budget.reserved(), 0U);
-  EXPECT_TRUE(budget.reserve(100, {}, "x"));
+  const Budget::Use use{.made = 30, .draining = 20};
+  auto forty = budget.reserve(40, use, "x");
+  EXPECT_TRUE(forty);
+  EXPECT_EQ(budget.loading().reserved, 40U);
+  {
+    const auto ten = budget.reserve(10, use, "x");
+    EXPECT_TRUE(ten);
+    EXPECT_FALSE(budget.reserve(1, use, "x"));
+    EXPECT_TRUE(budget.reserve(0, use, "x"));
+    EXPECT_EQ(budget.loading().reserved, 50U);
+  }
+  EXPECT_EQ(budget.loading().reserved, 40U);
+  Budget::Reservation moved = std::move(*forty);
+  EXPECT_EQ(budget.available(use), 10U);
+  moved.end();
+  moved.end();
+  EXPECT_EQ(budget.loading().reserved, 0U);
+  const auto all = budget.reserve(100, {}, "x");
+  EXPECT_TRUE(all);
   EXPECT_FALSE(budget.reserve(1, {}, "x"));
+  budget.set_limit(50);  // less than what is taken: nothing more, and no wrap
+  EXPECT_EQ(budget.available({}), 0U);
+}
+
+TEST_F(MadeBlockTest, WhatIsMadeIsNoLongerReserved) {
+  Budget budget(64 * kHugePage);
+  auto reservation = budget.reserve(8 * kHugePage, {}, "x");
+  ASSERT_TRUE(reservation);
+  BlockPlan plan{.payload_size = 5 * kHugePage, .manifest_size = 100, .generation = 1};
+  plan.gauge = reservation->gauge();
+  {
+    auto writer = BlockWriter::create(*os_, *directory_, plan);
+    ASSERT_TRUE(writer) << writer.error().message;
+    EXPECT_EQ(budget.loading().made, 0U);
+    ASSERT_TRUE(writer->make_pages({0, 3 * kHugePage}));
+    EXPECT_EQ(budget.loading().made, 3 * kHugePage);
+    EXPECT_EQ(budget.loading().reserved, 5 * kHugePage);
+    EXPECT_EQ(budget.available({}), 56 * kHugePage);
+    reservation->give_up();
+    EXPECT_EQ(budget.loading().given_up, 8 * kHugePage);
+  }
+  EXPECT_EQ(budget.loading().made, 0U);
+  EXPECT_EQ(budget.loading().reserved, 8 * kHugePage);
 }
 
 TEST(BudgetTest, ARefusalCarriesEveryNumber) {
   Budget budget(100 * kGiB);
-  ASSERT_TRUE(budget.reserve(5 * kGiB, {}, "other"));
-  const auto refused = budget.reserve(30 * kGiB, {60 * kGiB, 10 * kGiB, 20 * kGiB, 40 * kGiB}, "'flux'");
+  const auto other = budget.reserve(5 * kGiB, {}, "other");
+  ASSERT_TRUE(other);
+  const auto refused = budget.reserve(30 * kGiB, {60 * kGiB, 10 * kGiB, 20 * kGiB, 40 * kGiB, 7 * kGiB}, "'flux'");
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().code, ErrorCode::kResourceExhausted);
   EXPECT_EQ(refused.error().details, (std::map<std::string, std::uint64_t>{{"needed", 30 * kGiB},
@@ -138,12 +205,14 @@ TEST(BudgetTest, ARefusalCarriesEveryNumber) {
                                                                            {"reserved", 5 * kGiB},
                                                                            {"draining", 10 * kGiB},
                                                                            {"pinned", 20 * kGiB},
-                                                                           {"leased", 40 * kGiB}}));
-  for (const char* const part : {"'flux'", "needs 30.0 GiB", "25.0 GiB of the 100.0 GiB", "60.0 GiB resident",
-                                 "20.0 GiB pinned", "40.0 GiB leased", "10.0 GiB draining", "5.0 GiB being loaded"}) {
+                                                                           {"leased", 40 * kGiB},
+                                                                           {"evictable", 7 * kGiB}}));
+  for (const char* const part :
+       {"'flux'", "needs 30.0 GiB", "25.0 GiB of the 100.0 GiB", "60.0 GiB resident", "20.0 GiB pinned",
+        "40.0 GiB leased", "7.0 GiB evictable", "10.0 GiB draining", "5.0 GiB being loaded"}) {
     EXPECT_NE(refused.error().message.find(part), std::string::npos) << part << ": " << refused.error().message;
   }
-  EXPECT_EQ(budget.reserved(), 5 * kGiB);
+  EXPECT_EQ(budget.loading().reserved, 5 * kGiB);
 }
 
 TEST(BudgetTest, WhatCanNeverFitIsToldSo) {

@@ -27,17 +27,21 @@ class LoaderFixture : public testing::SourceFixture {
 
   [[nodiscard]] LoadOptions options(unsigned threads = 1) {
     LoadOptions options;
-    options.name = "first";
-    options.type = "unet";
-    options.label = source_;
     options.generation = ++generation_;
     options.broker_boot_id = {9, 8, 7};
     options.threads = threads;
     return options;
   }
+  [[nodiscard]] Result<LoadPlan> plan(const Directory& directory) const {
+    return plan_load(directory, {"first", "unet", source_});
+  }
   [[nodiscard]] Result<Block> load(Os& os, const Directory& directory, unsigned threads = 1) {
     const Fd file = testing::open_source(source_);
-    return load_block(os, *directory_, file.get(), directory, options(threads), progress_);
+    return load(os, file, directory, options(threads));
+  }
+  [[nodiscard]] Result<Block> load(Os& os, const Fd& file, const Directory& directory, const LoadOptions& options) {
+    MODELBROKER_ASSIGN(const LoadPlan planned, plan(directory));
+    return load_block(os, *directory_, file.get(), planned, options, progress_);
   }
   [[nodiscard]] Result<Block> load(unsigned threads = 1) { return load(*os_, directory_of_source(), threads); }
   // The one block in the folder holds the source, byte by byte, and its hashes are those of its bytes.
@@ -93,7 +97,7 @@ TEST_P(LoaderFeaturesTest, ABlockHoldsItsSource) {
         auto block = load(threads);
         ASSERT_TRUE(block) << block.error().message;
         expect_whole(*block, size, phase);
-        ASSERT_TRUE(std::move(*block).remove(*os_));
+        ASSERT_TRUE(block->remove(*os_));
       }
     }
   }
@@ -128,19 +132,20 @@ TEST_F(LoaderTest, TheManifestNamesTheSource) {
 TEST_F(LoaderTest, TheBlockIsAsItWasPlanned) {
   for (const std::uint64_t size : {std::uint64_t{0}, std::uint64_t{5000}, 5 * kMiB}) {
     write_source(size, 777);
-    const auto planned = plan_block(directory_of_source(), options());
+    const auto planned = plan(directory_of_source());
+    ASSERT_TRUE(planned) << planned.error().message;
     auto block = load();
     ASSERT_TRUE(block) << block.error().message;
-    EXPECT_EQ(planned.value(), block->header().layout);
-    EXPECT_EQ(block->bytes_held(), planned->block_size);
-    ASSERT_TRUE(std::move(*block).remove(*os_));
+    EXPECT_EQ(planned->layout, block->header().layout);
+    EXPECT_EQ(block->bytes_held(), planned->layout.block_size);
+    ASSERT_TRUE(block->remove(*os_));
   }
 }
 
 TEST_F(LoaderTest, APlanThatCannotBeMadeNamesTheFile) {
   Directory directory;
   directory.payload = {100, ~std::uint64_t{0} - 5};
-  const auto planned = plan_block(directory, options());
+  const auto planned = plan(directory);
   ASSERT_FALSE(planned);
   EXPECT_EQ(planned.error().code, ErrorCode::kResourceExhausted);
   EXPECT_NE(planned.error().message.find(source_), std::string::npos) << planned.error().message;
@@ -161,7 +166,7 @@ TEST_F(LoaderTest, TheBytesBeforeAndBehindThePayloadAreZero) {
     const auto begin = bytes.begin() + static_cast<std::ptrdiff_t>(layout.payload.offset);
     EXPECT_TRUE(std::all_of(begin - 4000, begin, zero));
     EXPECT_TRUE(std::all_of(begin + static_cast<std::ptrdiff_t>(size), bytes.end(), zero));
-    ASSERT_TRUE(std::move(*block).remove(*os_));
+    ASSERT_TRUE(block->remove(*os_));
   }
 }
 
@@ -178,7 +183,7 @@ TEST_F(LoaderTest, AColdFileGoesPastTheCacheAndAWarmOneThroughIt) {
   ASSERT_TRUE(warm) << warm.error().message;
   EXPECT_EQ(direct, 0);
   EXPECT_GT(buffered, 0);
-  ASSERT_TRUE(std::move(*warm).remove(*os_));
+  ASSERT_TRUE(warm->remove(*os_));
   forget_source();
   {
     const Fd file = testing::open_source(source_);
@@ -231,14 +236,45 @@ TEST_F(LoaderTest, ASourceThatIsReplacedByAnotherFileIsStillTheOneThatWasOpened)
   testing::write_file(source_ + ".new", "another file");
   touch_ctime_of_source();  // as the loss of its name does; that one may fall into the same step of the clock
   std::filesystem::rename(source_ + ".new", source_);
-  expect_nothing_left(load_block(*os_, *directory_, file.get(), directory, options(), progress_), ErrorCode::kDataLoss,
-                      "changed while");
+  expect_nothing_left(load(*os_, file, directory, options()), ErrorCode::kDataLoss, "changed while");
   const auto again = read_directory(*os_, file.get(), source_);
   ASSERT_TRUE(again);
   progress_.read_bytes = 0;
-  const auto block = load_block(*os_, *directory_, file.get(), *again, options(), progress_);
+  const auto block = load(*os_, file, *again, options());
   ASSERT_TRUE(block) << block.error().message;
   expect_whole(*block, 20'000, 500);
+}
+
+// ---- memory, as the machine has it
+
+TEST_F(LoaderTest, ALoadStopsAtTheFirstChunkForWhichThereIsNoMemory) {
+  write_source(40 * kMiB, 0);
+  const Headroom none(*os_, 1ULL << 60);
+  LoadOptions options = this->options();
+  options.headroom = &none;
+  expect_nothing_left(load(*os_, testing::open_source(source_), directory_of_source(), options),
+                      ErrorCode::kResourceExhausted, source_);
+  EXPECT_EQ(progress_.read_bytes, 0U);
+}
+
+TEST_F(LoaderTest, WhatIsMadeIsShownAllTheTime) {
+  write_source(40 * kMiB, 0);
+  LoadOptions options = this->options();
+  options.gauge = std::make_shared<BlockGauge>();
+  testing::HookedOs hooked(*os_);
+  std::uint64_t seen = 0;
+  hooked.on_pread = [&](int fd, std::span<std::byte> into, std::uint64_t offset) {
+    const std::uint64_t now = options.gauge->bytes();
+    EXPECT_GE(now, seen);
+    seen = now;
+    return os_->pread(fd, into, offset);
+  };
+  auto block = load(hooked, testing::open_source(source_), directory_of_source(), options);
+  ASSERT_TRUE(block) << block.error().message;
+  EXPECT_GT(seen, 36 * kMiB);
+  EXPECT_EQ(options.gauge->bytes(), block->bytes_held());
+  ASSERT_TRUE(block->remove(*os_));
+  EXPECT_EQ(options.gauge->bytes(), 0U);
 }
 
 // ---- cancelled, and faults
@@ -302,7 +338,7 @@ TEST_F(LoaderTest, EveryFaultIsSurvivedOrLeavesNothing) {
         auto block = load(faulty, directory);
         if (block) {
           expect_whole(*block, 6 * kMiB, 500);
-          ASSERT_TRUE(std::move(*block).remove(*os_));
+          ASSERT_TRUE(block->remove(*os_));
         } else {
           EXPECT_EQ(block.error().code, error == EIO ? ErrorCode::kDataLoss : ErrorCode::kResourceExhausted);
           EXPECT_TRUE(files().empty());

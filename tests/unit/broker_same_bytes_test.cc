@@ -20,11 +20,10 @@ class SameBytesTest : public testing::SourceFixture {
   void load(std::uint64_t size = kSize, std::uint64_t phase = 1000) {
     write_source(size, phase);
     LoadOptions options;
-    options.name = "first";
-    options.label = source_;
     options.generation = 1;
-    auto block =
-        load_block(*os_, *directory_, testing::open_source(source_).get(), directory_of_source(), options, progress_);
+    const auto plan = plan_load(directory_of_source(), {"first", "", source_});
+    ASSERT_TRUE(plan) << plan.error().message;
+    auto block = load_block(*os_, *directory_, testing::open_source(source_).get(), *plan, options, progress_);
     ASSERT_TRUE(block) << block.error().message;
     block_.emplace(std::move(*block));
   }
@@ -57,7 +56,7 @@ TEST_F(SameBytesTest, EmptyAndSmallPayloadsAreCompared) {
       overwrite_source(payload_offset() + size - 1, "!");
       EXPECT_EQ(same(*os_).value(), false) << size;
     }
-    ASSERT_TRUE(std::move(*block_).remove(*os_));
+    ASSERT_TRUE(block_->remove(*os_));
   }
 }
 

@@ -207,9 +207,9 @@ TEST_F(StateDbTest, DamageAnywhereNeverStopsTheBroker) {
 
 TEST_F(StateDbTest, ADatabaseOfAnotherVersionIsMovedAside) {
   (void)open();
-  SQLite::Database(path_, SQLite::OPEN_READWRITE).exec("PRAGMA user_version=2");
+  SQLite::Database(path_, SQLite::OPEN_READWRITE).exec("PRAGMA user_version=99");
   expect_moved_aside_and_usable("another version");
-  EXPECT_EQ(SQLite::Database(path_ + ".damaged").execAndGet("PRAGMA user_version").getInt(), 2);
+  EXPECT_EQ(SQLite::Database(path_ + ".damaged").execAndGet("PRAGMA user_version").getInt(), 99);
 }
 
 TEST_F(StateDbTest, SomebodyElsesTablesAreMovedAside) {

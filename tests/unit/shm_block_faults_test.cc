@@ -49,7 +49,7 @@ class EveryCallFails : public testing::BlockFixture, public ::testing::WithParam
     MODELBROKER_TRY(block.drain(faulty_));
     if (os_->features().write_lease) MODELBROKER_TRY(block.unmapped_everywhere(faulty_));
     MODELBROKER_TRY(block.revive(faulty_));
-    return std::move(block).remove(faulty_);
+    return block.remove(faulty_);
   }
   [[nodiscard]] bool temporary_left() const {
     for (const std::string& file : files()) {

@@ -36,7 +36,7 @@ TEST_P(BlockFeaturesTest, ABlockLivesItsLife) {
     ASSERT_TRUE(block.revive(*os_));
     EXPECT_EQ(os_->lstat(block.path())->st_nlink, 1U);
     ASSERT_TRUE(block.drain(*os_));
-    ASSERT_TRUE(std::move(block).remove(*os_));
+    ASSERT_TRUE(block.remove(*os_));
     EXPECT_TRUE(files().empty());
   }
 }

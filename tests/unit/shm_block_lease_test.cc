@@ -84,7 +84,7 @@ TEST_F(BlockLeaseTest, SeesADrainingBlockUntilItsReaderEnds) {
   reader->let_go();
   EXPECT_EQ(reader->wait(), 0);
   EXPECT_TRUE(block.unmapped_everywhere(*os_).value());
-  EXPECT_TRUE(std::move(block).remove(*os_));
+  EXPECT_TRUE(block.remove(*os_));
 }
 
 TEST_F(BlockLeaseTest, TheCloseEventSaysWhenToAsk) {

@@ -6,6 +6,7 @@
 #include <concepts>
 #include <fstream>
 #include <map>
+#include <optional>
 #include <set>
 #include <sstream>
 #include <string>
@@ -119,8 +120,8 @@ struct KindOf<double> {
   static constexpr std::string_view word = "float";
 };
 template <>
-struct KindOf<Nil> {
-  static constexpr std::string_view word = "nil";
+struct KindOf<std::optional<double>> {
+  static constexpr std::string_view word = "float";
 };
 template <class T>
 struct KindOf<std::vector<T>> {

@@ -1,0 +1,28 @@
+#include "broker/ram/evicted.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace modelbroker {
+
+void EvictedNames::remember(const std::string& name, Model model) {
+  if (models_.insert_or_assign(name, std::move(model)).second) order_.push_back(name);
+  while (models_.size() > kMost) {
+    models_.erase(order_.front());
+    order_.pop_front();
+  }
+}
+
+void EvictedNames::forget(std::string_view name) {
+  const auto found = models_.find(name);
+  if (found == models_.end()) return;
+  models_.erase(found);
+  std::erase(order_, name);
+}
+
+const EvictedNames::Model* EvictedNames::find(std::string_view name) const {
+  const auto found = models_.find(name);
+  return found == models_.end() ? nullptr : &found->second;
+}
+
+}  // namespace modelbroker

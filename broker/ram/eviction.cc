@@ -1,0 +1,37 @@
+#include "broker/ram/eviction.h"
+
+#include <algorithm>
+#include <tuple>
+
+namespace modelbroker {
+
+double value_when_used(double age, double seconds_to_load, std::uint64_t bytes) noexcept {
+  constexpr double kGibibyte = 1ULL << 30;
+  return age + seconds_to_load / (static_cast<double>(std::max<std::uint64_t>(bytes, 1)) / kGibibyte);
+}
+
+std::optional<std::vector<std::string>> choose_victims(std::vector<EvictionCandidate> candidates, std::uint64_t needed,
+                                                       const std::function<bool(const std::string&)>& can_go) {
+  std::ranges::sort(candidates, {}, [](const EvictionCandidate& c) { return std::tie(c.value, c.last_used, c.block); });
+  std::vector<EvictionCandidate> chosen;
+  std::uint64_t bytes = 0;
+  for (EvictionCandidate& candidate : candidates) {
+    if (bytes >= needed) break;
+    if (!can_go(candidate.block)) continue;
+    bytes += candidate.bytes;
+    chosen.push_back(std::move(candidate));
+  }
+  if (bytes < needed) return std::nullopt;
+  std::vector<std::string> victims;
+  // From the most valuable down: whoever is not needed after all stays.
+  for (auto candidate = chosen.rbegin(); candidate != chosen.rend(); ++candidate) {
+    if (bytes - candidate->bytes >= needed) {
+      bytes -= candidate->bytes;
+    } else {
+      victims.push_back(std::move(candidate->block));
+    }
+  }
+  return victims;
+}
+
+}  // namespace modelbroker

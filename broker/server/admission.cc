@@ -1,0 +1,134 @@
+#include "broker/server/admission.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "broker/server/log.h"
+
+namespace modelbroker {
+namespace {
+
+// Room that is being freed comes within milliseconds, but for a cancelled load whose read hangs.
+constexpr std::chrono::seconds kPromise{10};
+// The refusal with its numbers should be there before the router says that the deadline has passed.
+constexpr std::chrono::milliseconds kBeforeDeadline{50};
+
+}  // namespace
+
+Admission::Id Admission::ask(Ask ask, Then then) {
+  Waiting waiting;
+  waiting.id = next_id_++;
+  waiting.ask = std::move(ask);
+  waiting.then = std::move(then);
+  waiting.since = books_.clock.now();
+  queue_.push_back(std::move(waiting));
+  look_again();
+  return queue_.back().id;
+}
+
+void Admission::withdraw(Id id) {
+  const auto found = std::ranges::find(queue_, id, &Waiting::id);
+  if (found == queue_.end()) return;
+  if (found->timer) loop_.cancel(*found->timer);
+  queue_.erase(found);
+  look_again();  // what it had claimed is for others
+}
+
+void Admission::look_again() {
+  if (queue_.empty() || std::exchange(looking_, true)) return;
+  loop_.post([this] {
+    looking_ = false;
+    look();
+  });
+}
+
+Admission::Room Admission::room_now() const {
+  Room room;
+  room.available = books_.budget.available(books_.use());
+  room.coming = books_.budget.loading().given_up;
+  for (const auto& [id, resident] : books_.store.all()) {
+    if (resident.removing) room.coming += resident.bytes();
+  }
+  return room;
+}
+
+// One look at the whole queue, in its order.
+void Admission::look() {
+  std::vector<std::pair<Then, Result<Budget::Reservation>>> told;
+  std::vector<Waiting> still;
+  Room room = room_now();
+  for (Waiting& waiting : queue_) {
+    const std::uint64_t bytes = waiting.ask.bytes;
+    const bool fits = bytes <= room.available && room.claimed + bytes <= room.available + room.coming;
+    if (fits || bytes > books_.budget.limit()) {
+      auto reserved = books_.budget.reserve(bytes, books_.use(), waiting.ask.what);
+      if (reserved) room.available -= bytes;
+      told.emplace_back(std::move(waiting.then), std::move(reserved));
+    } else if (promise(waiting, room) || (still.size() < kMostWaiting && keeps_waiting(waiting))) {
+      set_timer(waiting);
+      still.push_back(std::move(waiting));
+      continue;
+    } else {
+      told.emplace_back(std::move(waiting.then),
+                        tl::unexpected(books_.budget.refusal(bytes, books_.use(), waiting.ask.what)));
+    }
+    if (waiting.timer) loop_.cancel(*waiting.timer);
+  }
+  queue_ = std::move(still);
+  for (auto& [then, outcome] : told) then(std::move(outcome));
+}
+
+// Sees to it that room is on its way, and claims it; false if there is none to be had.
+bool Admission::promise(Waiting& waiting, Room& room) {
+  const TimePoint now = books_.clock.now();
+  if (waiting.promised && now >= *waiting.promised + kPromise) return false;
+  const std::uint64_t wanted = room.claimed + waiting.ask.bytes;
+  const std::uint64_t expected = room.available + room.coming;
+  if (wanted > expected) {
+    const std::uint64_t evicted = evict(wanted - expected);
+    if (evicted == 0) return false;
+    room.coming += evicted;
+  }
+  room.claimed = wanted;
+  if (!waiting.promised) waiting.promised = now;
+  return true;
+}
+
+// Evicts blocks of that many bytes together, or none; returns how many bytes go.
+std::uint64_t Admission::evict(std::uint64_t needed) {
+  std::vector<EvictionCandidate> candidates;
+  for (const auto& [id, resident] : books_.store.all()) {
+    if (books_.evictable(resident)) {
+      candidates.push_back({id, resident.bytes(), resident.value, resident.last_used});
+    }
+  }
+  std::uint64_t bytes = 0;
+  while (bytes < needed) {
+    const auto victims = choose_victims(candidates, needed - bytes, [this](const std::string& block) {
+      return reaper_.nobody_has(*books_.store.by_block(block));
+    });
+    if (!victims) return bytes;
+    for (const std::string& block : *victims) {
+      Resident& resident = *books_.store.by_block(block);
+      const std::uint64_t held = resident.bytes();
+      if (reaper_.evict(resident, "room was needed")) bytes += held;
+      // One that could not be withdrawn is not asked again in this look.
+      std::erase_if(candidates, [&](const EvictionCandidate& c) { return c.block == block; });
+    }
+  }
+  return bytes;
+}
+
+bool Admission::keeps_waiting(const Waiting& waiting) const {
+  return waiting.ask.until && books_.clock.now() + kBeforeDeadline < *waiting.ask.until;
+}
+
+void Admission::set_timer(Waiting& waiting) {
+  if (waiting.timer) loop_.cancel(*waiting.timer);
+  const TimePoint now = books_.clock.now();
+  TimePoint when = waiting.ask.until ? *waiting.ask.until - kBeforeDeadline : now + kPromise;
+  if (waiting.promised) when = std::min(when, *waiting.promised + kPromise);
+  waiting.timer = loop_.after(std::max(when - now, Duration(0)), [this] { look_again(); });
+}
+
+}  // namespace modelbroker

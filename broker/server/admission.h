@@ -1,0 +1,72 @@
+// Admission: who may make how many bytes of RAM, and what is evicted for it.
+//
+// What fits is admitted at once. Else the least valuable blocks that nobody has and that together make the room are
+// evicted, and the asker waits for their memory. Where that is not enough: a refusal with numbers; an asker with a
+// deadline waits in a bounded queue, first come first served, until shortly before it.
+// Threads: the loop's. Failure: resource_exhausted.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "broker/server/books.h"
+#include "broker/server/loop.h"
+#include "broker/server/reaper.h"
+
+namespace modelbroker {
+
+class Admission {
+ public:
+  static constexpr std::size_t kMostWaiting = 256;
+  struct Ask {
+    std::uint64_t bytes = 0;
+    std::string what;                // the file, in a refusal
+    std::optional<TimePoint> until;  // how long to wait for room that nobody promises
+  };
+  using Then = std::function<void(Result<Budget::Reservation>)>;
+  using Id = std::uint64_t;
+
+  Admission(Books& books, Loop& loop, Reaper& reaper) : books_(books), loop_(loop), reaper_(reaper) {}
+
+  // `then` is called once, at the earliest from the loop's next turn.
+  Id ask(Ask ask, Then then);
+  void withdraw(Id id);  // `then` is not called any more; idempotent
+  // Something was freed, released, unpinned, revived or given up: looks again, in the loop's next turn.
+  void look_again();
+  [[nodiscard]] std::size_t waiting() const noexcept { return queue_.size(); }
+
+ private:
+  struct Waiting {
+    Id id = 0;
+    Ask ask;
+    Then then;
+    TimePoint since;
+    std::optional<TimePoint> promised;  // since when room is on its way to it
+    std::optional<TimerId> timer;
+  };
+  // What is left for those behind in the queue.
+  struct Room {
+    std::uint64_t available = 0;  // now
+    std::uint64_t coming = 0;     // being freed
+    std::uint64_t claimed = 0;    // of both, by those before
+  };
+  void look();
+  [[nodiscard]] Room room_now() const;
+  [[nodiscard]] bool promise(Waiting& waiting, Room& room);
+  [[nodiscard]] std::uint64_t evict(std::uint64_t needed);
+  [[nodiscard]] bool keeps_waiting(const Waiting& waiting) const;
+  void set_timer(Waiting& waiting);
+
+  Books& books_;
+  Loop& loop_;
+  Reaper& reaper_;
+  std::vector<Waiting> queue_;
+  Id next_id_ = 1;
+  bool looking_ = false;
+};
+
+}  // namespace modelbroker
