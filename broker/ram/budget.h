@@ -37,6 +37,7 @@ class Budget {
   [[nodiscard]] Result<void> reserve(std::uint64_t bytes, const Use& use, const std::string& what);
   void unreserve(std::uint64_t bytes) noexcept;
 
+  void set_limit(std::uint64_t limit) noexcept { limit_ = limit; }
   [[nodiscard]] std::uint64_t limit() const noexcept { return limit_; }
   [[nodiscard]] std::uint64_t reserved() const noexcept { return reserved_; }
 

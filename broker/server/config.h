@@ -3,11 +3,13 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "broker/clock.h"
+#include "shm/error.h"
 
 namespace modelbroker {
 
@@ -32,5 +34,13 @@ struct Config {
   std::string log_level = "info";               // debug, info, warning, error
   std::string log_format = "text";              // text, json
 };
+
+// The configuration read again: `config` has what may change while the broker runs; the rest is as it was.
+struct Reloaded {
+  Config config;
+  std::vector<std::string> changed, need_restart;  // names of settings
+};
+// Runs on a job thread.
+using Reload = std::function<Result<Reloaded>(const Config& running)>;
 
 }  // namespace modelbroker
