@@ -35,7 +35,12 @@ sigset_t watched_signals() {
 
 std::string how_it_ended(int status) {
   if (WIFEXITED(status)) return "ended with status " + std::to_string(WEXITSTATUS(status));
-  return std::string("was killed by ") + ::strsignal(WTERMSIG(status));
+  const char* const name = ::sigabbrev_np(WTERMSIG(status));
+  return "was killed by " + (name == nullptr ? "a signal" : "SIG" + std::string(name));
+}
+
+std::string milliseconds(Duration time) {
+  return std::to_string(std::chrono::duration_cast<std::chrono::milliseconds>(time).count()) + " ms";
 }
 
 class Supervisor {
@@ -49,20 +54,23 @@ class Supervisor {
     Duration pause = kFirstPause;
     while (true) {
       const TimePoint started = clock_.now();
+      const bool was_stopping = stopping_;
       const int status = run_one();
-      if (ended_for_good(status)) return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+      if (ended_for_good(status, was_stopping)) return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
       if (clock_.now() - started >= kLongLife) pause = kFirstPause;
-      log_error("the broker " + how_it_ended(status) + ": the next one starts in " +
-                std::to_string(std::chrono::duration_cast<std::chrono::milliseconds>(pause).count()) + " ms");
+      log_error("the broker " + how_it_ended(status) + ": the next one starts " +
+                (stopping_ ? "to stop cleanly" : "in " + milliseconds(pause)));
       wait_for_stop(pause);
       pause = std::min(2 * pause, kLongestPause);
     }
   }
 
  private:
-  [[nodiscard]] bool ended_for_good(int status) const {
-    if (stopping_) return true;
-    return WIFEXITED(status) && (WEXITSTATUS(status) == 0 || !has_served_);
+  // One that was killed after a stop was asked for has left its blocks: one more is started, to stop cleanly.
+  [[nodiscard]] bool ended_for_good(int status, bool was_stopping) const {
+    if (was_stopping) return true;
+    if (!WIFEXITED(status)) return false;
+    return stopping_ || WEXITSTATUS(status) == 0 || !has_served_;
   }
 
   // One life of a broker: its status as waitpid gives it.
