@@ -1,7 +1,5 @@
 // The only place with argv and exit.
 #include <CLI/CLI.hpp>
-#include <cstdio>
-#include <cstdlib>
 
 #include "broker/cli/commands.h"
 #include "broker/cli/output.h"
@@ -33,10 +31,5 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? kExitOk : kExitUsage;
   }
-  const int status = action();
-  if (common.leave_at_once) {
-    std::fflush(nullptr);
-    std::quick_exit(status);
-  }
-  return status;
+  return action();
 }

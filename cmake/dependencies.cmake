@@ -9,6 +9,7 @@ find_package(tl-expected REQUIRED)         # tl::expected
 find_package(CLI11 REQUIRED)               # CLI11::CLI11
 find_package(fmt REQUIRED)                 # fmt::fmt
 find_package(spdlog REQUIRED)              # spdlog::spdlog
+find_package(tomlplusplus REQUIRED)        # tomlplusplus::tomlplusplus
 find_package(nlohmann_json REQUIRED)       # nlohmann_json::nlohmann_json
 find_package(SQLiteCpp REQUIRED)           # SQLiteCpp
 

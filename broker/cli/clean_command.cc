@@ -6,20 +6,18 @@
 
 #include "broker/cli/commands.h"
 #include "broker/cli/output.h"
+#include "broker/cli/setting_flags.h"
 #include "broker/ram/sizes.h"
 #include "shm/block.h"
 
 namespace modelbroker::cli {
 namespace {
 
-struct Arguments {
-  std::string ram_directory = "/dev/shm", instance = "default";
-};
-
-Result<void> clean(const Arguments& arguments, bool json) {
+Result<void> clean(const GivenFlags& flags, bool json) {
+  MODELBROKER_ASSIGN(const Config config, read_configuration(flags));
   const std::unique_ptr<Os> os = make_plain_os();
   MODELBROKER_ASSIGN(const BlockDirectory directory,
-                     BlockDirectory::lock(*os, arguments.ram_directory, arguments.instance, /*any_file_system=*/true));
+                     BlockDirectory::lock(*os, config.ram_directory, config.instance, /*any_file_system=*/true));
   MODELBROKER_ASSIGN(const auto listing, directory.list(*os));
   std::uint64_t bytes = 0;
   for (const BlockName& block : listing.blocks) {
@@ -32,8 +30,7 @@ Result<void> clean(const Arguments& arguments, bool json) {
     return {};
   }
   std::printf("removed %zu blocks of instance '%s' in %s: %s; workers keep what they have mapped\n",
-              listing.blocks.size(), arguments.instance.c_str(), arguments.ram_directory.c_str(),
-              format_size(bytes).c_str());
+              listing.blocks.size(), config.instance.c_str(), config.ram_directory.c_str(), format_size(bytes).c_str());
   for (const std::string& name : listing.foreign) std::printf("left alone, not safe to touch: %s\n", name.c_str());
   return {};
 }
@@ -42,18 +39,13 @@ Result<void> clean(const Arguments& arguments, bool json) {
 
 void add_clean_command(CLI::App& app, Common& common, Action& action) {
   auto* const command = app.add_subcommand("clean", "free an instance's blocks when no broker runs");
-  auto arguments = std::make_shared<Arguments>();
-  command->add_option("--ram-directory", arguments->ram_directory, "where the blocks are")
-      ->envname("MODELBROKER_RAM_DIRECTORY")
-      ->capture_default_str();
-  command->add_option("--instance", arguments->instance, "whose blocks")
-      ->envname("MODELBROKER_INSTANCE")
-      ->capture_default_str();
+  auto settings = std::make_shared<SettingFlags>();
+  settings->add_to(*command, {"ram.directory", "server.instance"});
   command->add_flag("--json", common.json, "print JSON");
   command->footer("Examples:\n  modelbroker clean\n  modelbroker clean --instance second");
-  command->callback([&common, &action, arguments] {
-    action = [&common, arguments] {
-      const Result<void> cleaned = clean(*arguments, common.json);
+  command->callback([&common, &action, settings] {
+    action = [&common, settings] {
+      const Result<void> cleaned = clean(settings->given(), common.json);
       return cleaned ? kExitOk : report(cleaned.error(), common.json);
     };
   });

@@ -15,9 +15,8 @@ namespace modelbroker::cli {
 
 // What all verbs share.
 struct Common {
-  std::string endpoint;        // --endpoint
-  bool json = false;           // --json
-  bool leave_at_once = false;  // a thread hangs: end the process without destroying anything
+  std::string endpoint;  // --endpoint
+  bool json = false;     // --json
 };
 
 // The verb that the parser found, to be run after parsing.

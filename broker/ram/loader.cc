@@ -134,7 +134,7 @@ Result<Block> load_block(Os& os, const BlockDirectory& where, int source_fd, con
   ChunkLoader loader(source, writer, directory.payload.offset, progress);
   ChunkHashes hashes(layout.chunk_count());
   const auto load = [&](std::uint32_t index) -> Result<void> {
-    if (options.headroom != nullptr) {
+    if (options.headroom) {
       if (auto room = options.headroom->check(layout.chunk(index).size); !room) {
         return fail(room.error().code, "loading '" + plan.label + "' was stopped: " + room.error().message,
                     room.error().details);

@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -43,9 +44,9 @@ struct LoadOptions {
   std::uint64_t generation = 0;
   BootId broker_boot_id{};
   bool huge_pages = true;
-  unsigned threads = 0;                // 0: one a core, more for a cold file
-  std::shared_ptr<BlockGauge> gauge;   // the admission's
-  const Headroom* headroom = nullptr;  // asked before each chunk
+  unsigned threads = 0;               // 0: one a core, more for a cold file
+  std::shared_ptr<BlockGauge> gauge;  // the admission's
+  std::optional<Headroom> headroom;   // asked before each chunk
 };
 [[nodiscard]] Result<Block> load_block(Os& os, const BlockDirectory& where, int source_fd, const LoadPlan& plan,
                                        const LoadOptions& options, LoadProgress& progress);

@@ -99,9 +99,9 @@ Result<void> Headroom::check(std::uint64_t bytes) const {
                     " are kept free: unload a model or end other programs, or lower --memory-reserve",
                 {{"needed", bytes}, {"available", left}, {"memory_reserve", reserve_}});
   };
-  const auto available = memory_available(os_, folders_);
+  const auto available = memory_available(*os_, folders_);
   if (available && *available < reserve_ + bytes) return refuse(*available, "the machine");
-  const auto cgroup = cgroup_left(os_, folders_);
+  const auto cgroup = cgroup_left(*os_, folders_);
   if (cgroup && *cgroup < reserve_ + bytes) return refuse(*cgroup, "the broker's control group");
   return {};
 }

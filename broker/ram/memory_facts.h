@@ -33,12 +33,12 @@ struct MemoryFacts {
 class Headroom {
  public:
   Headroom(Os& os, std::uint64_t reserve, KernelFolders folders = {})
-      : os_(os), reserve_(reserve), folders_(std::move(folders)) {}
+      : os_(&os), reserve_(reserve), folders_(std::move(folders)) {}
   // resource_exhausted with the numbers, when less than the reserve would be left.
   [[nodiscard]] Result<void> check(std::uint64_t bytes) const;
 
  private:
-  Os& os_;
+  Os* os_;
   std::uint64_t reserve_;
   KernelFolders folders_;
 };

@@ -55,22 +55,23 @@ Duration keep_alive_from_seconds(double seconds) {
   return seconds > kMost ? Duration(-1) : Duration(static_cast<Duration::rep>(seconds * 1e9));
 }
 
-Result<Duration> parse_keep_alive(std::string_view text) {
-  const auto refuse = [&] {
-    return fail(ErrorCode::kInvalidArgument, "'" + std::string(text.substr(0, 64)) +
-                                                 "' is no time to keep a model: write seconds, a number with s, m, h "
-                                                 "or d, or -1 for ever");
-  };
+std::optional<double> parse_seconds(std::string_view text) {
   double number = 0;
   const char* const end = text.data() + text.size();
-  const auto [rest, error] = std::from_chars(text.data(), end, number, std::chars_format::fixed);
-  if (error != std::errc() || !std::isfinite(number)) return refuse();
+  const auto [rest, error] = std::from_chars(text.data(), end, number);
+  if (error != std::errc() || !std::isfinite(number)) return std::nullopt;
+  static constexpr std::array<std::pair<std::string_view, double>, 6> kUnits{
+      {{"", 1}, {"ms", 1e-3}, {"s", 1}, {"m", 60}, {"h", 3600}, {"d", 86400}}};
   const std::string_view unit(rest, static_cast<std::size_t>(end - rest));
-  static constexpr std::array<std::pair<std::string_view, double>, 5> kUnits{
-      {{"", 1}, {"s", 1}, {"m", 60}, {"h", 3600}, {"d", 86400}}};
   const auto* const found = std::ranges::find(kUnits, unit, &std::pair<std::string_view, double>::first);
-  if (found == kUnits.end()) return refuse();
-  return keep_alive_from_seconds(number * found->second);
+  return found == kUnits.end() ? std::nullopt : std::optional(number * found->second);
+}
+
+Result<Duration> parse_keep_alive(std::string_view text) {
+  if (const auto seconds = parse_seconds(text)) return keep_alive_from_seconds(*seconds);
+  return fail(ErrorCode::kInvalidArgument, "'" + std::string(text.substr(0, 64)) +
+                                               "' is no time to keep a model: write seconds, a number with ms, s, m, "
+                                               "h or d, or -1 for ever");
 }
 
 }  // namespace modelbroker

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -15,7 +16,9 @@ namespace modelbroker {
 // "2.6 GiB": for people.
 [[nodiscard]] std::string format_size(std::uint64_t bytes);
 
-// "90", "90s", "5m", "2h", "1.5d": a time to keep something; "-1" (anything below zero): for ever, as -1 ns.
+// "90", "1.5s", "500ms", "5m", "2h", "3d": seconds, which may be below zero.
+[[nodiscard]] std::optional<double> parse_seconds(std::string_view text);
+// A time to keep something, as above; below zero, for ever, as -1 ns. invalid_argument says what is allowed.
 [[nodiscard]] Result<Duration> parse_keep_alive(std::string_view text);
 [[nodiscard]] Duration keep_alive_from_seconds(double seconds);
 

@@ -42,6 +42,15 @@ void Admission::look_again() {
   });
 }
 
+void Admission::limit_changed() {
+  const Budget::Use use = books_.use();
+  const Budget::Loading loading = books_.budget.loading();
+  const std::uint64_t used = use.made + loading.made + loading.reserved;  // what drains goes by itself
+  const std::uint64_t limit = books_.budget.limit();
+  if (used > limit) (void)evict(std::min(used - limit, use.evictable));
+  look_again();
+}
+
 Admission::Room Admission::room_now() const {
   Room room;
   room.available = books_.budget.available(books_.use());

@@ -37,6 +37,8 @@ class Admission {
   void withdraw(Id id);  // `then` is not called any more; idempotent
   // Something was freed, released, unpinned, revived or given up: looks again, in the loop's next turn.
   void look_again();
+  // Evicts what is above a lower limit, as far as that goes.
+  void limit_changed();
   [[nodiscard]] std::size_t waiting() const noexcept { return queue_.size(); }
 
  private:

@@ -22,7 +22,7 @@ struct Books {
 
   Os& os;
   const Clock& clock;
-  const Config config;
+  Config config;  // what may change while we run does so at SIGHUP
   const BlockDirectory directory;
   BootId boot_id{};
   TimePoint started;

@@ -236,7 +236,7 @@ void Loads::read(const FlightPtr& flight) {
   options.huge_pages = books_.config.huge_pages;
   options.threads = books_.config.load_threads;
   options.gauge = flight->reservation.gauge();
-  options.headroom = &headroom_;
+  options.headroom.emplace(books_.os, books_.config.memory_reserve);
   const Directory& directory = flight->plan.directory;
   log_info("loading '" + flight->plan.label + "': " + format_size(directory.payload.size) + ", " +
            std::to_string(directory.tensors.size()) + " tensors");

@@ -47,13 +47,7 @@ class Loads {
   using Done = std::function<void(Result<Outcome>)>;
 
   Loads(Books& books, Loop& loop, Reaper& reaper, StateKeeper& keeper, Admission& admission, Expiry& expiry)
-      : books_(books),
-        loop_(loop),
-        reaper_(reaper),
-        keeper_(keeper),
-        admission_(admission),
-        expiry_(expiry),
-        headroom_(books.os, books.config.memory_reserve) {}
+      : books_(books), loop_(loop), reaper_(reaper), keeper_(keeper), admission_(admission), expiry_(expiry) {}
 
   // `done` is called once, on the loop's thread, unless the session ends before.
   void start(Ask ask, Done done);
@@ -130,7 +124,6 @@ class Loads {
   StateKeeper& keeper_;
   Admission& admission_;
   Expiry& expiry_;
-  Headroom headroom_;
   std::vector<WaiterPtr> asking_;  // whose file is being looked at
   std::vector<FlightPtr> flights_;
   std::map<uid_t, std::unique_ptr<Jobs>> jobs_;  // last: ends before what its threads use

@@ -8,6 +8,7 @@
 #include <array>
 #include <cerrno>
 
+#include "broker/ram/room.h"
 #include "broker/ram/sizes.h"
 #include "broker/server/log.h"
 #include "broker/server/recovery.h"
@@ -20,7 +21,7 @@ constexpr std::size_t kJobThreads = 8;
 constexpr std::chrono::seconds kStopPatience{2};  // for reads that may hang
 // Clients that lost their broker look for the next one every 100 ms.
 constexpr std::chrono::milliseconds kSettle{250};
-constexpr std::array kStopSignals{SIGINT, SIGTERM};
+constexpr std::array kSignals{SIGINT, SIGTERM, SIGHUP};
 
 // A folder of our own that nobody else may enter.
 Result<void> make_run_directory(Os& os, const std::string& path) {
@@ -61,21 +62,24 @@ void raise_descriptor_limit() {
 
 }  // namespace
 
-Result<std::unique_ptr<Server>> Server::start(Os& os, const Clock& clock, const Config& config) {
+Result<std::unique_ptr<Server>> Server::start(Os& os, const Clock& clock, const Config& config, Reload reload) {
   raise_descriptor_limit();
   ::signal(SIGPIPE, SIG_IGN);
-  ::signal(SIGIO, SIG_IGN);   // somebody opens a block during the moment of our write lease
-  ::signal(SIGHUP, SIG_IGN);  // the terminal that started us may go
+  ::signal(SIGIO, SIG_IGN);  // somebody opens a block during the moment of our write lease
   MODELBROKER_ASSIGN(auto endpoint, wire::Endpoint::in(config.run_directory));
   MODELBROKER_TRY(make_run_directory(os, config.run_directory));
   MODELBROKER_ASSIGN(Fd run_lock, lock_run_directory(os, config.run_directory));
   MODELBROKER_ASSIGN(auto loop, Loop::create(os, clock));
   std::unique_ptr<Server> server(new Server(std::move(loop), std::move(endpoint), std::move(run_lock)));
+  server->reload_ = std::move(reload);
   MODELBROKER_TRY(server->open(os, clock, config));
+  server->announce_ready();
+  server->pat_watchdog();
   return server;
 }
 
 Result<void> Server::open(Os& os, const Clock& clock, const Config& config) {
+  MODELBROKER_TRY(check_room(os, config.ram_directory, config.ram_budget));
   MODELBROKER_ASSIGN(BlockDirectory directory,
                      BlockDirectory::lock(os, config.ram_directory, config.instance, config.any_file_system));
   books_ = std::make_unique<Books>(os, clock, config, std::move(directory));
@@ -91,11 +95,7 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config) {
   MODELBROKER_ASSIGN(const Recovered recovered, adopt_blocks(*books_, state.records));
   const RamStore::Totals totals = books_->store.totals();
   const std::uint64_t held = totals.made + totals.draining;
-  std::uint64_t limit = config.ram_budget.value_or(0);
-  if (!config.ram_budget) {
-    MODELBROKER_ASSIGN(const MemoryFacts facts, read_memory_facts(os, config.ram_directory));
-    limit = default_limit(facts, held);
-  }
+  MODELBROKER_ASSIGN(const std::uint64_t limit, budget_of(os, config, held));
   books_->budget.set_limit(limit);
 
   jobs_ = std::make_unique<Jobs>(*loop_, kJobThreads);
@@ -140,11 +140,13 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config) {
 }
 
 Result<void> Server::watch_signals() {
-  auto signals = books_->os.signal_fd(kStopSignals);
+  auto signals = books_->os.signal_fd(kSignals);
   if (!signals) return fail_errno(signals.error().number, "listening for signals");
   signals_ = std::move(*signals);
   MODELBROKER_ASSIGN([[maybe_unused]] const WatchId id, loop_->watch(signals_.get(), EPOLLIN, [this](std::uint32_t) {
     if (const auto number = books_->os.read_signal(signals_.get())) {
+      if (*number == SIGHUP) return reload();
+      notifier_.send("STOPPING=1\nSTATUS=stopping");
       log_info(std::string("stopping: ") + (*number == SIGINT ? "SIGINT" : "SIGTERM"));
       loop_->stop();
     }

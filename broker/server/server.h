@@ -17,6 +17,7 @@
 #include "broker/server/fd_socket.h"
 #include "broker/server/jobs.h"
 #include "broker/server/loads.h"
+#include "broker/server/notify.h"
 #include "broker/server/reaper.h"
 #include "broker/server/router.h"
 #include "broker/server/state_keeper.h"
@@ -24,14 +25,20 @@
 
 namespace modelbroker {
 
+// The budget that `config` says, or that the machine gives; failed_precondition where it cannot be.
+[[nodiscard]] Result<std::uint64_t> budget_of(Os& os, const Config& config, std::uint64_t held);
+
 class Server {
  public:
-  [[nodiscard]] static Result<std::unique_ptr<Server>> start(Os& os, const Clock& clock, const Config& config);
+  // `reload` reads the configuration again at SIGHUP.
+  [[nodiscard]] static Result<std::unique_ptr<Server>> start(Os& os, const Clock& clock, const Config& config,
+                                                             Reload reload = {});
   ~Server();
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;
 
-  // Serves until SIGINT, SIGTERM or request_stop(); then frees or keeps the blocks as configured.
+  // Serves until SIGINT, SIGTERM or request_stop(); SIGHUP: reads the configuration again.
+  // then frees or keeps the blocks as configured.
   [[nodiscard]] Result<void> run();
   // After run(): a read hangs, and its thread with it. Do not destroy this, nor the Os; end the process.
   [[nodiscard]] bool hangs() const noexcept { return hangs_; }
@@ -50,6 +57,12 @@ class Server {
   [[nodiscard]] Result<Session*> find_session(const wire::Request& request, const Router::Sender& sender);
   void watch_plain(const Session& session);
   void end_silent_peers();
+
+  // service.cc
+  void announce_ready();
+  void pat_watchdog();
+  void reload();
+  void take_over(Reloaded fresh, std::uint64_t limit);
 
   // handlers.cc
   void dispatch(Session& session, const wire::Request& request, Ticket ticket);
@@ -93,6 +106,9 @@ class Server {
   std::unique_ptr<Books> books_;
   std::map<std::string, Handler, std::less<>> handlers_;
   Fd signals_;
+  const Notifier notifier_;
+  Reload reload_;
+  bool reloading_ = false, reload_again_ = false;
   TimePoint settled_at_;
   std::map<SessionId, std::pair<Fd, WatchId>> plain_peers_;
   std::unique_ptr<Jobs> jobs_;

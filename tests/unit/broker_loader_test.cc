@@ -249,9 +249,8 @@ TEST_F(LoaderTest, ASourceThatIsReplacedByAnotherFileIsStillTheOneThatWasOpened)
 
 TEST_F(LoaderTest, ALoadStopsAtTheFirstChunkForWhichThereIsNoMemory) {
   write_source(40 * kMiB, 0);
-  const Headroom none(*os_, 1ULL << 60);
   LoadOptions options = this->options();
-  options.headroom = &none;
+  options.headroom.emplace(*os_, 1ULL << 60);
   expect_nothing_left(load(*os_, testing::open_source(source_), directory_of_source(), options),
                       ErrorCode::kResourceExhausted, source_);
   EXPECT_EQ(progress_.read_bytes, 0U);

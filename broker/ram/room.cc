@@ -1,0 +1,35 @@
+#include "broker/ram/room.h"
+
+#include "broker/ram/sizes.h"
+
+namespace modelbroker {
+
+Result<std::optional<std::uint64_t>> total_room(Os& os, const std::string& directory) {
+  const auto found = os.statfs(directory);
+  if (!found) return fail_errno(found.error().number, "looking at the RAM directory '" + directory + "'");
+  if (found->f_blocks == 0) return std::nullopt;
+  return found->f_blocks * static_cast<std::uint64_t>(found->f_bsize);
+}
+
+std::string room_advice() {
+  return "in a container start it with a larger one (docker run --shm-size=48g), with the host's (--ipc=host, or "
+         "-v /dev/shm:/dev/shm), or give another tmpfs by --ram-directory";
+}
+
+Result<void> check_room(Os& os, const std::string& directory, std::optional<std::uint64_t> budget) {
+  MODELBROKER_ASSIGN(const auto total, total_room(os, directory));
+  if (!total) return {};
+  const std::string has = "the RAM directory '" + directory + "' has only " + format_size(*total) + " in all";
+  if (budget && *budget > *total) {
+    return fail(ErrorCode::kFailedPrecondition,
+                has + ", less than the budget of " + format_size(*budget) + ": " + room_advice(),
+                {{"total", *total}, {"budget", *budget}});
+  }
+  if (!budget && *total < kSmallRoom) {
+    return fail(ErrorCode::kFailedPrecondition,
+                has + ": " + room_advice() + "; if so little is meant, say it by --ram-budget", {{"total", *total}});
+  }
+  return {};
+}
+
+}  // namespace modelbroker

@@ -1,0 +1,25 @@
+// Whether a RAM directory has room to speak of: a container's /dev/shm has 64 MiB unless somebody says otherwise.
+//
+// Threads: any. Failure: failed_precondition with what can be done.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "shm/error.h"
+#include "shm/os.h"
+
+namespace modelbroker {
+
+// Below this a file system was not made for models, and an explicit budget must say that it is meant.
+inline constexpr std::uint64_t kSmallRoom = 256ULL << 20;
+
+// Bytes of the file system in all; nothing where it has no limit of its own (a tmpfs with size=0).
+[[nodiscard]] Result<std::optional<std::uint64_t>> total_room(Os& os, const std::string& directory);
+// Refuses a small file system without an explicit budget, and a budget that does not fit into it.
+[[nodiscard]] Result<void> check_room(Os& os, const std::string& directory, std::optional<std::uint64_t> budget);
+// What to do about a small one.
+[[nodiscard]] std::string room_advice();
+
+}  // namespace modelbroker
