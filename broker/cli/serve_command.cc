@@ -10,6 +10,7 @@
 #include "broker/cli/paths.h"
 #include "broker/server/log.h"
 #include "broker/server/server.h"
+#include "shm/instruments.h"
 #include "wire/endpoint.h"
 
 namespace modelbroker::cli {
@@ -67,7 +68,8 @@ Result<Config> config_of(const Arguments& arguments) {
 Result<void> serve(const Arguments& arguments) {
   MODELBROKER_ASSIGN(const Config config, config_of(arguments));
   set_log_level(arguments.log_level);
-  const std::unique_ptr<Os> os = make_os({.directory = config.ram_directory, .disabled = config.disabled_features});
+  const std::unique_ptr<Os> os =
+      instrument(make_os({.directory = config.ram_directory, .disabled = config.disabled_features}));
   const SystemClock clock;
   MODELBROKER_ASSIGN(const auto server, Server::start(*os, clock, config));
   return server->run();

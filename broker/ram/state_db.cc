@@ -5,6 +5,8 @@
 #include <cstdio>
 #include <map>
 
+#include "shm/instruments.h"
+
 namespace modelbroker {
 namespace {
 
@@ -43,6 +45,7 @@ struct StateDb::Impl {
       db.exec(
           "CREATE TABLE IF NOT EXISTS names(name TEXT PRIMARY KEY, block TEXT NOT NULL, position INTEGER NOT NULL)"
           " WITHOUT ROWID");
+      crash_point("state_db.tables_made");
       db.exec("PRAGMA user_version=" + std::to_string(kSchemaVersion));
     } else if (db.execAndGet("PRAGMA user_version").getInt() != kSchemaVersion) {
       throw SQLite::Exception("it was written by another version of modelbroker", kAnotherVersion);
@@ -135,7 +138,9 @@ Result<void> StateDb::apply(const std::vector<BlockRecord>& records, const std::
       impl_->erase(record.block);
       impl_->insert(record);
     }
+    crash_point("state_db.before_commit");
     transaction.commit();
+    crash_point("state_db.after_commit");
     return {};
   } catch (const SQLite::Exception& error) {
     return tl::unexpected<Error>(error_of(impl_->path, error));

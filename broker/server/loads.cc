@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "broker/server/log.h"
+#include "shm/instruments.h"
 #include "wire/frame.h"
 
 namespace modelbroker {
@@ -216,6 +217,7 @@ void Loads::landed(const FlightPtr& flight, Result<Block> block) {
   const Manifest& manifest = resident.block->manifest();
   resident.type = manifest.type;  // its path comes with its name: see settle_name()
   Resident& added = books_.store.add(std::move(resident));
+  crash_point("load.in_books");
   log_info("loaded block " + added.block->id() + " (" + std::string(to_string(added.block->page_kind())) + " pages)");
   land(flight, added, "loaded");
 }
@@ -256,8 +258,10 @@ void Loads::finish(Waiter& waiter, Resident& resident, std::string outcome) {
   if (!model) return waiter.done(tl::unexpected(model.error()));
   if (waiter.pin) resident.pinned = true;
   // Answered when it is written: what was acknowledged survives a crash.
-  keeper_.save(resident,
-               [done = waiter.done, result = Outcome{resident.block->id(), *model, outcome}] { done(result); });
+  keeper_.save(resident, [done = waiter.done, result = Outcome{resident.block->id(), *model, outcome}] {
+    crash_point("load.written");
+    done(result);
+  });
 }
 
 Result<std::string> Loads::settle_name(const Waiter& waiter, Resident& resident, std::string& outcome) {

@@ -11,6 +11,7 @@
 #include "broker/server/log.h"
 #include "broker/server/recovery.h"
 #include "shm/block_format.h"
+#include "shm/instruments.h"
 
 namespace modelbroker {
 namespace {
@@ -76,6 +77,7 @@ Result<std::unique_ptr<Server>> Server::start(Os& os, const Clock& clock, const 
 Result<void> Server::open(Os& os, const Clock& clock, const Config& config) {
   MODELBROKER_ASSIGN(BlockDirectory directory,
                      BlockDirectory::lock(os, config.ram_directory, config.instance, config.any_file_system));
+  crash_point("adopt.locked");
   books_ = std::make_unique<Books>(os, clock, config, std::move(directory));
   books_->started = clock.now();
   const std::string boot = random_token();
@@ -102,6 +104,7 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config) {
   loads_ = std::make_unique<Loads>(*books_, *jobs_, *reaper_, *keeper_);
   register_handlers();
 
+  crash_point("adopt.before_sockets");
   // Stale sockets of a broker that died: ours to remove, for we hold its locks.
   for (const std::string& path : {endpoint_.broker_path(), endpoint_.fds()}) (void)os.unlink(path);
   MODELBROKER_ASSIGN(router_, Router::bind(
@@ -149,11 +152,14 @@ Result<void> Server::watch_signals() {
 Result<void> Server::run() {
   auto outcome = loop_->run();
   for (const std::string& path : {endpoint_.broker_path(), endpoint_.fds()}) (void)books_->os.unlink(path);
+  crash_point("stop.sockets_gone");
   fd_socket_.reset();
   loads_->cancel_all();
   jobs_.reset();
   stop_blocks();
+  crash_point("stop.before_flush");
   keeper_->flush();
+  crash_point("stop.flushed");
   // Whoever still waits is told, while there is a socket to tell it by.
   router_->stopping();
   loop_->discard();
@@ -177,6 +183,7 @@ void Server::stop_blocks() {
       continue;
     }
     freed += *removed;
+    crash_point("stop.block_removed");
     keeper_->erase(name.id());
   }
   if (freed > 0) log_info("freed " + format_size(freed));
