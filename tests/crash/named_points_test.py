@@ -198,7 +198,7 @@ def crcs_of(weights: modelbroker.Weights) -> dict[str, int]:
 
 
 def assert_whole(world: World) -> None:
-    """Everything acknowledged, nothing partial, nothing left over; and the broker is as good as new."""
+    """All that was acknowledged, nothing partial or left over; the broker is as good as new."""
     broker, client = world.broker, world.client
     broker.real().start()
     if world.held is not None:  # its lease is stated again, unasked
