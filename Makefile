@@ -22,7 +22,7 @@ PY_SOURCES  := python_client tests tools bench
 export MODELBROKER_BINARY := $(BROKER)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo bench test test-fast format check tidy asan tsan lock install clean
+.PHONY: help deps build demo bench test test-fast format check tidy asan tsan fuzz corpus lock install clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -92,6 +92,23 @@ asan: ## unit and integration tests under address and undefined behaviour saniti
 tsan: ## what shares threads under the thread sanitizer
 	$(MAKE) build PRESET=tsan
 	ctest --preset tsan --parallel $(JOBS) --label-regex threads
+
+SECONDS ?= 60
+FUZZERS := $(patsubst tests/fuzz/%.cc,%,$(wildcard tests/fuzz/*_fuzz.cc))
+
+fuzz: ## every fuzz target for SECONDS (60); findings in build/fuzz/artifacts, new inputs in build/fuzz/corpus
+	cmake --preset fuzz --log-level=WARNING
+	cmake --build --preset fuzz --parallel $(JOBS) --target $(FUZZERS)
+	@set -e; for target in $(FUZZERS); do \
+	  mkdir -p $(BUILD)/fuzz/corpus/$$target $(BUILD)/fuzz/artifacts; \
+	  echo "==> $$target, $(SECONDS) s"; \
+	  $(BUILD)/fuzz/bin/$$target -max_total_time=$(SECONDS) -rss_limit_mb=1500 -timeout=60 -verbosity=0 \
+	    -print_final_stats=1 -artifact_prefix=$(BUILD)/fuzz/artifacts/$$target- \
+	    $(BUILD)/fuzz/corpus/$$target tests/fuzz/corpus/$$target; \
+	done
+
+corpus: deps ## write the hand-made part of the fuzz corpus anew
+	PYTHONPATH=tests $(PYTHON) tests/fuzz/make_corpus.py
 
 # ---- checks
 

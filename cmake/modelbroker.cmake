@@ -22,6 +22,11 @@
 #       it lies in (unit, integration, crash, fuzz, gpu). ctest runs every test case as a process
 #       of its own, two at a time: a test may use no fixed name, path or port.
 #
+#   modelbroker_fuzzer(fuzz/wire_frame_fuzz.cc
+#     LIBRARIES modelbroker::wire)
+#       Called in tests/CMakeLists.txt. With MODELBROKER_FUZZ (preset fuzz) a libFuzzer program named
+#       after its file; else one that runs the target on tests/fuzz/corpus/<name>, and a test that does.
+#
 #   modelbroker_benchmark(load_floor_bench.cc
 #     LIBRARIES Threads::Threads)
 #       Called in bench/CMakeLists.txt. A program named after its file, with a main of its own.
@@ -94,6 +99,20 @@ function(modelbroker_test source)
   file(CONFIGURE OUTPUT ${labels_file} @ONLY CONTENT
     "set_tests_properties(\${@name@_TESTS} PROPERTIES LABELS \"@kind@;@arg_LABELS@\")\n")
   set_property(DIRECTORY APPEND PROPERTY TEST_INCLUDE_FILES ${labels_file})
+endfunction()
+
+function(modelbroker_fuzzer source)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "LIBRARIES")
+  cmake_path(GET source STEM name)
+  if(MODELBROKER_FUZZ)
+    modelbroker_executable(${name} SOURCES ${source} LIBRARIES ${arg_LIBRARIES})
+    target_link_options(${name} PRIVATE -fsanitize=fuzzer)
+    return()
+  endif()
+  modelbroker_executable(${name} SOURCES ${source} support/corpus_main.cc LIBRARIES ${arg_LIBRARIES})
+  add_test(NAME fuzz/${name}:corpus
+    COMMAND ${name} ${CMAKE_CURRENT_SOURCE_DIR}/fuzz/corpus/${name})
+  set_tests_properties(fuzz/${name}:corpus PROPERTIES LABELS fuzz TIMEOUT 300)
 endfunction()
 
 function(modelbroker_benchmark source)

@@ -6,6 +6,7 @@
 #include <cerrno>
 
 #include "shm/chunk_hasher.h"
+#include "shm/instruments.h"
 
 namespace modelbroker {
 namespace {
@@ -154,8 +155,19 @@ Result<void> Block::rename(Os& os, BlockState state) {
   return {};
 }
 
-Result<void> Block::drain(Os& os) { return rename(os, BlockState::kDraining); }
-Result<void> Block::revive(Os& os) { return rename(os, BlockState::kPublished); }
+Result<void> Block::drain(Os& os) {
+  crash_point("drain.before_rename");
+  MODELBROKER_TRY(rename(os, BlockState::kDraining));
+  crash_point("drain.after_rename");
+  return {};
+}
+
+Result<void> Block::revive(Os& os) {
+  crash_point("revive.before_rename");
+  MODELBROKER_TRY(rename(os, BlockState::kPublished));
+  crash_point("revive.after_rename");
+  return {};
+}
 
 Result<bool> Block::unmapped_everywhere(Os& os) const {
   const auto alone = os.nobody_else_has_it(fd_.get());
@@ -164,9 +176,11 @@ Result<bool> Block::unmapped_everywhere(Os& os) const {
 }
 
 Result<void> Block::remove(Os& os) {
+  crash_point("drain.before_unlink");
   if (auto removed = gauge_->remove(os, path_); !removed) {
     return fail_errno(removed.error().number, "removing block '" + path_ + "'");
   }
+  crash_point("drain.after_unlink");
   fd_.reset();
   return {};
 }

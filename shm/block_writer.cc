@@ -8,6 +8,7 @@
 #include <mutex>
 
 #include "shm/block.h"
+#include "shm/instruments.h"
 #include "shm/kernel.h"
 #include "shm/mapping.h"
 
@@ -92,6 +93,7 @@ Result<void> BlockWriter::State::make_step(std::uint64_t index) {
     return fail_errno(pages.error().number, "making pages for block '" + path + "'");
   }
   part.made = true;
+  crash_point("load.pages_made");
   return {};
 }
 
@@ -138,6 +140,7 @@ Result<BlockHeader> BlockWriter::State::seal(std::span<const std::byte> manifest
   if (auto sealed = os.fchmod(fd.get(), 0400); !sealed) {
     return fail_errno(sealed.error().number, "sealing block '" + path + "'");
   }
+  crash_point("load.sealed");
   return header;
 }
 
@@ -160,6 +163,7 @@ Result<BlockWriter> BlockWriter::create(Os& os, const BlockDirectory& where, con
   state->path = path;
   state->fd = std::move(*fd);
   state->gauge->follow(os, state->fd.get());
+  crash_point("load.file_made");
   if (auto sized = os.ftruncate(state->fd.get(), state->layout.block_size); !sized) {
     return fail_errno(sized.error().number, "sizing block '" + path + "'");
   }
@@ -205,10 +209,12 @@ Result<Block> BlockWriter::publish(const Manifest& manifest, std::span<const std
   auto reader = os.open(state->path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0);
   if (!reader) return fail_errno(reader.error().number, "opening block '" + state->path + "'");
   block.fd_ = std::move(*reader);
+  crash_point("publish.before_rename");
   if (auto renamed = os.rename_noreplace(state->path, block.path_); !renamed) {
     return fail_errno(renamed.error().number, "publishing block '" + block.path_ + "'");
   }
   state->path.clear();
+  crash_point("publish.after_rename");
   return block;
 }
 

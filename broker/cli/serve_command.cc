@@ -10,6 +10,7 @@
 #include "broker/cli/supervise.h"
 #include "broker/server/log.h"
 #include "broker/server/server.h"
+#include "shm/instruments.h"
 
 namespace modelbroker::cli {
 namespace {
@@ -28,7 +29,8 @@ void set_up_log(const Config& config) {
 Result<void> serve(const Config& config, const GivenFlags& flags, const Serving& serving, bool& hangs) {
   set_up_log(config);
   start_log_thread();
-  std::unique_ptr<Os> os = make_os({.directory = config.ram_directory, .disabled = config.disabled_features});
+  std::unique_ptr<Os> os =
+      instrument(make_os({.directory = config.ram_directory, .disabled = config.disabled_features}));
   static const SystemClock clock;
   MODELBROKER_ASSIGN(auto server, Server::start(*os, clock, config, [flags](const Config& running) {
                        return reload_configuration(flags, running);

@@ -10,6 +10,7 @@
 
 #include "broker/ram/source_reader.h"
 #include "shm/chunk_hasher.h"
+#include "shm/instruments.h"
 
 namespace modelbroker {
 namespace {
@@ -81,6 +82,7 @@ class ChunkLoader {
       progress_.read_bytes += piece.size();
       at = end;
     }
+    crash_point("load.chunk_read");
     return hasher.digest();
   }
 

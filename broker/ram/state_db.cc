@@ -5,6 +5,8 @@
 #include <cstdio>
 #include <map>
 
+#include "shm/instruments.h"
+
 namespace modelbroker {
 namespace {
 
@@ -44,6 +46,7 @@ struct StateDb::Impl {
       db.exec(
           "CREATE TABLE IF NOT EXISTS names(name TEXT PRIMARY KEY, block TEXT NOT NULL, position INTEGER NOT NULL)"
           " WITHOUT ROWID");
+      crash_point("state_db.tables_made");
       db.exec("PRAGMA user_version=" + std::to_string(kSchemaVersion));
     } else if (version == 1) {
       SQLite::Transaction transaction(db);
@@ -143,7 +146,9 @@ Result<void> StateDb::apply(const std::vector<BlockRecord>& records, const std::
       impl_->erase(record.block);
       impl_->insert(record);
     }
+    crash_point("state_db.before_commit");
     transaction.commit();
+    crash_point("state_db.after_commit");
     return {};
   } catch (const SQLite::Exception& error) {
     return tl::unexpected<Error>(error_of(impl_->path, error));

@@ -10,6 +10,7 @@
 
 #include "broker/ram/sizes.h"
 #include "broker/server/log.h"
+#include "shm/instruments.h"
 #include "wire/frame.h"
 
 namespace modelbroker {
@@ -258,6 +259,7 @@ void Loads::landed(const FlightPtr& flight, Result<Block> block) {
   const Manifest& manifest = resident.block->manifest();
   resident.type = manifest.type;  // its path comes with its name: see settle_name()
   Resident& added = books_.store.add(std::move(resident));
+  crash_point("load.in_books");
   log_info("loaded block " + added.block->id() + " (" + std::string(to_string(added.block->page_kind())) + " pages)");
   land(flight, added, "loaded");
 }
@@ -305,8 +307,10 @@ void Loads::finish(Waiter& waiter, Resident& resident, std::string outcome) {
   books_.used(resident);
   expiry_.changed(resident);
   // Answered when it is written: what was acknowledged survives a crash.
-  keeper_.save(resident,
-               [done = waiter.done, result = Outcome{resident.block->id(), *model, outcome}] { done(result); });
+  keeper_.save(resident, [done = waiter.done, result = Outcome{resident.block->id(), *model, outcome}] {
+    crash_point("load.written");
+    done(result);
+  });
 }
 
 Result<std::string> Loads::settle_name(const Waiter& waiter, Resident& resident, std::string& outcome) {

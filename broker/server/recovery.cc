@@ -4,6 +4,7 @@
 #include <map>
 
 #include "broker/server/log.h"
+#include "shm/instruments.h"
 
 namespace modelbroker {
 namespace {
@@ -78,11 +79,13 @@ Result<Recovered> adopt_blocks(Books& books, const std::vector<BlockRecord>& rec
     if (name.state == BlockState::kTemporary) {
       ++recovered.garbage;
       if (auto removed = books.directory.remove(books.os, name); !removed) log_error(removed.error().message);
+      crash_point("adopt.garbage_removed");
       continue;
     }
     const auto record = known.find(name.id());
     const BlockRecord* const found = record == known.end() ? nullptr : record->second;
     if (!adopt_one(books, name, found)) continue;
+    crash_point("adopt.block_adopted");
     Resident& resident = *books.store.by_block(name.id());
     if (resident.draining()) {
       ++recovered.draining;

@@ -13,6 +13,7 @@
 #include "broker/server/log.h"
 #include "broker/server/recovery.h"
 #include "shm/block_format.h"
+#include "shm/instruments.h"
 
 namespace modelbroker {
 namespace {
@@ -82,6 +83,7 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config) {
   MODELBROKER_TRY(check_room(os, config.ram_directory, config.ram_budget));
   MODELBROKER_ASSIGN(BlockDirectory directory,
                      BlockDirectory::lock(os, config.ram_directory, config.instance, config.any_file_system));
+  crash_point("adopt.locked");
   books_ = std::make_unique<Books>(os, clock, config, std::move(directory));
   books_->started = clock.now();
   const std::string boot = random_token();
@@ -107,6 +109,7 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config) {
   reaper_->on_freed([this] { admission_->look_again(); });
   register_handlers();
 
+  crash_point("adopt.before_sockets");
   // Stale sockets of a broker that died: ours to remove, for we hold its locks.
   for (const std::string& path : {endpoint_.broker_path(), endpoint_.fds()}) (void)os.unlink(path);
   MODELBROKER_ASSIGN(router_, Router::bind(
@@ -157,11 +160,14 @@ Result<void> Server::watch_signals() {
 Result<void> Server::run() {
   auto outcome = loop_->run();
   for (const std::string& path : {endpoint_.broker_path(), endpoint_.fds()}) (void)books_->os.unlink(path);
+  crash_point("stop.sockets_gone");
   fd_socket_.reset();
   hangs_ = !loads_->stop(kStopPatience);
   hangs_ = !jobs_->stop(kStopPatience) || hangs_;
   stop_blocks();
+  crash_point("stop.before_flush");
   keeper_->flush();
+  crash_point("stop.flushed");
   // Whoever still waits is told, while there is a socket to tell it by.
   router_->stopping();
   if (hangs_) {
@@ -192,6 +198,7 @@ void Server::stop_blocks() {
       continue;
     }
     freed += *removed;
+    crash_point("stop.block_removed");
     keeper_->erase(name.id());
   }
   if (freed > 0) log_info("freed " + format_size(freed));

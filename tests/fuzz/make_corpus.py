@@ -1,0 +1,249 @@
+"""Writes the hand-made part of tests/fuzz/corpus: a small file for each thing a target can meet.
+
+Files named `found-*` are inputs that broke something once; they are kept and not made here.
+Run: make corpus.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from support.files import encode, entry
+
+CORPUS = Path(__file__).parent / "corpus"
+GOLDEN = Path(__file__).parent.parent / "golden"
+MIB = 1 << 20
+Files = dict[str, bytes]
+
+
+def pack(value: Any) -> bytes:
+    return bytes(msgpack.packb(value))
+
+
+# ---- block header: u64 file size, then the page
+
+
+def header(size: int, **fields: int) -> bytes:
+    """An ordinary block of 2 MiB + 4 MiB, but for `fields`; the target puts the checksum right."""
+    values = {
+        "format": 1,
+        "reader": 1,
+        "header_size": 4096,
+        "block_size": size,
+        "payload_offset": 2 * MIB,
+        "payload_size": 4 * MIB,
+        "manifest_offset": 4096,
+        "manifest_size": 1000,
+        "table_offset": 4096 + 1000,
+        "chunks": 1,
+        "chunk_size": 16 * MIB,
+        "generation": 42,
+        **fields,
+    }
+    page = struct.pack("<8sHHI6QIIQ", b"MBROKER1", *values.values())
+    return struct.pack("<Q", size) + page + bytes(range(72))
+
+
+def block_headers() -> Files:
+    golden = (GOLDEN / "block-v1.header").read_bytes()
+    size = struct.unpack_from("<Q", golden, 16)[0]
+    largest = (1 << 64) - 1
+    return {
+        "golden": struct.pack("<Q", size) + golden[:160],
+        "wrong-size": struct.pack("<Q", size + 1) + golden[:160],
+        "ordinary": header(6 * MIB),
+        "empty-payload": header(6 * MIB, payload_size=0, chunks=0),
+        "no-manifest": header(6 * MIB, manifest_size=0),
+        "newer": header(6 * MIB, format=9, reader=2),
+        "overlap": header(6 * MIB, payload_offset=4096),
+        "wraps": header(6 * MIB, payload_offset=largest - 10, payload_size=100),
+        "unaligned": header(6 * MIB, table_offset=5097),
+        "many-chunks": header(6 * MIB, chunks=1 << 31),
+        "compact": header(16384, payload_offset=8192, payload_size=8000),
+        "huge": header(1 << 60, payload_size=(1 << 60) - 2 * MIB, chunks=2),
+        "short": struct.pack("<Q", 100) + b"MBROKER1",
+        "nothing": b"",
+    }
+
+
+# ---- manifest: u64 payload size, then msgpack
+
+
+def manifest(tensors: Any, **more: Any) -> bytes:
+    source = {
+        "path": "/models/m.safetensors",
+        "device": 1,
+        "inode": 2,
+        "size": 100,
+        "mtime_ns": -3,
+        "ctime_ns": 4,
+    }
+    whole = {
+        "version": 1,
+        "name": "m",
+        "type": "unet",
+        "format": "safetensors",
+        "source": source,
+        "metadata": {"format": "pt"},
+        "tensors": tensors,
+        **more,
+    }
+    return struct.pack("<Q", 100) + pack(whole)
+
+
+def manifests() -> Files:
+    return {
+        "two": manifest([["a", "F16", [2, 3], 0, 12], ["b", "U8", [], 12, 1]]),
+        "none": manifest([]),
+        "empty-tensor": manifest([["a", "F32", [0, 5], 100, 0]]),
+        "twice": manifest([["a", "U8", [1], 0, 1], ["a", "U8", [1], 1, 1]]),
+        "outside": manifest([["a", "U8", [200], 0, 200]]),
+        "packed": manifest([["a", "F4", [2, 2], 0, 2], ["b", "F6_E2M3", [4], 2, 3]]),
+        "overflow": manifest([["a", "F64", [1 << 62, 16], 0, 8]]),
+        "deep": struct.pack("<Q", 100) + b"\x91" * 600,
+        "many": struct.pack("<Q", 100) + b"\xdd\xff\xff\xff\xff",
+        "unknown-key": manifest([], future={"a": [1, 2, None, 1.5, b"x"]}),
+        "no-tensors": struct.pack("<Q", 100) + pack({"version": 1}),
+        "newer": manifest([], version=2),
+        "not-utf8": struct.pack("<Q", 9) + b"\x81\xa4name\xa2\xff\xfe",
+        "nothing": b"",
+    }
+
+
+# ---- safetensors: the file
+
+
+def safetensors_files() -> Files:
+    one = {"a": entry("F16", [2, 2], 0, 8)}
+    return {
+        "one": encode(one, bytes(8)),
+        "metadata": encode({"__metadata__": {"k": "v", "": ""}, **one}, bytes(8)),
+        "none": encode({}),
+        "empty-tensor": encode({"a": entry("F32", [0], 0, 0)}),
+        "scalar": encode({"a": entry("I64", [], 0, 8)}, bytes(8)),
+        "packed": encode({"a": entry("F4", [3], 0, 2)}, bytes(2)),
+        "unknown-dtype": encode({"a": entry("Q7", [8], 0, 8)}, bytes(8)),
+        "hole": encode({"a": entry("U8", [1], 0, 1), "b": entry("U8", [1], 2, 3)}, bytes(3)),
+        "overlap": encode({"a": entry("U8", [2], 0, 2), "b": entry("U8", [2], 1, 3)}, bytes(3)),
+        "left-over": encode(one, bytes(9)),
+        "truncated": encode(one, bytes(7)),
+        "twice": encode('{"a":{"dtype":"U8","shape":[],"data_offsets":[0,1]},"a":{}}', bytes(1)),
+        "overflow": encode({"a": entry("F64", [1 << 63, 4], 0, 8)}, bytes(8)),
+        "negative": encode('{"a":{"dtype":"U8","shape":[-1],"data_offsets":[0,-1]}}'),
+        "deep": encode('{"a":' + "[" * 200 + "]" * 200 + "}"),
+        "spaces": encode(json.dumps(one) + " " * 9, bytes(8)),
+        "zero-byte": encode(json.dumps(one).encode() + b"\0x", bytes(8)),
+        "long-header": struct.pack("<Q", 1 << 62) + b"{}",
+        "escapes": encode(
+            '{"\\u0000\\ud83d\\ude00":' + json.dumps(entry("U8", [1], 0, 1)) + "}", b"x"
+        ),
+        "bad-escape": encode('{"\\ud83d":' + json.dumps(entry("U8", [1], 0, 1)) + "}", b"x"),
+        "zip": b"PK\x03\x04 and so on",
+        "gguf": b"GGUF\3\0\0\0\0",
+        "pickle": b"\x80\x02}q\0.",
+        "nothing": b"",
+    }
+
+
+# ---- frames
+
+
+def request(type_: str, data: Any = None, **more: Any) -> bytes:
+    return pack({"v": 2, "request_id": "r", "type": type_, "data": data or {}, **more})
+
+
+def requests() -> Iterable[tuple[str, bytes]]:
+    yield "hello", request("session.hello", session="0" * 32, deadline_ms=5)
+    yield "load", request("model.load_model", {"path": "/m", "name": "m", "pin": True, "file": "1"})
+    yield "unload", request("model.unload_model", {"model": "m", "wait": True})
+    yield "attach", request("model.attach", {"model": "m", "load": False, "device": "cpu"})
+    yield "detach", request("model.detach", {"lease": 1})
+    yield "pin", request("model.pin", {"model": "m"})
+    held = [{"lease": 1, "model": "m", "blocks": ["a", "b"]}, {"lease": 2, "blocks": []}]
+    yield "restate", request("lease.restate", {"leases": held})
+    yield "open", request("session.open")
+    yield "offer", request("file.offer")
+    yield "block", request("block.open", {"block": "modelbroker.0.default.0123456789abcdef.g42"})
+    yield "no-such-type", request("no.such", {"x": [None, 1.5, -1, b"raw"]})
+
+
+def frames() -> Files:
+    reply = {"v": 2, "request_id": "r", "success": True}
+    error = {"code": "data_loss", "message": "text", "details": {"needed": 1}}
+    status = {"features": {"collapse": True}, "tiers": {"ram": {"limit": 1}}, "sessions": 1}
+    model = {"name": "m", "aliases": ["n"], "leases": [{"pid": 1, "lease": 2}], "expires_at": None}
+    return {
+        **dict(requests()),
+        "v1": pack({"type": "model.load_model", "data": {"path": "/m"}, "request_id": 7}),
+        "v1-no-id": pack({"type": "session.ping"}),
+        "reply-list": pack({**reply, "data": {"models": [model], "draining": []}}),
+        "reply-status": pack({**reply, "data": status}),
+        "reply-error": pack({**reply, "success": False, "error": error}),
+        "reply-v1-error": pack({"request_id": 1, "success": False, "error": "data_loss: text"}),
+        "deep": b"\x81\xa4data" + b"\x91" * 100,
+        "many": b"\xdf\xff\xff\xff\xff",
+        "not-utf8": b"\x81\xa4type\xa2\xff\xfe",
+        "twice": b"\x82\xa1v\x02\xa1v\x02",
+        "trailing": request("session.ping") + b"\xc0",
+        "extension": b"\x81\xa4data\xc7\x04\x01abcd",
+        "nothing": b"",
+    }
+
+
+# ---- packets
+
+
+def packet(raw: bytes, descriptors: int = 0, *, padded: bool = False, hasty: bool = False) -> bytes:
+    how = descriptors | (8 if padded else 0) | (16 if hasty else 0)
+    return struct.pack("<BH", how, len(raw)) + raw
+
+
+def conversations() -> Files:
+    known = dict(requests())
+    with_session, without = b"\1", b"\0"
+    return {
+        "nothing": b"",
+        "session": with_session,
+        "session-twice": with_session + packet(known["open"]),
+        "by-hand": without + packet(known["open"]) + packet(known["offer"], 1),
+        "no-session": without + packet(known["offer"], 1) + packet(known["block"]),
+        "offer-none": with_session + packet(known["offer"]),
+        "offer-four": with_session + packet(known["offer"], 4),
+        "offer-five": with_session + packet(known["offer"], 5) + packet(known["offer"], 1),
+        "offers": with_session + packet(known["offer"], 1, hasty=True) * 70,
+        "block": with_session + packet(known["block"], 2),
+        "too-long": with_session + packet(known["block"], padded=True) + packet(known["offer"], 1),
+        "too-long-with-descriptors": without + packet(b"", 7, padded=True),
+        "empty": without + packet(b"") + packet(known["open"]),
+        "garbage": without + packet(b"\xff\xfe garbage") + packet(b"\xc0", 3),
+        "elsewhere": with_session + packet(known["attach"]) + packet(known["hello"]),
+        "hasty": without + packet(known["open"], hasty=True) * 3 + packet(known["offer"], 1),
+    }
+
+
+def main() -> None:
+    targets = {
+        "shm_block_header_fuzz": block_headers(),
+        "shm_manifest_fuzz": manifests(),
+        "broker_safetensors_fuzz": safetensors_files(),
+        "wire_frame_fuzz": frames(),
+        "broker_fd_socket_fuzz": conversations(),
+    }
+    for target, inputs in targets.items():
+        folder = CORPUS / target
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.iterdir():
+            if not path.name.startswith("found-"):
+                path.unlink()
+        for name, content in inputs.items():
+            (folder / name).write_bytes(content)
+
+
+if __name__ == "__main__":
+    main()
