@@ -25,6 +25,7 @@ int main(int argc, char** argv) {
   Action action;
   add_serve_command(app, common, action);
   add_client_commands(app, common, action);
+  add_events_command(app, common, action);
   add_clean_command(app, common, action);
   try {
     app.parse(argc, argv);

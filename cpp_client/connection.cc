@@ -61,6 +61,8 @@ Connection::~Connection() = default;
 const wire::Endpoint& Connection::endpoint() const noexcept { return state_->endpoint; }
 const wire::SessionHelloReply& Connection::hello() const noexcept { return state_->hello; }
 
+int Connection::descriptor() const noexcept { return state_->session_socket.get(); }
+
 Result<Connection> Connection::connect(Os& os, const ConnectOptions& options) {
   MODELBROKER_ASSIGN(const auto endpoints, wire::endpoints_to_try(options.endpoint));
   const auto end = Clock::now() + options.timeout;

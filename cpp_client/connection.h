@@ -37,6 +37,8 @@ class Connection {
 
   [[nodiscard]] const wire::Endpoint& endpoint() const noexcept;
   [[nodiscard]] const wire::SessionHelloReply& hello() const noexcept;
+  // For poll(): readable when the broker has gone away.
+  [[nodiscard]] int descriptor() const noexcept;
 
   // One round trip. unavailable if the broker goes away meanwhile.
   template <class Reply, class M>

@@ -10,12 +10,14 @@
 
 namespace modelbroker::wire {
 
-// The two sockets of one broker, and its run directory.
+// The sockets of one broker, and its run directory.
 struct Endpoint {
   std::string run_directory;
   [[nodiscard]] std::string broker_path() const { return run_directory + "/broker.sock"; }
   [[nodiscard]] std::string broker() const { return "ipc://" + broker_path(); }
   [[nodiscard]] std::string fds() const { return run_directory + "/fds.sock"; }
+  [[nodiscard]] std::string events_path() const { return run_directory + "/events.sock"; }
+  [[nodiscard]] std::string events() const { return "ipc://" + events_path(); }
 
   // From "ipc://<run>/broker.sock", the form of MODELBROKER_ENDPOINT.
   [[nodiscard]] static Result<Endpoint> parse(const std::string& text);

@@ -453,6 +453,45 @@ std::string encode_error(const ReplyTo& to, const Error& error) {
   return {buffer.data(), buffer.size()};
 }
 
+std::string encode_event(const Event& event) {
+  msgpack::sbuffer buffer;
+  Packer packer(buffer);
+  std::uint32_t count = 1;
+  Event::fields(event, [&](const char*, const auto&, Need) { ++count; });
+  packer.pack_map(count);
+  packer.pack("v");
+  packer.pack(kProtocol);
+  const auto is_set = []<class T>(const T& value) { return value != T(); };
+  Event::fields(event, [&]<class T>(const char* name, const T& value, Need) {
+    packer.pack(name);
+    if constexpr (!std::same_as<T, EventData>) {
+      pack(packer, value);
+    } else {
+      std::uint32_t fields = 0;
+      EventData::fields(value, [&](const char*, const auto& field) { fields += is_set(field) ? 1 : 0; });
+      packer.pack_map(fields);
+      EventData::fields(value, [&](const char* key, const auto& field) {
+        if (!is_set(field)) return;
+        packer.pack(key);
+        pack(packer, field);
+      });
+    }
+  });
+  return {buffer.data(), buffer.size()};
+}
+
+Result<Event> decode_event(std::string_view bytes) {
+  MODELBROKER_ASSIGN(const auto handle, unpack_frame(bytes, kMessageLimit, kMostElements));
+  const Object* const version = find(handle.get(), "v");
+  std::uint64_t number = 0;
+  if (version == nullptr || !unpack(*version, number) || number != kProtocol) {
+    return fail(ErrorCode::kInvalidArgument, "an event's 'v' must be 2");
+  }
+  Event event;
+  MODELBROKER_TRY(unpack_fields(handle.get(), event));
+  return event;
+}
+
 // The templates live here only, so that msgpack is included here only.
 #define MODELBROKER_REQUEST(M)                 \
   template Result<M> Request::data<M>() const; \

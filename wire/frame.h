@@ -1,4 +1,4 @@
-// Frames: requests and replies as bytes, and back; docs/protocol.md, "Frames".
+// Frames: requests, replies and events as bytes, and back; docs/protocol.md, "Frames".
 //
 // Limits (size, depth, count) are looked at before anything is decoded; a decoded frame is checked
 // whole (unique string keys, UTF-8, no binary, no trailing bytes). Threads: plain values. Failure:
@@ -88,6 +88,10 @@ template <class M>
 template <class M>
 [[nodiscard]] std::string encode_reply(const ReplyTo& to, const M& data);
 [[nodiscard]] std::string encode_error(const ReplyTo& to, const Error& error);
+
+// The second frame of an event; the first is its type.
+[[nodiscard]] std::string encode_event(const Event& event);
+[[nodiscard]] Result<Event> decode_event(std::string_view bytes);
 
 // Strings that come from a peer and will be shown or stored: 1 to 255 bytes of UTF-8 without control
 // characters and not beginning with '/'.

@@ -4,6 +4,7 @@
 // that. No logic, no msgpack here. kRequired marks what a request must carry. Threads: plain values.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -23,7 +24,7 @@ struct Empty {
 // ---- sessions
 
 struct SessionHelloReply {
-  std::string version, boot_id, instance, fds, ram_directory;
+  std::string version, boot_id, instance, fds, events, ram_directory;
   std::uint64_t uid = 0, pid = 0;
   template <class Self, class F>
   static void fields(Self& self, F&& f) {
@@ -31,6 +32,7 @@ struct SessionHelloReply {
     f("boot_id", self.boot_id);
     f("instance", self.instance);
     f("fds", self.fds);
+    f("events", self.events);
     f("ram_directory", self.ram_directory);
     f("uid", self.uid);
     f("pid", self.pid);
@@ -39,9 +41,11 @@ struct SessionHelloReply {
 
 struct SessionPingReply {
   std::string boot_id;
+  std::uint64_t seq = 0;
   template <class Self, class F>
   static void fields(Self& self, F&& f) {
     f("boot_id", self.boot_id);
+    f("seq", self.seq);
   }
 };
 
@@ -369,6 +373,70 @@ struct StatusReply {
   }
 };
 
+// ---- events
+
+// What happened to what. Fields that are empty or 0 are left out of the map.
+struct EventData {
+  std::string model, block, path;
+  std::uint64_t bytes = 0, total_bytes = 0, read_bytes = 0;
+  std::string reason;
+  std::uint64_t uid = 0, pid = 0, generation = 0, count = 0;
+  std::string outcome;
+  template <class Self, class F>
+  static void fields(Self& self, F&& f) {
+    f("model", self.model);
+    f("block", self.block);
+    f("path", self.path);
+    f("bytes", self.bytes);
+    f("total_bytes", self.total_bytes);
+    f("read_bytes", self.read_bytes);
+    f("reason", self.reason);
+    f("uid", self.uid);
+    f("pid", self.pid);
+    f("generation", self.generation);
+    f("count", self.count);
+    f("outcome", self.outcome);
+  }
+};
+
+// A message of the PUB socket, without its version.
+struct Event {
+  std::string boot_id;
+  std::uint64_t seq = 0;
+  std::string type;
+  double time = 0;  // seconds of the Unix clock
+  EventData data;
+  template <class Self, class F>
+  static void fields(Self& self, F&& f) {
+    f("boot_id", self.boot_id, Need::kRequired);
+    f("seq", self.seq, Need::kRequired);
+    f("type", self.type, Need::kRequired);
+    f("time", self.time, Need::kRequired);
+    f("data", self.data, Need::kRequired);
+  }
+};
+
+// Every type of event; no other is published.
+inline constexpr std::array<std::string_view, 18> kEventTypes{
+    "model.loading",  "model.progress", "model.loaded",   "model.load_failed", "model.alias",   "model.unloaded",
+    "model.draining", "model.freed",    "model.revived",  "model.evicted",     "model.pinned",  "model.unpinned",
+    "model.damaged",  "lease.granted",  "lease.released", "session.opened",    "session.ended", "broker.stopping"};
+
+struct EventsSnapshotReply {
+  std::string boot_id;
+  std::uint64_t seq = 0;
+  std::vector<ModelInfo> models, draining;
+  std::map<std::string, TierStatus> tiers;
+  template <class Self, class F>
+  static void fields(Self& self, F&& f) {
+    f("boot_id", self.boot_id);
+    f("seq", self.seq);
+    f("models", self.models);
+    f("draining", self.draining);
+    f("tiers", self.tiers);
+  }
+};
+
 // ---- fd socket
 
 struct SessionOpenReply {
@@ -421,6 +489,7 @@ struct BlockOpenReply {
   X("model.get_model_info", GetModelInfo, GetModelInfoReply) \
   X("lease.restate", Restate, RestateReply)                  \
   X("cache.status", Empty, StatusReply)                      \
+  X("events.snapshot", Empty, EventsSnapshotReply)           \
   X("session.open", Empty, SessionOpenReply)                 \
   X("file.offer", Empty, FileOfferReply)                     \
   X("block.open", BlockOpen, BlockOpenReply)
@@ -432,7 +501,7 @@ struct BlockOpenReply {
 #define MODELBROKER_REPLY_STRUCTS(X)                                                                \
   X(SessionHelloReply) X(SessionPingReply) X(SessionByeReply) X(LoadModelReply) X(UnloadModelReply) \
   X(ModelListReply) X(ModelGetReply) X(AttachReply) X(DetachReply) X(PinReply) X(CancelReply) X(GetModelInfoReply) \
-  X(RestateReply) X(StatusReply) X(SessionOpenReply) X(FileOfferReply) X(BlockOpenReply)
+  X(RestateReply) X(StatusReply) X(EventsSnapshotReply) X(SessionOpenReply) X(FileOfferReply) X(BlockOpenReply)
 // clang-format on
 
 }  // namespace modelbroker::wire

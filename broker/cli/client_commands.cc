@@ -3,7 +3,6 @@
 #include <sys/signalfd.h>
 
 #include <CLI/CLI.hpp>
-#include <atomic>
 #include <cstdio>
 #include <memory>
 #include <thread>
@@ -14,6 +13,7 @@
 #include "broker/cli/paths.h"
 #include "broker/ram/sizes.h"
 #include "cpp_client/connection.h"
+#include "cpp_client/events.h"
 #include "shm/block.h"
 
 namespace modelbroker::cli {
@@ -59,16 +59,20 @@ struct LoadArguments {
   double timeout = 0;  // seconds; 0: none
 };
 
-// A second connection looks at the load while the first waits for it.
-void watch_progress(const Common& common, const std::string& path, const std::atomic<bool>& done) {
+// Events tell of the load while a connection waits for it; the snapshot, of one that runs already.
+void watch_progress(const Common& common, const std::string& path, const Fd& done) {
   ProgressLine line;
   if (!line.visible()) return;
-  auto connection = connect(common);
-  while (connection && !done) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(150));
-    const auto list = connection->request<wire::ModelListReply>("model.list", wire::Empty{}, kShort);
-    if (!list || done) return;
-    for (const wire::ModelInfo& model : list->models) {
+  auto stream = client::EventStream::open(plain_os(), {.endpoint = common.endpoint});
+  while (stream) {
+    const auto item = stream->next(kNoEnd, done.get());
+    if (!item || !*item) return;
+    if (const auto* event = std::get_if<wire::Event>(&**item)) {
+      const wire::EventData& data = event->data;
+      if (data.path == path) line.show("loading " + shown(data.model), data.read_bytes, data.total_bytes);
+      continue;
+    }
+    for (const wire::ModelInfo& model : std::get<client::EventStream::Snapshot>(**item).state.models) {
       if (model.state == "loading" && model.path == path) {
         line.show("loading " + shown(model.name), model.loaded_bytes, model.payload_bytes);
       }
@@ -89,11 +93,12 @@ Result<void> load(const Common& common, Connection& connection, const LoadArgume
     MODELBROKER_ASSIGN(const Duration keep_alive, parse_keep_alive(arguments.keep_alive));
     request.keep_alive = keep_alive < Duration(0) ? -1 : std::chrono::duration<double>(keep_alive).count();
   }
-  std::atomic<bool> done = false;
-  std::thread progress([&] { watch_progress(common, path, done); });
+  auto done = plain_os().event_fd();
+  if (!done) return fail_errno(done.error().number, "waiting for the load");
+  std::thread progress([&] { watch_progress(common, path, *done); });
   const Timeout timeout(static_cast<Timeout::rep>(arguments.timeout * 1000));
   const auto loaded = connection.request<wire::LoadModelReply>("model.load_model", request, timeout);
-  done = true;
+  plain_os().event_fd_signal(done->get());
   progress.join();
   if (!loaded) return tl::unexpected(loaded.error());
   if (common.json) {

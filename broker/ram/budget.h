@@ -59,7 +59,6 @@ class Budget {
   [[nodiscard]] Error refusal(std::uint64_t bytes, const Use& use, const std::string& what) const;
   [[nodiscard]] std::uint64_t available(const Use& use) const;
 
-  void set_limit(std::uint64_t limit) noexcept { limit_ = limit; }
   [[nodiscard]] std::uint64_t limit() const noexcept { return limit_; }
   void set_limit(std::uint64_t limit) noexcept { limit_ = limit; }
 

@@ -24,9 +24,9 @@ std::string random_token() {
   return to_hex(bytes);
 }
 
-Result<std::unique_ptr<FdSocket>> FdSocket::listen(Books& books, Loop& loop, const std::string& path,
+Result<std::unique_ptr<FdSocket>> FdSocket::listen(Books& books, Loop& loop, Events& events, const std::string& path,
                                                    SessionEnded session_ended) {
-  std::unique_ptr<FdSocket> made(new FdSocket(books, loop, std::move(session_ended)));
+  std::unique_ptr<FdSocket> made(new FdSocket(books, loop, events, std::move(session_ended)));
   auto listener = books.os.listen_seqpacket(path, 0600);
   if (!listener) return fail_errno(listener.error().number, "listening at '" + path + "'");
   made->listener_ = std::move(*listener);
@@ -162,6 +162,7 @@ Result<FdSocket::Answer> FdSocket::open_session(Connection& connection, const wi
   }
   MODELBROKER_ASSIGN(const Session* session, books_.sessions.open(connection.peer, random_token(), books_.clock.now()));
   connection.session = session->id;
+  events_.publish("session.opened", event_of(connection.peer));
   return Answer{wire::encode_reply(to, wire::SessionOpenReply{session->token, to_hex(books_.boot_id)}), {}};
 }
 

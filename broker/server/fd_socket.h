@@ -10,6 +10,7 @@
 #include <unordered_map>
 
 #include "broker/server/books.h"
+#include "broker/server/events.h"
 #include "broker/server/loop.h"
 #include "wire/frame.h"
 
@@ -20,8 +21,8 @@ class FdSocket {
   using SessionEnded = std::function<void(SessionId)>;
 
   // Listens at `path` (0600). The caller holds the run directory's lock.
-  [[nodiscard]] static Result<std::unique_ptr<FdSocket>> listen(Books& books, Loop& loop, const std::string& path,
-                                                                SessionEnded session_ended);
+  [[nodiscard]] static Result<std::unique_ptr<FdSocket>> listen(Books& books, Loop& loop, Events& events,
+                                                                const std::string& path, SessionEnded session_ended);
   ~FdSocket();
   FdSocket(const FdSocket&) = delete;
   FdSocket& operator=(const FdSocket&) = delete;
@@ -38,8 +39,8 @@ class FdSocket {
   };
   using ConnectionId = std::uint64_t;
 
-  FdSocket(Books& books, Loop& loop, SessionEnded session_ended)
-      : books_(books), loop_(loop), session_ended_(std::move(session_ended)) {}
+  FdSocket(Books& books, Loop& loop, Events& events, SessionEnded session_ended)
+      : books_(books), loop_(loop), events_(events), session_ended_(std::move(session_ended)) {}
   [[nodiscard]] Result<void> watch_listener();
   void accept();
   void pause_accepting();
@@ -59,6 +60,7 @@ class FdSocket {
 
   Books& books_;
   Loop& loop_;
+  Events& events_;
   SessionEnded session_ended_;
   Fd listener_;
   WatchId listener_watch_ = 0;

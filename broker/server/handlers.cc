@@ -28,6 +28,7 @@ void Server::register_handlers() {
   on("session.bye", &Server::bye);
   on("lease.restate", &Server::restate);
   on("cache.status", &Server::status);
+  on("events.snapshot", &Server::snapshot);
   on("model.load_model", &Server::load);
   on("model.unload_model", &Server::unload);
   on("model.attach", &Server::attach);
@@ -54,6 +55,7 @@ void Server::hello(Session& session, const wire::Empty&, const Reply<wire::Sessi
   hello.boot_id = to_hex(books_->boot_id);
   hello.instance = books_->config.instance;
   hello.fds = endpoint_.fds();
+  hello.events = endpoint_.events_path();
   hello.ram_directory = books_->config.ram_directory;
   hello.uid = session.peer.uid;
   hello.pid = static_cast<std::uint64_t>(session.peer.pid);
@@ -61,13 +63,13 @@ void Server::hello(Session& session, const wire::Empty&, const Reply<wire::Sessi
 }
 
 void Server::ping(Session&, const wire::Empty&, const Reply<wire::SessionPingReply>& reply) {
-  reply.ok({to_hex(books_->boot_id)});
+  reply.ok({to_hex(books_->boot_id), events_->last_seq()});
 }
 
 void Server::bye(Session& session, const wire::Empty&, const Reply<wire::SessionByeReply>& reply) {
   const SessionId id = session.id;
   const bool plain = session.token.empty();
-  const LeaseBook::Ended ended = books_->leases.end_session(id);
+  const LeaseBook::Ended ended = end_leases(session);
   reply.ok({ended.leases});
   leases_ended(ended.blocks);
   if (plain) {
@@ -75,6 +77,26 @@ void Server::bye(Session& session, const wire::Empty&, const Reply<wire::Session
   } else {
     fd_socket_->close_session(id);
   }
+}
+
+void Server::grant_lease(const Session& session, std::uint64_t number, const std::string& model,
+                         const std::vector<std::string>& blocks) {
+  books_->leases.grant(session.id, number, {model, blocks, session.peer, books_->clock.now()});
+  wire::EventData data = event_of(session.peer);
+  data.model = model;
+  data.block = blocks.front();
+  data.count = 1;
+  events_->publish("lease.granted", data);
+}
+
+LeaseBook::Ended Server::end_leases(const Session& session) {
+  LeaseBook::Ended ended = books_->leases.end_session(session.id);
+  if (ended.leases > 0) {
+    wire::EventData data = event_of(session.peer);
+    data.count = ended.leases;
+    events_->publish("lease.released", data);
+  }
+  return ended;
 }
 
 void Server::restate(Session& session, const wire::Restate& data, const Reply<wire::RestateReply>& reply) {
@@ -92,7 +114,7 @@ void Server::restate(Session& session, const wire::Restate& data, const Reply<wi
       outcome.lost.push_back(held.lease);
       continue;
     }
-    books_->leases.grant(session.id, held.lease, {held.model, held.blocks, session.peer, books_->clock.now()});
+    grant_lease(session, held.lease, held.model, held.blocks);
     for (const std::string& block : held.blocks) books_->store.by_block(block)->was_leased = true;
     outcome.restated.push_back(held.lease);
   }
@@ -107,6 +129,15 @@ void Server::when_settled(std::function<void()> answer) {
 
 void Server::status(Session&, const wire::Empty&, const Reply<wire::StatusReply>& reply) {
   when_settled([this, reply] { reply.ok(status_now()); });
+}
+
+void Server::snapshot(Session&, const wire::Empty&, const Reply<wire::EventsSnapshotReply>& reply) {
+  when_settled([this, reply] {
+    events_->take_subscriptions();
+    wire::ModelListReply list = list_models();
+    reply.ok({to_hex(books_->boot_id), events_->last_seq(), std::move(list.models), std::move(list.draining),
+              status_now().tiers});
+  });
 }
 
 wire::StatusReply Server::status_now() const {

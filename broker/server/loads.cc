@@ -22,6 +22,7 @@ namespace {
 constexpr std::chrono::milliseconds kFileClockTick{10};
 constexpr int kLooks = 8;
 constexpr std::size_t kJobsOfOneUser = 16;
+constexpr std::chrono::milliseconds kProgressEvery{100};
 
 bool settled(const FileIdentity& source) {
   const auto now = std::chrono::system_clock::now().time_since_epoch();
@@ -239,12 +240,40 @@ void Loads::read(const FlightPtr& flight) {
   options.gauge = flight->reservation.gauge();
   options.headroom.emplace(books_.os, books_.config.memory_reserve);
   const Directory& directory = flight->plan.directory;
+  tell("model.loading", *flight);
+  watch_progress();
   log_info("loading '" + flight->plan.label + "': " + format_size(directory.payload.size) + ", " +
            std::to_string(directory.tensors.size()) + " tensors");
   jobs_of(flight->uid)
       .run([os = &books_.os, where = &books_.directory, flight,
             options] { return load_block(*os, *where, flight->file.get(), flight->plan, options, flight->progress); },
            [this, flight](Result<Block> block) { landed(flight, std::move(block)); });
+}
+
+void Loads::tell(std::string_view type, const Flight& flight, const std::string& reason) {
+  wire::EventData data;
+  const LoadProgress& progress = flight.progress;
+  data.model = flight.waiters.empty() ? flight.plan.manifest.name : flight.waiters.front().wanted_name();
+  data.path = flight.waiters.empty() ? flight.plan.label : flight.waiters.front().path;
+  data.total_bytes = progress.total_bytes > 0 ? progress.total_bytes.load() : flight.plan.directory.payload.size;
+  data.read_bytes = progress.read_bytes;
+  data.reason = reason;
+  events_.publish(type, data);
+}
+
+// Ten times a second while anything is being read.
+void Loads::watch_progress() {
+  if (std::exchange(watching_progress_, true)) return;
+  loop_.after(kProgressEvery, [this] {
+    watching_progress_ = false;
+    bool reading = false;
+    for (const FlightPtr& flight : flights_) {
+      if (!flight->reservation) continue;
+      reading = true;
+      tell("model.progress", *flight);
+    }
+    if (reading) watch_progress();
+  });
 }
 
 void Loads::landed(const FlightPtr& flight, Result<Block> block) {
@@ -260,6 +289,10 @@ void Loads::landed(const FlightPtr& flight, Result<Block> block) {
   resident.type = manifest.type;  // its path comes with its name: see settle_name()
   Resident& added = books_.store.add(std::move(resident));
   crash_point("load.in_books");
+  wire::EventData loaded = event_of(added);
+  loaded.model = flight->waiters.empty() ? added.block->manifest().name : flight->waiters.front().wanted_name();
+  loaded.path = flight->plan.label;
+  events_.publish("model.loaded", loaded);
   log_info("loaded block " + added.block->id() + " (" + std::string(to_string(added.block->page_kind())) + " pages)");
   land(flight, added, "loaded");
 }
@@ -296,6 +329,7 @@ void Loads::fail_all(const FlightPtr& flight, const Error& error) {
   } else {
     log_warning("load of '" + wire::printable(flight->waiters.front().path) + "' failed: " + error.message);
   }
+  tell("model.load_failed", *flight, std::string(to_string(error.code)) + ": " + error.message);
   for (const Waiter& waiter : std::exchange(flight->waiters, {})) waiter.done(tl::unexpected(error));
 }
 
@@ -330,7 +364,12 @@ Result<std::string> Loads::settle_name(const Waiter& waiter, Resident& resident,
   const bool is_new = std::ranges::find(resident.names, name) == resident.names.end();
   MODELBROKER_TRY(books_.store.add_name(resident, name));
   books_.evicted.forget(name);
-  if (had_names && is_new && outcome == "resident") outcome = "alias";
+  if (had_names && is_new && outcome == "resident") {
+    outcome = "alias";
+    wire::EventData alias = event_of(resident);
+    alias.model = name;
+    events_.publish("model.alias", alias);
+  }
   return name;
 }
 

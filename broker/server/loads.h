@@ -18,6 +18,7 @@
 #include "broker/ram/loader.h"
 #include "broker/server/admission.h"
 #include "broker/server/books.h"
+#include "broker/server/events.h"
 #include "broker/server/expiry.h"
 #include "broker/server/jobs.h"
 #include "broker/server/reaper.h"
@@ -46,8 +47,15 @@ class Loads {
   };
   using Done = std::function<void(Result<Outcome>)>;
 
-  Loads(Books& books, Loop& loop, Reaper& reaper, StateKeeper& keeper, Admission& admission, Expiry& expiry)
-      : books_(books), loop_(loop), reaper_(reaper), keeper_(keeper), admission_(admission), expiry_(expiry) {}
+  Loads(Books& books, Loop& loop, Reaper& reaper, StateKeeper& keeper, Admission& admission, Expiry& expiry,
+        Events& events)
+      : books_(books),
+        loop_(loop),
+        reaper_(reaper),
+        keeper_(keeper),
+        admission_(admission),
+        expiry_(expiry),
+        events_(events) {}
 
   // `done` is called once, on the loop's thread, unless the session ends before.
   void start(Ask ask, Done done);
@@ -106,6 +114,8 @@ class Loads {
   void admit(const FlightPtr& flight, std::optional<TimePoint> until);
   void refused(const FlightPtr& flight, const Error& error, bool waited);
   void read(const FlightPtr& flight);
+  void tell(std::string_view type, const Flight& flight, const std::string& reason = "");
+  void watch_progress();
   void landed(const FlightPtr& flight, Result<Block> block);
   void ended(const FlightPtr& flight);
   void land(const FlightPtr& flight, Resident& resident, const std::string& outcome);
@@ -124,8 +134,10 @@ class Loads {
   StateKeeper& keeper_;
   Admission& admission_;
   Expiry& expiry_;
+  Events& events_;
   std::vector<WaiterPtr> asking_;  // whose file is being looked at
   std::vector<FlightPtr> flights_;
+  bool watching_progress_ = false;
   std::map<uid_t, std::unique_ptr<Jobs>> jobs_;  // last: ends before what its threads use
 };
 

@@ -1,5 +1,6 @@
 // Requests about models: load, unload, attach, detach, list, get, pin, unpin.
 #include <algorithm>
+#include <utility>
 
 #include "broker/ram/sizes.h"
 #include "broker/server/log.h"
@@ -99,12 +100,17 @@ void Server::unload(Session&, const wire::UnloadModel& data, const Reply<wire::U
   outcome.model = is_path(model) ? resident.name() : model;
   if (!is_path(model) && resident.names.size() > 1) {
     books_->store.remove_name(resident, model);
+    wire::EventData withdrawn;
+    withdrawn.model = model;
+    withdrawn.path = resident.path;
+    events_->publish("model.unloaded", withdrawn);
     outcome.remaining_names = resident.names;
     return keeper_->save(resident, [reply, outcome] { reply.ok(outcome); });
   }
   const std::string block = resident.block->id();
   const std::uint64_t bytes = resident.bytes();
   log_info("unloading '" + wire::printable(model) + "'");
+  events_->publish("model.unloaded", event_of(resident));
   reaper_->drain(resident, [this, reply, outcome, block, bytes, wait = data.wait](bool freed) mutable {
     const auto answer = [reply, bytes](wire::UnloadModelReply result, bool gone) {
       (gone ? result.freed : result.draining) = bytes;
@@ -141,7 +147,7 @@ wire::AttachReply Server::grant(Session& session, Resident& resident, const std:
   grant.manifest_size = layout.manifest.size;
   grant.page_kind = to_string(block.page_kind());
   attached.blocks.push_back(std::move(grant));
-  books_->leases.grant(session.id, attached.lease, {model, {block.id()}, session.peer, books_->clock.now()});
+  grant_lease(session, attached.lease, model, {block.id()});
   resident.was_leased = true;
   books_->used(resident);
   return attached;
@@ -201,8 +207,14 @@ void Server::attach_by_load(Loads::Ask ask, const Reply<wire::AttachReply>& repl
 }
 
 void Server::detach(Session& session, const wire::Detach& data, const Reply<wire::DetachReply>& reply) {
+  wire::EventData released = event_of(session.peer);
+  if (const Lease* const lease = books_->leases.find(session.id, data.lease)) released.model = lease->model;
   const std::vector<std::string> blocks = books_->leases.end(session.id, data.lease);
   reply.ok({!blocks.empty()});
+  if (blocks.empty()) return;
+  released.block = blocks.front();
+  released.count = 1;
+  events_->publish("lease.released", released);
   leases_ended(blocks);
 }
 
@@ -268,7 +280,12 @@ void Server::get(Session&, const wire::ModelName& data, const Reply<wire::ModelG
 void Server::set_pinned(const std::string& model, bool pinned, const Reply<wire::PinReply>& reply) {
   const auto resident = require(model);
   if (!resident) return reply.error(resident.error());
-  (*resident)->pinned = pinned;
+  if (std::exchange((*resident)->pinned, pinned) != pinned) {
+    wire::EventData changed;
+    changed.model = (*resident)->name();
+    changed.block = (*resident)->block->id();
+    events_->publish(pinned ? "model.pinned" : "model.unpinned", changed);
+  }
   expiry_->changed(**resident);
   admission_->look_again();
   keeper_->save(**resident, [reply, name = (*resident)->name(), pinned] { reply.ok({name, pinned}); });

@@ -12,8 +12,8 @@ namespace {
 constexpr std::chrono::seconds kSlowly{2};
 }
 
-Reaper::Reaper(Books& books, Loop& loop, Jobs& jobs, StateKeeper& keeper)
-    : books_(books), loop_(loop), jobs_(jobs), keeper_(keeper) {
+Reaper::Reaper(Books& books, Loop& loop, Jobs& jobs, StateKeeper& keeper, Events& events)
+    : books_(books), loop_(loop), jobs_(jobs), keeper_(keeper), events_(events) {
   // Without inotify the timer alone must do.
   auto inotify = books_.os.inotify_create();
   if (!inotify) return;
@@ -45,7 +45,10 @@ bool Reaper::withdraw(Resident& resident) {
 }
 
 void Reaper::drain(Resident& resident, std::function<void(bool)> freed) {
-  if (!withdraw(resident) || !nobody_has(resident)) {
+  const wire::EventData data = event_of(resident);  // while it still has its name
+  const bool withdrawn = withdraw(resident);
+  if (!withdrawn || !nobody_has(resident)) {
+    if (withdrawn) events_.publish("model.draining", data);
     if (freed) freed(false);
     return;
   }
@@ -57,7 +60,10 @@ bool Reaper::evict(Resident& resident, const std::string& reason) {
   const std::vector<std::string> names = resident.names;
   const EvictedNames::Model model{resident.path, resident.type, resident.keep_alive};
   const std::uint64_t bytes = resident.bytes();
+  wire::EventData data = event_of(resident);
   if (!withdraw(resident)) return false;
+  data.reason = reason;
+  events_.publish("model.evicted", data);
   for (const std::string& name : names) books_.evicted.remember(name, model);
   books_.cache_age = std::max(books_.cache_age, resident.value);
   ++books_.evictions;
@@ -117,6 +123,9 @@ void Reaper::removed(const std::string& block, std::uint64_t bytes, const Result
     if (resident != nullptr) resident->removing = false;  // the timer tries again
   } else if (resident != nullptr) {
     log_info("freed " + format_size(bytes) + ": block " + block);
+    wire::EventData data = event_of(*resident);
+    data.bytes = bytes;
+    events_.publish("model.freed", data);
     unwatch(block);
     books_.store.erase(block);
     keeper_.erase(block);
@@ -156,6 +165,9 @@ void Reaper::when_gone(const std::string& block, std::function<void(bool gone)> 
 
 void Reaper::revived(const std::string& block) {
   unwatch(block);
+  if (const Resident* const resident = books_.store.by_block(block)) {
+    events_.publish("model.revived", event_of(*resident));
+  }
   tell_gone(block, false);
 }
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "broker/server/books.h"
+#include "broker/server/events.h"
 #include "broker/server/jobs.h"
 #include "broker/server/state_keeper.h"
 
@@ -17,7 +18,7 @@ namespace modelbroker {
 
 class Reaper {
  public:
-  Reaper(Books& books, Loop& loop, Jobs& jobs, StateKeeper& keeper);
+  Reaper(Books& books, Loop& loop, Jobs& jobs, StateKeeper& keeper, Events& events);
   Reaper(const Reaper&) = delete;
   Reaper& operator=(const Reaper&) = delete;
   ~Reaper();
@@ -56,6 +57,7 @@ class Reaper {
   Loop& loop_;
   Jobs& jobs_;
   StateKeeper& keeper_;
+  Events& events_;
   Fd inotify_;
   WatchId inotify_watch_ = 0;
   std::map<int, std::string> block_of_watch_;

@@ -50,7 +50,7 @@ void name_from_manifest(Books& books, Resident& resident, Recovered& recovered) 
   }
 }
 
-bool adopt_one(Books& books, const BlockName& name, const BlockRecord* record) {
+bool adopt_one(Books& books, const BlockName& name, const BlockRecord* record, Recovered& recovered) {
   auto block = Block::adopt(books.os, books.directory, name);
   if (block) {
     books.store.add(entry_of(books, std::move(*block), record));
@@ -59,6 +59,7 @@ bool adopt_one(Books& books, const BlockName& name, const BlockRecord* record) {
   log_error("block " + name.file_name() + " is not adopted: " + block.error().message);
   if (block.error().code != ErrorCode::kDataLoss) return false;  // a newer version's: not ours to judge
   if (auto removed = books.directory.remove(books.os, name); !removed) log_error(removed.error().message);
+  recovered.damaged.emplace_back(name.id(), block.error().message);
   return false;
 }
 
@@ -84,7 +85,7 @@ Result<Recovered> adopt_blocks(Books& books, const std::vector<BlockRecord>& rec
     }
     const auto record = known.find(name.id());
     const BlockRecord* const found = record == known.end() ? nullptr : record->second;
-    if (!adopt_one(books, name, found)) continue;
+    if (!adopt_one(books, name, found, recovered)) continue;
     crash_point("adopt.block_adopted");
     Resident& resident = *books.store.by_block(name.id());
     if (resident.draining()) {

@@ -4,6 +4,8 @@
 // bears `.tmp` is garbage; `.drain` goes on draining. Threads: at start, before the loop runs.
 #pragma once
 
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "broker/ram/state_db.h"
@@ -13,8 +15,9 @@ namespace modelbroker {
 
 struct Recovered {
   std::size_t adopted = 0, draining = 0, garbage = 0;
-  std::vector<std::string> gone;        // blocks that the database knows and nobody has
-  std::vector<std::string> superseded;  // resident blocks without a name left: to be drained
+  std::vector<std::string> gone;                             // blocks that the database knows and nobody has
+  std::vector<std::string> superseded;                       // resident blocks without a name left: to be drained
+  std::vector<std::pair<std::string, std::string>> damaged;  // removed blocks, and what was wrong
 };
 [[nodiscard]] Result<Recovered> adopt_blocks(Books& books, const std::vector<BlockRecord>& records);
 

@@ -100,18 +100,19 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config) {
   MODELBROKER_ASSIGN(const std::uint64_t limit, budget_of(os, config, held));
   books_->budget.set_limit(limit);
 
+  crash_point("adopt.before_sockets");
+  // Stale sockets of a broker that died: ours to remove, for we hold its locks.
+  for (const std::string& path : sockets()) (void)os.unlink(path);
+  MODELBROKER_ASSIGN(events_, Events::bind(endpoint_.events(), to_hex(books_->boot_id)));
   jobs_ = std::make_unique<Jobs>(*loop_, kJobThreads);
   keeper_ = std::make_unique<StateKeeper>(*loop_, std::move(state.db));
-  reaper_ = std::make_unique<Reaper>(*books_, *loop_, *jobs_, *keeper_);
+  reaper_ = std::make_unique<Reaper>(*books_, *loop_, *jobs_, *keeper_, *events_);
   admission_ = std::make_unique<Admission>(*books_, *loop_, *reaper_);
   expiry_ = std::make_unique<Expiry>(*books_, *loop_, *reaper_);
-  loads_ = std::make_unique<Loads>(*books_, *loop_, *reaper_, *keeper_, *admission_, *expiry_);
+  loads_ = std::make_unique<Loads>(*books_, *loop_, *reaper_, *keeper_, *admission_, *expiry_, *events_);
   reaper_->on_freed([this] { admission_->look_again(); });
   register_handlers();
 
-  crash_point("adopt.before_sockets");
-  // Stale sockets of a broker that died: ours to remove, for we hold its locks.
-  for (const std::string& path : {endpoint_.broker_path(), endpoint_.fds()}) (void)os.unlink(path);
   MODELBROKER_ASSIGN(router_, Router::bind(
                                   *loop_, endpoint_.broker(),
                                   [this](const wire::Request& request, const Router::Sender& sender) {
@@ -121,9 +122,16 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config) {
                                     dispatch(session, request, std::move(ticket));
                                   }));
   // Last: who can connect here can also ask there.
-  MODELBROKER_ASSIGN(fd_socket_, FdSocket::listen(*books_, *loop_, endpoint_.fds(),
+  MODELBROKER_ASSIGN(fd_socket_, FdSocket::listen(*books_, *loop_, *events_, endpoint_.fds(),
                                                   [this](SessionId session) { session_ended(session); }));
 
+  for (const auto& [block, reason] : recovered.damaged) {
+    wire::EventData damaged;
+    damaged.block = block;
+    damaged.reason = reason;
+    damaged.outcome = "removed";
+    events_->publish("model.damaged", damaged);
+  }
   for (const std::string& block : recovered.gone) keeper_->erase(block);
   for (const std::string& block : recovered.superseded) {
     if (Resident* const resident = books_->store.by_block(block)) reaper_->drain(*resident);
@@ -140,6 +148,10 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config) {
   end_silent_peers();
   expiry_->look();
   return {};
+}
+
+std::array<std::string, 3> Server::sockets() const {
+  return {endpoint_.broker_path(), endpoint_.events_path(), endpoint_.fds()};
 }
 
 Result<void> Server::watch_signals() {
@@ -159,7 +171,8 @@ Result<void> Server::watch_signals() {
 
 Result<void> Server::run() {
   auto outcome = loop_->run();
-  for (const std::string& path : {endpoint_.broker_path(), endpoint_.fds()}) (void)books_->os.unlink(path);
+  events_->publish("broker.stopping", {});
+  for (const std::string& path : sockets()) (void)books_->os.unlink(path);
   crash_point("stop.sockets_gone");
   fd_socket_.reset();
   hangs_ = !loads_->stop(kStopPatience);
@@ -181,6 +194,7 @@ Result<void> Server::run() {
   admission_.reset();
   reaper_.reset();
   router_.reset();
+  events_.reset();
   return outcome;
 }
 
@@ -208,10 +222,12 @@ Server::~Server() = default;
 
 // The only end of a session: release, hang-up, death and silence all come here.
 void Server::session_ended(SessionId session) {
-  const LeaseBook::Ended ended = books_->leases.end_session(session);
-  if (const Session* const found = books_->sessions.find(session); found != nullptr && ended.leases > 0) {
-    log_info("session of pid " + std::to_string(found->peer.pid) + " ended with " + std::to_string(ended.leases) +
-             " leases");
+  const Session* const found = books_->sessions.find(session);
+  if (found == nullptr) return;
+  const Peer peer = found->peer;
+  const LeaseBook::Ended ended = end_leases(*found);
+  if (ended.leases > 0) {
+    log_info("session of pid " + std::to_string(peer.pid) + " ended with " + std::to_string(ended.leases) + " leases");
   }
   books_->sessions.close(session);
   loads_->session_ended(session);
@@ -220,6 +236,7 @@ void Server::session_ended(SessionId session) {
     loop_->unwatch(plain->second.second);
     plain_peers_.erase(plain);
   }
+  events_->publish("session.ended", event_of(peer));
   leases_ended(ended.blocks);
 }
 
@@ -252,7 +269,10 @@ Result<Session*> Server::find_session(const wire::Request& request, const Router
     return session;
   }
   MODELBROKER_ASSIGN(const Sessions::Plain plain, books_->sessions.plain(sender.peer, sender.route, now));
-  if (plain.is_new) watch_plain(*plain.session);
+  if (plain.is_new) {
+    events_->publish("session.opened", event_of(plain.session->peer));
+    watch_plain(*plain.session);
+  }
   return plain.session;
 }
 

@@ -4,6 +4,7 @@
 // Failure: start() leaves nothing behind but the lock files, which are never removed.
 #pragma once
 
+#include <array>
 #include <functional>
 #include <map>
 #include <memory>
@@ -13,6 +14,7 @@
 
 #include "broker/server/admission.h"
 #include "broker/server/books.h"
+#include "broker/server/events.h"
 #include "broker/server/expiry.h"
 #include "broker/server/fd_socket.h"
 #include "broker/server/jobs.h"
@@ -51,9 +53,13 @@ class Server {
   // server.cc
   [[nodiscard]] Result<void> open(Os& os, const Clock& clock, const Config& config);
   [[nodiscard]] Result<void> watch_signals();
+  [[nodiscard]] std::array<std::string, 3> sockets() const;
   void stop_blocks();
   void session_ended(SessionId session);
   void leases_ended(const std::vector<std::string>& blocks);
+  void grant_lease(const Session& session, std::uint64_t number, const std::string& model,
+                   const std::vector<std::string>& blocks);
+  LeaseBook::Ended end_leases(const Session& session);
   [[nodiscard]] Result<Session*> find_session(const wire::Request& request, const Router::Sender& sender);
   void watch_plain(const Session& session);
   void end_silent_peers();
@@ -75,6 +81,7 @@ class Server {
   void restate(Session& session, const wire::Restate& data, const Reply<wire::RestateReply>& reply);
   void status(Session& session, const wire::Empty& data, const Reply<wire::StatusReply>& reply);
   [[nodiscard]] wire::StatusReply status_now() const;
+  void snapshot(Session& session, const wire::Empty& data, const Reply<wire::EventsSnapshotReply>& reply);
   // Answers who asks after holders: right after an adoption a moment later, for their leases are being stated again.
   void when_settled(std::function<void()> answer);
 
@@ -111,6 +118,7 @@ class Server {
   bool reloading_ = false, reload_again_ = false;
   TimePoint settled_at_;
   std::map<SessionId, std::pair<Fd, WatchId>> plain_peers_;
+  std::unique_ptr<Events> events_;
   std::unique_ptr<Jobs> jobs_;
   std::unique_ptr<StateKeeper> keeper_;
   std::unique_ptr<Reaper> reaper_;

@@ -2,6 +2,7 @@
 #include <time.h>
 
 #include "broker/ram/room.h"
+#include "broker/ram/sizes.h"
 #include "broker/server/log.h"
 #include "broker/server/server.h"
 #include "wire/frame.h"

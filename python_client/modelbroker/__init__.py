@@ -28,6 +28,7 @@ from ._errors import (
     UnavailableError,
     UnimplementedError,
 )
+from ._events import Event, EventStream
 from ._models import Holder, Loaded, Model, Status, Tier, Unloaded
 from ._weights import AppliedReport, TensorView, Weights
 
@@ -43,6 +44,8 @@ __all__ = [
     "CancelledError",
     "DataLossError",
     "DeadlineExceededError",
+    "Event",
+    "EventStream",
     "FailedPreconditionError",
     "Holder",
     "InternalError",

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 from ._block import read_contents
@@ -17,6 +20,7 @@ from ._errors import (
     PermissionDeniedError,
     UnavailableError,
 )
+from ._events import SNAPSHOT, EventStream
 from ._leases import Lease
 from ._link import Data, Link, MakeData
 from ._memory import Memory, Mode
@@ -24,6 +28,7 @@ from ._models import Loaded, Model, Status, Unloaded, take
 from ._weights import Weights
 
 ModelOrPath: TypeAlias = "str | os.PathLike[str]"
+Progress: TypeAlias = Callable[[int, int], object]
 
 _CONNECT_SECONDS = 2.0
 _SHORT = 30.0
@@ -80,6 +85,7 @@ class Broker:
         pin: bool = False,
         keep_alive: float | None = None,
         timeout: float | None = None,
+        progress: Progress | None = None,
     ) -> Loaded:
         """Loads a safetensors file, once for everybody; returns when its weights are in memory.
 
@@ -87,13 +93,18 @@ class Broker:
         `keep_alive`: seconds after its last use until it is evicted; below zero for ever, None for
         the broker's default. Where memory is full of models that are in use, a call with a
         `timeout` waits that long for room; one without is refused at once.
+        `progress(read_bytes, total_bytes)` is called from another thread while it reads, and from
+        this one at the end; an error that it raises is raised here once the load is done.
         """
         label = _absolute(path)
         data: Data = {"path": label, "name": name or "", "type": type, "pin": pin}
         if keep_alive is not None:
             data["keep_alive"] = float(keep_alive)
-        with _Source(label) as source:
-            return take(Loaded, self._call("model.load_model", source.with_offer(data), timeout))
+        with _Source(label) as source, self._watched(label, progress):
+            loaded = self._call("model.load_model", source.with_offer(data), timeout)
+        if progress is not None:
+            progress(loaded["payload_bytes"], loaded["payload_bytes"])
+        return take(Loaded, loaded)
 
     def unload(
         self, model: ModelOrPath, *, wait: bool = False, timeout: float | None = _SHORT
@@ -140,6 +151,19 @@ class Broker:
     def status(self) -> Status:
         """The broker, its kernel features and its tiers' books."""
         return Status.of(self._call("cache.status", {}, _SHORT))
+
+    def events(
+        self, types: str | Sequence[str] | None = None, timeout: float | None = None
+    ) -> EventStream:
+        """What happens from now on: `for event in broker.events():`.
+
+        The first event is a "snapshot", and so is one in the place of events that were missed
+        (whoever does not read for long misses some) and after a restart of the broker. `types`:
+        only these ("model.loaded", "model.*"), and snapshots. The iteration ends when nothing came
+        for `timeout` seconds, at close() of the stream or of this object; else it goes on.
+        """
+        patterns = (types,) if isinstance(types, str) else types
+        return EventStream(self, self._open_link(), patterns, timeout)
 
     def pin(self, model: ModelOrPath) -> None:
         """Never evict it."""
@@ -190,6 +214,32 @@ class Broker:
     def _call(self, type_: str, data: Data | MakeData, timeout: float | None) -> Data:
         return self._open_link().call(type_, data, timeout)
 
+    @contextmanager
+    def _watched(self, path: str, progress: Progress | None) -> Iterator[None]:
+        """Tells `progress` of a load of `path` while the body runs."""
+        if progress is None:
+            yield
+            return
+        raised: list[BaseException] = []
+
+        def watch(stream: EventStream) -> None:
+            try:
+                for read, total in _reading(stream, path):
+                    progress(read, total)
+            except BaseException as error:
+                raised.append(error)
+
+        with self.events(("model.loading", "model.progress")) as stream:
+            watcher = threading.Thread(target=watch, args=(stream,), name="modelbroker-progress")
+            watcher.start()
+            try:
+                yield
+            finally:
+                stream.close()
+                watcher.join()
+        if raised:
+            raise raised[0]
+
     def _attach(self, data: Data | MakeData, deadline: Deadline) -> tuple[Data, Lease]:
         left = None if deadline.seconds is None else deadline.left()
         return self._open_link().attach(data, left)
@@ -216,6 +266,19 @@ class Broker:
         except OSError:
             # Another mount namespace, another user, or renamed since: the broker opens it for us.
             return self._link.open_block(name, _SHORT)
+
+
+def _reading(stream: EventStream, path: str) -> Iterator[tuple[int, int]]:
+    """Bytes read and bytes in all, as a load goes on."""
+    for event in stream:
+        if event.type != SNAPSHOT:
+            total = event.data.get("total_bytes", 0)
+            if total and event.data.get("path") == path:
+                yield event.data.get("read_bytes", 0), total
+            continue
+        for model in event.data["models"]:
+            if model["path"] == path and model["state"] == "loading":
+                yield model["loaded_bytes"], model["payload_bytes"]
 
 
 class _Source:

@@ -1,4 +1,4 @@
-"""Where a broker's two sockets are: docs/protocol.md's first table."""
+"""Where a broker's sockets are: docs/protocol.md's first table."""
 
 from __future__ import annotations
 
@@ -29,6 +29,11 @@ class Endpoint:
     def fds(self) -> str:
         """The path of the socket for sessions and descriptors."""
         return f"{self.run_directory}/fds.sock"
+
+    @property
+    def events(self) -> str:
+        """The ZeroMQ endpoint of what is published."""
+        return f"{_SCHEME}{self.run_directory}/events.sock"
 
 
 def _checked(run_directory: str, owned: bool = False) -> Endpoint:

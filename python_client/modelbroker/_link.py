@@ -301,6 +301,11 @@ class Link:
             while self._session is None and self._dropped:
                 self._held.pop(self._dropped.popleft(), None)
 
+    @property
+    def closing(self) -> bool:
+        """True once close() was called."""
+        return self._closing
+
     # ---- the keeper's view
 
     def watched(self) -> Session | None:

@@ -27,17 +27,17 @@ Socket: TypeAlias = "zmq.Socket[bytes]"
 _context: tuple[int, zmq.Context[Socket]] | None = None
 
 
-def _our_context() -> zmq.Context[Socket]:
+def our_context() -> zmq.Context[Socket]:
     """One context a process. It is never terminated: that would wait for other people's sockets."""
     global _context
     if _context is None or _context[0] != os.getpid():
         if _context is not None:
-            _keep_forever(_context[1])
+            keep_forever(_context[1])
         _context = os.getpid(), zmq.Context(io_threads=1)
     return _context[1]
 
 
-def _keep_forever(thing: object) -> None:
+def keep_forever(thing: object) -> None:
     """A parent's ZeroMQ objects must not be finalized in a forked child, not even at its exit."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
@@ -77,7 +77,7 @@ class Pool:
             return self._idle.pop()
         except IndexError:
             pass
-        socket = _our_context().socket(zmq.DEALER)
+        socket = our_context().socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.SNDTIMEO, 1000)
         socket.setsockopt(zmq.RCVTIMEO, _SLICE_MS)
@@ -101,7 +101,7 @@ class Pool:
     def forget(self) -> None:
         """In a forked child: the sockets are the parent's."""
         for socket in self._idle:
-            _keep_forever(socket)
+            keep_forever(socket)
         self._idle = deque()
 
 

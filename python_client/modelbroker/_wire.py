@@ -65,6 +65,15 @@ def decode_reply(raw: bytes) -> dict[str, Any]:
     return reply
 
 
+def decode_event(raw: bytes) -> dict[str, Any]:
+    """The known fields of a published event."""
+    event = decode_reply(raw)
+    try:
+        return {key: event[key] for key in ("type", "seq", "boot_id", "time", "data")}
+    except KeyError as missing:
+        raise InternalError(f"an event has no {missing}") from None
+
+
 def data_of(reply: dict[str, Any]) -> dict[str, Any]:
     """The data of a successful reply; an error is raised as what it is."""
     if reply.get("success") is True:

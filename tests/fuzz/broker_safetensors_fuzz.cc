@@ -45,7 +45,7 @@ void check(const Directory& directory, std::size_t file_size) {
   manifest.tensors = directory.tensors;
   const auto again = Manifest::decode(manifest.encode(), directory.payload.size);
   require(again.has_value(), "its manifest is a good one");
-  require(plan_block(directory, {}).has_value(), "a block can hold it");
+  require(plan_load(directory, {}).has_value(), "a block can hold it");
 }
 
 }  // namespace

@@ -219,6 +219,25 @@ TEST(ProtocolDocumentTest, NestedMapsHaveTheirTables) {
   expect_documented<ModelInfo>("model");
   expect_documented<BlockGrant>("block");
   expect_documented<TierStatus>("tier");
+  expect_documented<EventData>("event data");
+}
+
+TEST(ProtocolDocumentTest, AnEventIsItsFieldsAfterTheVersion) {
+  Table code = fields_of<Event>();
+  code.insert(code.begin(), {"v", "uint", true});
+  EXPECT_EQ(difference(Document::get().tables.at("event"), code), "");
+}
+
+TEST(ProtocolDocumentTest, EventTypesAreThoseOfTheCode) {
+  std::vector<std::string> documented;
+  std::set<std::string> known;
+  for (const Field& field : fields_of<EventData>()) known.insert(field.name);
+  for (const Field& row : Document::get().tables.at("event type")) {
+    documented.push_back(row.name);
+    std::istringstream names(row.kind);  // of this table: which data
+    for (std::string name; std::getline(names, name, ',');) EXPECT_TRUE(known.contains(trimmed(name))) << name;
+  }
+  EXPECT_EQ(documented, std::vector<std::string>(kEventTypes.begin(), kEventTypes.end()));
 }
 
 TEST(ProtocolDocumentTest, SmallMapsAreListedWhereTheyStand) {
@@ -228,7 +247,8 @@ TEST(ProtocolDocumentTest, SmallMapsAreListedWhereTheyStand) {
 }
 
 TEST(ProtocolDocumentTest, EveryTableIsOneThatIsChecked) {
-  std::set<std::string> known{"socket", "request", "code", "model", "block", "tier"};
+  std::set<std::string> known{"socket", "request", "code",       "model",     "block",
+                              "tier",   "event",   "event data", "event type"};
 #define MODELBROKER_TABLES(type, request, reply) \
   known.insert(type " request");                 \
   known.insert(type " reply");
