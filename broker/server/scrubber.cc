@@ -9,7 +9,8 @@
 namespace modelbroker {
 namespace {
 
-constexpr std::chrono::seconds kLookAtLeast{60};
+// So often it looks whether a new block has become due.
+constexpr Duration kLookSeldom = std::chrono::seconds(60), kLookOften = std::chrono::milliseconds(50);
 constexpr std::chrono::milliseconds kProgressEvery{100};
 
 bool gone(const Resident* resident) {
@@ -94,7 +95,7 @@ Scrubber::PassPtr Scrubber::next_in_background() {
     return nullptr;
   }
   if (background_ && gone(books_.store.by_block(background_->found.block))) background_.reset();
-  TimePoint due = now + kLookAtLeast;
+  TimePoint due = now + std::clamp(books_.config.scrub_interval, kLookOften, kLookSeldom);
   if (!background_) {
     const Resident* first = nullptr;
     for (const auto& [id, resident] : books_.store.all()) {
