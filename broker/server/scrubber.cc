@@ -10,7 +10,7 @@ namespace modelbroker {
 namespace {
 
 // So often it looks whether a new block has become due.
-constexpr Duration kLookSeldom = std::chrono::seconds(60), kLookOften = std::chrono::milliseconds(50);
+constexpr Duration kLookSeldom = std::chrono::seconds(10), kLookOften = std::chrono::milliseconds(50);
 constexpr std::chrono::milliseconds kProgressEvery{100};
 
 bool gone(const Resident* resident) {
