@@ -26,6 +26,7 @@ int main(int argc, char** argv) {
   add_serve_command(app, common, action);
   add_client_commands(app, common, action);
   add_events_command(app, common, action);
+  add_scrub_command(app, common, action);
   add_clean_command(app, common, action);
   add_doctor_command(app, common, action);
   try {

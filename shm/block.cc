@@ -11,6 +11,7 @@
 namespace modelbroker {
 namespace {
 
+constexpr std::uint64_t kCheckStep = 256ULL << 10;
 constexpr int kReadFlags = O_RDONLY | O_CLOEXEC | O_NOFOLLOW;
 
 // O_NONBLOCK, so that a fifo in a block's place cannot hold us up. It also means EWOULDBLOCK while
@@ -77,6 +78,31 @@ Result<ChunkHashes> read_chunk_table(Os& os, int fd, const BlockHeader& header, 
     return fail(ErrorCode::kDataLoss, "block '" + path + "': the chunk table does not agree with the digest");
   }
   return hashes;
+}
+
+// For checks: without the path, which may change under them.
+tl::unexpected<Error> damage(const std::string& what, std::uint64_t offset) {
+  return fail(ErrorCode::kDataLoss, what, {{"offset", offset}});
+}
+
+tl::unexpected<Error> freed() { return fail(ErrorCode::kCancelled, "the block was freed meanwhile"); }
+
+Result<void> read_again(Os& os, int fd, std::span<std::byte> into, std::uint64_t offset) {
+  while (!into.empty()) {
+    const auto got = os.pread(fd, into, offset);
+    if (!got) {
+      Error error = error_from_errno(got.error().number, "reading it again");
+      if (got.error().number == EIO) {  // a broken memory chip, or swap
+        error.code = ErrorCode::kDataLoss;
+        error.details["offset"] = offset;
+      }
+      return tl::unexpected(std::move(error));
+    }
+    if (*got == 0) return damage("it became shorter", offset);
+    into = into.subspan(*got);
+    offset += *got;
+  }
+  return {};
 }
 
 std::uint64_t held(const struct stat& found) { return static_cast<std::uint64_t>(found.st_blocks) * 512; }
@@ -181,31 +207,64 @@ Result<void> Block::remove(Os& os) {
     return fail_errno(removed.error().number, "removing block '" + path_ + "'");
   }
   crash_point("drain.after_unlink");
+  const std::lock_guard lock(*checking_);
   fd_.reset();
   return {};
 }
 
 Result<ChunkHashes> Block::chunk_hashes(Os& os) const { return read_chunk_table(os, fd_.get(), header_, path_); }
 
-Result<void> Block::verify(Os& os) const {
-  MODELBROKER_ASSIGN(const ChunkHashes hashes, chunk_hashes(os));
-  std::vector<std::byte> buffer(kHugePage);
+Result<ChunkHashes> Block::check_contents(Os& os) const {
+  const std::lock_guard lock(*checking_);
+  if (!fd_) return freed();
+  std::vector<std::byte> page(kPage);
+  MODELBROKER_TRY(read_again(os, fd_.get(), page, 0));
+  if (const auto header = BlockHeader::decode(page, header_.layout.block_size); !header || *header != header_) {
+    return damage("the header is damaged", 0);
+  }
+  const ByteRange& manifest = header_.layout.manifest;
+  std::vector<std::byte> encoded(manifest.size);
+  MODELBROKER_TRY(read_again(os, fd_.get(), encoded, manifest.offset));
+  if (hash64(encoded) != header_.manifest_hash) return damage("the manifest is damaged", manifest.offset);
+  ChunkHashes hashes(header_.layout.chunk_count());
+  MODELBROKER_TRY(
+      read_again(os, fd_.get(), std::as_writable_bytes(std::span(hashes)), header_.layout.chunk_table.offset));
+  if (digest_of(header_.layout.payload.size, hashes) != header_.digest) {
+    return damage("the chunk table is damaged", header_.layout.chunk_table.offset);
+  }
+  return hashes;
+}
+
+Result<void> Block::check_chunk(Os& os, std::uint32_t index, std::uint64_t hash, const std::atomic<bool>& stop) const {
+  const std::lock_guard lock(*checking_);
+  const ByteRange chunk = header_.layout.chunk(index);
+  std::vector<std::byte> buffer(std::min(chunk.size, kCheckStep));
   ChunkHasher hasher;
-  for (std::uint32_t i = 0; i < hashes.size(); ++i) {
-    const ByteRange chunk = header_.layout.chunk(i);
-    hasher.reset();
-    for (std::uint64_t at = chunk.offset; at < chunk.end();) {
-      const std::size_t want = std::min<std::uint64_t>(buffer.size(), chunk.end() - at);
-      const auto got = os.pread(fd_.get(), std::span(buffer).first(want), at);
-      if (!got) return fail_errno(got.error().number, "reading block '" + path_ + "'");
-      if (*got == 0) return fail(ErrorCode::kDataLoss, "block '" + path_ + "' is shorter than its header says");
-      hasher.update(std::span(buffer).first(*got));
-      at += *got;
+  for (std::uint64_t at = chunk.offset; at < chunk.end();) {
+    if (!fd_) return freed();
+    if (stop) return fail(ErrorCode::kCancelled, "the check was stopped");
+    const auto piece = std::span(buffer).first(std::min<std::uint64_t>(buffer.size(), chunk.end() - at));
+    if (auto read = read_again(os, fd_.get(), piece, at); !read) {
+      Error error = std::move(read).error();
+      if (error.code == ErrorCode::kDataLoss) error.details["chunk"] = index;
+      return tl::unexpected(std::move(error));
     }
-    if (hasher.digest() != hashes[i]) {
-      return fail(ErrorCode::kDataLoss, "block '" + path_ + "': chunk " + std::to_string(i) + " is damaged",
-                  {{"chunk", i}});
-    }
+    hasher.update(piece);
+    at += piece.size();
+  }
+  if (hasher.digest() == hash) return {};
+  auto damaged = damage("chunk " + std::to_string(index) + " is damaged", chunk.offset);
+  damaged.value().details["chunk"] = index;
+  return damaged;
+}
+
+Result<void> Block::verify(Os& os) const {
+  const std::atomic<bool> stop = false;
+  const auto named = [this](Error error) { return tl::unexpected(in_block(path_, std::move(error))); };
+  auto hashes = check_contents(os);
+  if (!hashes) return named(std::move(hashes).error());
+  for (std::uint32_t i = 0; i < hashes->size(); ++i) {
+    if (auto good = check_chunk(os, i, (*hashes)[i], stop); !good) return named(std::move(good).error());
   }
   return {};
 }

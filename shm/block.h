@@ -7,10 +7,12 @@
 // BlockView       a block as a reader maps it; keeps the bytes alive, whoever dies.
 //
 // Threads: a BlockWriter's make_pages() and payload bytes may be used from several threads on
-// disjoint ranges; everything else belongs to one thread at a time. Failure: every function that can
+// disjoint ranges, and a Block's check_...() while another thread does what it likes with it; everything else belongs
+// to one thread at a time. Failure: every function that can
 // fail returns Result and leaves the object as it was; the && ones clean up what they held.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -124,7 +126,14 @@ class Block {
   [[nodiscard]] Result<void> remove(Os& os);
   // The chunk table, checked against the digest.
   [[nodiscard]] Result<ChunkHashes> chunk_hashes(Os& os) const;
-  // Hashes the payload again and compares; data_loss names the first wrong chunk.
+  // Reads again, by our one description, so that the kernel sees no other holder; makes no page. For any thread, also
+  // while the block is renamed or removed: then cancelled. data_loss says what is damaged (details: offset, chunk).
+  // Header, manifest and chunk table; gives the table.
+  [[nodiscard]] Result<ChunkHashes> check_contents(Os& os) const;
+  // One chunk of the payload; cancelled soon after `stop` is set.
+  [[nodiscard]] Result<void> check_chunk(Os& os, std::uint32_t index, std::uint64_t hash,
+                                         const std::atomic<bool>& stop) const;
+  // All of that.
   [[nodiscard]] Result<void> verify(Os& os) const;
 
  private:
@@ -138,6 +147,8 @@ class Block {
   std::shared_ptr<const Manifest> manifest_;
   std::shared_ptr<BlockGauge> gauge_ = std::make_shared<BlockGauge>();
   PageKind page_kind_ = PageKind::kSmall;
+  // Held while fd_ is read by a check, and when it is let go.
+  std::unique_ptr<std::mutex> checking_ = std::make_unique<std::mutex>();
   Fd fd_;
 };
 

@@ -334,6 +334,7 @@ struct RestateReply {
 struct TierStatus {
   std::uint64_t limit = 0, reserved = 0, made = 0, draining = 0, pinned = 0, leased = 0;  // bytes
   std::uint64_t models = 0, leases = 0, hits = 0, misses = 0, loads = 0, evictions = 0;   // counts
+  std::uint64_t scrubbed_bytes = 0, scrub_errors = 0;
   template <class Self, class F>
   static void fields(Self& self, F&& f) {
     f("limit", self.limit);
@@ -348,6 +349,8 @@ struct TierStatus {
     f("misses", self.misses);
     f("loads", self.loads);
     f("evictions", self.evictions);
+    f("scrubbed_bytes", self.scrubbed_bytes);
+    f("scrub_errors", self.scrub_errors);
   }
 };
 
@@ -373,6 +376,44 @@ struct StatusReply {
   }
 };
 
+struct Scrub {
+  std::string model;
+  template <class Self, class F>
+  static void fields(Self& self, F&& f) {
+    f("model", self.model);
+  }
+};
+
+struct ScrubbedModel {
+  std::string model, block;
+  std::uint64_t generation = 0, bytes = 0;
+  std::string outcome;
+  std::uint64_t chunk = 0, offset = 0;
+  std::string reason;
+  template <class Self, class F>
+  static void fields(Self& self, F&& f) {
+    f("model", self.model);
+    f("block", self.block);
+    f("generation", self.generation);
+    f("bytes", self.bytes);
+    f("outcome", self.outcome);
+    f("chunk", self.chunk);
+    f("offset", self.offset);
+    f("reason", self.reason);
+  }
+};
+
+struct ScrubReply {
+  std::uint64_t bytes = 0, damaged = 0;
+  std::vector<ScrubbedModel> models;
+  template <class Self, class F>
+  static void fields(Self& self, F&& f) {
+    f("bytes", self.bytes);
+    f("damaged", self.damaged);
+    f("models", self.models);
+  }
+};
+
 // ---- events
 
 // What happened to what. Fields that are empty or 0 are left out of the map.
@@ -382,6 +423,7 @@ struct EventData {
   std::string reason;
   std::uint64_t uid = 0, pid = 0, generation = 0, count = 0;
   std::string outcome;
+  std::uint64_t chunk = 0, offset = 0;
   template <class Self, class F>
   static void fields(Self& self, F&& f) {
     f("model", self.model);
@@ -396,6 +438,8 @@ struct EventData {
     f("generation", self.generation);
     f("count", self.count);
     f("outcome", self.outcome);
+    f("chunk", self.chunk);
+    f("offset", self.offset);
   }
 };
 
@@ -417,10 +461,11 @@ struct Event {
 };
 
 // Every type of event; no other is published.
-inline constexpr std::array<std::string_view, 18> kEventTypes{
-    "model.loading",  "model.progress", "model.loaded",   "model.load_failed", "model.alias",   "model.unloaded",
-    "model.draining", "model.freed",    "model.revived",  "model.evicted",     "model.pinned",  "model.unpinned",
-    "model.damaged",  "lease.granted",  "lease.released", "session.opened",    "session.ended", "broker.stopping"};
+inline constexpr std::array<std::string_view, 19> kEventTypes{
+    "model.loading",  "model.progress", "model.loaded",  "model.load_failed", "model.alias",
+    "model.unloaded", "model.draining", "model.freed",   "model.revived",     "model.evicted",
+    "model.pinned",   "model.unpinned", "model.damaged", "model.scrubbing",   "lease.granted",
+    "lease.released", "session.opened", "session.ended", "broker.stopping"};
 
 struct EventsSnapshotReply {
   std::string boot_id;
@@ -489,6 +534,7 @@ struct BlockOpenReply {
   X("model.get_model_info", GetModelInfo, GetModelInfoReply) \
   X("lease.restate", Restate, RestateReply)                  \
   X("cache.status", Empty, StatusReply)                      \
+  X("cache.scrub", Scrub, ScrubReply)                        \
   X("events.snapshot", Empty, EventsSnapshotReply)           \
   X("session.open", Empty, SessionOpenReply)                 \
   X("file.offer", Empty, FileOfferReply)                     \
@@ -497,11 +543,13 @@ struct BlockOpenReply {
 // The structs above, each once. (clang-format never settles on these.)
 // clang-format off
 #define MODELBROKER_REQUEST_STRUCTS(X) \
-  X(Empty) X(LoadModel) X(UnloadModel) X(ModelName) X(Attach) X(Detach) X(GetModelInfo) X(Restate) X(BlockOpen)
+  X(Empty) X(LoadModel) X(UnloadModel) X(ModelName) X(Attach) X(Detach) X(GetModelInfo) X(Restate) X(Scrub) \
+  X(BlockOpen)
 #define MODELBROKER_REPLY_STRUCTS(X)                                                                \
   X(SessionHelloReply) X(SessionPingReply) X(SessionByeReply) X(LoadModelReply) X(UnloadModelReply) \
   X(ModelListReply) X(ModelGetReply) X(AttachReply) X(DetachReply) X(PinReply) X(CancelReply) X(GetModelInfoReply) \
-  X(RestateReply) X(StatusReply) X(EventsSnapshotReply) X(SessionOpenReply) X(FileOfferReply) X(BlockOpenReply)
+  X(RestateReply) X(StatusReply) X(ScrubReply) X(EventsSnapshotReply) X(SessionOpenReply) X(FileOfferReply)         \
+  X(BlockOpenReply)
 // clang-format on
 
 }  // namespace modelbroker::wire

@@ -25,6 +25,7 @@ using Action = std::function<int()>;
 void add_client_commands(CLI::App& app, Common& common, Action& action);  // load unload ls ps show pin unpin status
 void add_serve_command(CLI::App& app, Common& common, Action& action);
 void add_events_command(CLI::App& app, Common& common, Action& action);
+void add_scrub_command(CLI::App& app, Common& common, Action& action);
 void add_clean_command(CLI::App& app, Common& common, Action& action);
 void add_doctor_command(CLI::App& app, Common& common, Action& action);
 

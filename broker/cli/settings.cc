@@ -18,7 +18,7 @@ namespace {
 using enum SettingKind;
 
 // clang-format off
-constexpr std::array<Setting, 19> kSettings{{
+constexpr std::array<Setting, 20> kSettings{{
     {"server", "run_directory", "run-directory", kPath, &Config::run_directory, "", "the usual place of the user", false,
      "sockets, lock and state"},
     {"server", "group", "group", kWord, &Config::group, "", "nobody else", false,
@@ -57,6 +57,8 @@ constexpr std::array<Setting, 19> kSettings{{
      "after a start: how long leases may be stated again"},
     {"scrub", "rate", "scrub-rate", kRate, &Config::scrub_rate, "", "64MiB", true,
      "bytes a second of resident blocks that are hashed again; 0: none"},
+    {"scrub", "interval", "scrub-interval", kTime, &Config::scrub_interval, "", "24h", true,
+     "how often each block is hashed again"},
 }};
 // clang-format on
 

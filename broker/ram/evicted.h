@@ -7,10 +7,12 @@
 #include <cstddef>
 #include <deque>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 
 #include "broker/clock.h"
+#include "shm/manifest.h"
 
 namespace modelbroker {
 
@@ -20,6 +22,7 @@ class EvictedNames {
   struct Model {
     std::string path, type;
     Duration keep_alive{-1};
+    std::optional<FileIdentity> only{};  // it must still be this file
   };
 
   void remember(const std::string& name, Model model);

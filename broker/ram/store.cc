@@ -49,11 +49,11 @@ Resident* RamStore::find(std::string_view name_or_path) {
 }
 
 Resident* RamStore::by_source(const FileIdentity& source) {
-  return newest([&](const Resident& r) { return r.source == source; });
+  return newest([&](const Resident& r) { return !r.damaged && r.source == source; });
 }
 
 Resident* RamStore::by_source_but_ctime(const FileIdentity& source) {
-  return newest([&](const Resident& r) { return r.source.same_but_ctime(source); });
+  return newest([&](const Resident& r) { return !r.damaged && r.source.same_but_ctime(source); });
 }
 
 Result<void> RamStore::add_name(Resident& resident, const std::string& name) {

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -26,11 +27,13 @@ struct Resident {
   bool pinned = false;
   int promised = 0;         // answers under way that hand it out: nobody holds it yet, and it must not go
   bool removing = false;    // its file is being unlinked: cannot be revived
+  bool damaged = false;     // likewise: its bytes are not what was loaded
   Duration keep_alive{-1};  // after its last use, see Expiry; below zero: for ever
   TimePoint last_used;
-  bool was_leased = false;     // by this broker
-  double seconds_to_load = 0;  // as measured, or guessed for an adopted one
-  double value = 0;            // see eviction.h
+  bool was_leased = false;           // by this broker
+  double seconds_to_load = 0;        // as measured, or guessed for an adopted one
+  double value = 0;                  // see eviction.h
+  std::optional<TimePoint> checked;  // when its bytes were last known to be right
 
   // The model's: what a block without names (it drains) was called first.
   [[nodiscard]] const std::string& name() const { return names.empty() ? block->manifest().name : names.front(); }

@@ -33,6 +33,7 @@ struct Books {
   EvictedNames evicted;
   double cache_age = 0;  // see eviction.h
   std::uint64_t hits = 0, misses = 0, loads = 0, evictions = 0;
+  std::uint64_t scrubbed_bytes = 0, scrub_errors = 0;
   std::uint64_t highest_generation = 0;
 
   // Never the same twice, not even over a restart: CLOCK_BOOTTIME only grows while blocks live.

@@ -39,6 +39,7 @@ void Server::register_handlers() {
   on("model.unpin", &Server::unpin);
   on("model.cancel", &Server::cancel);
   on("model.get_model_info", &Server::get_model_info);
+  on("cache.scrub", &Server::scrub);
 }
 
 void Server::dispatch(Session& session, const wire::Request& request, Ticket ticket) {
@@ -168,6 +169,8 @@ wire::StatusReply Server::status_now() const {
   ram.misses = books_->misses;
   ram.loads = books_->loads;
   ram.evictions = books_->evictions;
+  ram.scrubbed_bytes = books_->scrubbed_bytes;
+  ram.scrub_errors = books_->scrub_errors;
   status.tiers.emplace("ram", ram);
   return status;
 }

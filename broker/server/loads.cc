@@ -83,6 +83,7 @@ void Loads::start(Ask ask, Done done) {
   waiter->any_name = ask.any_name;
   waiter->keep_alive = ask.keep_alive;
   waiter->until = ask.until;
+  waiter->only = ask.only;
   waiter->done = std::move(done);
   asking_.push_back(waiter);
   // The file may lie on a file system that hangs: even fstat is a job.
@@ -116,6 +117,10 @@ void Loads::identified(const WaiterPtr& asking, Fd file, const Result<FileIdenti
   if (std::erase(asking_, asking) == 0) return;  // withdrawn meanwhile
   Waiter waiter = std::move(*asking);
   if (!source) return waiter.done(tl::unexpected(source.error()));
+  if (waiter.only && !waiter.only->same_but_ctime(*source)) {
+    return waiter.done(fail(ErrorCode::kFailedPrecondition,
+                            "'" + wire::printable(waiter.path) + "' is not the file any more that was loaded"));
+  }
   if (auto free = check_name(waiter, *source); !free) return waiter.done(tl::unexpected(free.error()));
   std::string outcome;
   if (Resident* const resident = usable(*source, outcome)) {
@@ -283,6 +288,7 @@ void Loads::landed(const FlightPtr& flight, Result<Block> block) {
   Resident resident;
   resident.block = std::make_shared<Block>(std::move(*block));
   resident.source = flight->source;
+  resident.checked = books_.clock.now();
   resident.keep_alive = books_.config.keep_alive;
   resident.seconds_to_load = std::chrono::duration<double>(books_.clock.now() - flight->began).count();
   const Manifest& manifest = resident.block->manifest();

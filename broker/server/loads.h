@@ -38,7 +38,8 @@ class Loads {
     bool pin = false;
     bool any_name = false;  // a free one, if the file's stem is taken
     std::optional<Duration> keep_alive;
-    std::optional<TimePoint> until;  // how long it may wait for room
+    std::optional<TimePoint> until;    // how long it may wait for room
+    std::optional<FileIdentity> only;  // failed_precondition if it is another file by now
   };
   struct Outcome {
     std::string block;
@@ -82,6 +83,7 @@ class Loads {
     bool any_name = false;
     std::optional<Duration> keep_alive;
     std::optional<TimePoint> until;
+    std::optional<FileIdentity> only;
     Done done;
     // The name that it asks for: by default the file's stem.
     [[nodiscard]] std::string wanted_name() const;

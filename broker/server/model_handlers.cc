@@ -170,6 +170,7 @@ void Server::attach(Session& session, const wire::Attach& data, const Reply<wire
     ask->name = data.model;
     ask->type = evicted->type;
     ask->keep_alive = evicted->keep_alive;
+    ask->only = evicted->only;
     ask->until = reply.deadline();
     return attach_by_load(std::move(*ask), reply, data.model);
   }
@@ -306,6 +307,24 @@ void Server::cancel(Session& session, const wire::ModelName& data, const Reply<w
   if (count > 0) return reply.ok({count});
   reply.error({ErrorCode::kNotFound, "nothing that is called '" + wire::printable(data.model) +
                                          "' is being loaded: 'modelbroker ps' shows what is"});
+}
+
+void Server::scrub(Session& session, const wire::Scrub& data, const Reply<wire::ScrubReply>& reply) {
+  if (session.peer.uid != books_->os.uid() && session.peer.uid != 0) {
+    return reply.error({ErrorCode::kPermissionDenied, "only the broker's user and root may scrub"});
+  }
+  Scrubber::Ask ask;
+  ask.session = session.id;
+  if (data.model.empty()) {
+    for (const auto& [id, resident] : books_->store.all()) ask.blocks.push_back(id);
+  } else {
+    const auto resident = require(data.model);
+    if (!resident) return reply.error(resident.error());
+    ask.blocks.push_back((*resident)->block->id());
+  }
+  ask.wanted = [reply] { return !reply.answered(); };
+  ask.done = [reply](const wire::ScrubReply& found) { reply.ok(found); };
+  scrubber_->check(std::move(ask));
 }
 
 void Server::get_model_info(Session&, const wire::GetModelInfo& data, const Reply<wire::GetModelInfoReply>& reply) {

@@ -110,6 +110,7 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config) {
   admission_ = std::make_unique<Admission>(*books_, *loop_, *reaper_);
   expiry_ = std::make_unique<Expiry>(*books_, *loop_, *reaper_);
   loads_ = std::make_unique<Loads>(*books_, *loop_, *reaper_, *keeper_, *admission_, *expiry_, *events_);
+  scrubber_ = std::make_unique<Scrubber>(*books_, *loop_, *reaper_, *loads_, *events_);
   reaper_->on_freed([this] { admission_->look_again(); });
   register_handlers();
 
@@ -147,6 +148,7 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config) {
   }
   end_silent_peers();
   expiry_->look();
+  scrubber_->look();
   return {};
 }
 
@@ -175,7 +177,8 @@ Result<void> Server::run() {
   for (const std::string& path : sockets()) (void)books_->os.unlink(path);
   crash_point("stop.sockets_gone");
   fd_socket_.reset();
-  hangs_ = !loads_->stop(kStopPatience);
+  hangs_ = !scrubber_->stop(kStopPatience);
+  hangs_ = !loads_->stop(kStopPatience) || hangs_;
   hangs_ = !jobs_->stop(kStopPatience) || hangs_;
   stop_blocks();
   crash_point("stop.before_flush");
@@ -189,6 +192,7 @@ Result<void> Server::run() {
     return outcome;
   }
   loop_->discard();
+  scrubber_.reset();
   loads_.reset();
   expiry_.reset();
   admission_.reset();
@@ -231,6 +235,7 @@ void Server::session_ended(SessionId session) {
   }
   books_->sessions.close(session);
   loads_->session_ended(session);
+  scrubber_->session_ended(session);
   if (router_) router_->forget(session);
   if (const auto plain = plain_peers_.find(session); plain != plain_peers_.end()) {
     loop_->unwatch(plain->second.second);

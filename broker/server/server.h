@@ -22,6 +22,7 @@
 #include "broker/server/notify.h"
 #include "broker/server/reaper.h"
 #include "broker/server/router.h"
+#include "broker/server/scrubber.h"
 #include "broker/server/state_keeper.h"
 #include "wire/endpoint.h"
 
@@ -96,6 +97,7 @@ class Server {
   void pin(Session& session, const wire::ModelName& data, const Reply<wire::PinReply>& reply);
   void unpin(Session& session, const wire::ModelName& data, const Reply<wire::PinReply>& reply);
   void cancel(Session& session, const wire::ModelName& data, const Reply<wire::CancelReply>& reply);
+  void scrub(Session& session, const wire::Scrub& data, const Reply<wire::ScrubReply>& reply);
   void get_model_info(Session& session, const wire::GetModelInfo& data, const Reply<wire::GetModelInfoReply>& reply);
   void set_pinned(const std::string& model, bool pinned, const Reply<wire::PinReply>& reply);
   [[nodiscard]] Result<Resident*> require(const std::string& model);
@@ -125,6 +127,7 @@ class Server {
   std::unique_ptr<Admission> admission_;
   std::unique_ptr<Expiry> expiry_;
   std::unique_ptr<Loads> loads_;
+  std::unique_ptr<Scrubber> scrubber_;
   std::unique_ptr<FdSocket> fd_socket_;
   std::unique_ptr<Router> router_;
   bool hangs_ = false;

@@ -79,6 +79,7 @@ void Server::take_over(Reloaded fresh, std::uint64_t limit) {
   books_->config = std::move(fresh.config);
   books_->budget.set_limit(limit);
   admission_->limit_changed();
+  scrubber_->look();
   set_log_level(books_->config.log_level);
   set_log_format(books_->config.log_format);
   log_info("configuration read again, budget " + format_size(limit) +

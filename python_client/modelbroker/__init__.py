@@ -29,7 +29,7 @@ from ._errors import (
     UnimplementedError,
 )
 from ._events import Event, EventStream
-from ._models import Holder, Loaded, Model, Status, Tier, Unloaded
+from ._models import Holder, Loaded, Model, Scrubbed, ScrubbedModel, Status, Tier, Unloaded
 from ._weights import AppliedReport, TensorView, Weights
 
 try:
@@ -56,6 +56,8 @@ __all__ = [
     "NotFoundError",
     "PermissionDeniedError",
     "ResourceExhaustedError",
+    "Scrubbed",
+    "ScrubbedModel",
     "StaleGenerationError",
     "Status",
     "TensorView",

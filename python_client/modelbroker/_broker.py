@@ -24,7 +24,7 @@ from ._events import SNAPSHOT, EventStream
 from ._leases import Lease
 from ._link import Data, Link, MakeData
 from ._memory import Memory, Mode
-from ._models import Loaded, Model, Status, Unloaded, take
+from ._models import Loaded, Model, Scrubbed, Status, Unloaded, take
 from ._weights import Weights
 
 ModelOrPath: TypeAlias = "str | os.PathLike[str]"
@@ -148,6 +148,15 @@ class Broker:
         reply = self._call("model.list", {}, _SHORT)
         return [Model.of(model) for model in reply["models"]]
 
+    def scrub(self, model: ModelOrPath | None = None, *, timeout: float | None = None) -> Scrubbed:
+        """Looks now whether a model's weights, or all, still are what was loaded.
+
+        What is damaged is withdrawn, and its file loaded again where it is still the same: attach
+        again. `damaged` counts, and `models` says of each where.
+        """
+        word = "" if model is None else _name_or_path(model)[0]
+        return Scrubbed.of(self._call("cache.scrub", {"model": word}, timeout))
+
     def status(self) -> Status:
         """The broker, its kernel features and its tiers' books."""
         return Status.of(self._call("cache.status", {}, _SHORT))
@@ -175,7 +184,8 @@ class Broker:
 
     def cancel(self, model: ModelOrPath) -> int:
         """Cancels a load that is running or waits for room; how many callers were told."""
-        return int(self._call("model.cancel", {"model": _name_or_path(model)[0]}, _SHORT)["cancelled"])
+        word = _name_or_path(model)[0]
+        return int(self._call("model.cancel", {"model": word}, _SHORT)["cancelled"])
 
     # ---- the connection
 

@@ -78,6 +78,35 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
+class ScrubbedModel:
+    """What a check of one block found; `outcome`: "good", "damaged", "gone" or "failed"."""
+
+    model: str
+    block: str
+    generation: int
+    bytes: int
+    outcome: str
+    chunk: int
+    offset: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scrubbed:
+    """The outcome of Broker.scrub(): bytes that were read, blocks that were damaged."""
+
+    bytes: int
+    damaged: int
+    models: list[ScrubbedModel]
+
+    @classmethod
+    def of(cls, data: dict[str, Any]) -> Scrubbed:
+        """From a reply."""
+        models = [take(ScrubbedModel, model) for model in data["models"]]
+        return take(cls, {**data, "models": models})
+
+
+@dataclass(frozen=True, slots=True)
 class Tier:
     """A tier's books: bytes, then counts."""
 
@@ -93,6 +122,8 @@ class Tier:
     misses: int
     loads: int
     evictions: int
+    scrubbed_bytes: int = 0
+    scrub_errors: int = 0
 
 
 @dataclass(frozen=True, slots=True)

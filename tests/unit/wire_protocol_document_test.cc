@@ -219,6 +219,7 @@ TEST(ProtocolDocumentTest, NestedMapsHaveTheirTables) {
   expect_documented<ModelInfo>("model");
   expect_documented<BlockGrant>("block");
   expect_documented<TierStatus>("tier");
+  expect_documented<ScrubbedModel>("scrubbed");
   expect_documented<EventData>("event data");
 }
 
@@ -247,8 +248,8 @@ TEST(ProtocolDocumentTest, SmallMapsAreListedWhereTheyStand) {
 }
 
 TEST(ProtocolDocumentTest, EveryTableIsOneThatIsChecked) {
-  std::set<std::string> known{"socket", "request", "code",       "model",     "block",
-                              "tier",   "event",   "event data", "event type"};
+  std::set<std::string> known{"socket", "request",  "code",  "model",      "block",
+                              "tier",   "scrubbed", "event", "event data", "event type"};
 #define MODELBROKER_TABLES(type, request, reply) \
   known.insert(type " request");                 \
   known.insert(type " reply");

@@ -1,0 +1,98 @@
+// `modelbroker scrub`: has resident blocks looked at for damage, now.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <memory>
+#include <thread>
+
+#include "broker/cli/commands.h"
+#include "broker/cli/json.h"
+#include "broker/cli/output.h"
+#include "broker/cli/paths.h"
+#include "broker/ram/sizes.h"
+#include "cpp_client/connection.h"
+#include "cpp_client/events.h"
+
+namespace modelbroker::cli {
+namespace {
+
+constexpr client::Timeout kNoEnd{0};
+
+std::string shown(const std::string& text) { return wire::printable(text, 4096); }
+
+void watch_progress(Os& os, const Common& common, const Fd& done) {
+  ProgressLine line;
+  if (!line.visible()) return;
+  auto stream = client::EventStream::open(os, {.endpoint = common.endpoint});
+  while (stream) {
+    const auto item = stream->next(kNoEnd, done.get());
+    if (!item || !*item) return;
+    const auto* const event = std::get_if<wire::Event>(&**item);
+    if (event == nullptr || event->type != "model.scrubbing") continue;
+    const wire::EventData& data = event->data;
+    line.show("checking " + shown(data.model), data.read_bytes, data.total_bytes);
+  }
+}
+
+Result<wire::ScrubReply> ask(client::Connection& connection, const std::vector<std::string>& models) {
+  if (models.empty()) return connection.request<wire::ScrubReply>("cache.scrub", wire::Scrub{}, kNoEnd);
+  wire::ScrubReply all;
+  for (const std::string& model : models) {
+    const wire::Scrub request{name_or_path(model)};
+    MODELBROKER_ASSIGN(const auto found, connection.request<wire::ScrubReply>("cache.scrub", request, kNoEnd));
+    all.bytes += found.bytes;
+    all.damaged += found.damaged;
+    std::ranges::copy(found.models, std::back_inserter(all.models));
+  }
+  return all;
+}
+
+void print(const wire::ScrubReply& found) {
+  for (const wire::ScrubbedModel& model : found.models) {
+    std::string text = shown(model.model) + ": " + model.outcome + " (" + format_size(model.bytes) + " checked";
+    if (!model.reason.empty()) text += ", " + shown(model.reason);
+    if (model.outcome == "damaged") text += ", offset " + std::to_string(model.offset);
+    std::printf("%s)\n", text.c_str());
+  }
+}
+
+Result<void> scrub(const Common& common, const std::vector<std::string>& models) {
+  const std::unique_ptr<Os> os = make_plain_os();
+  MODELBROKER_ASSIGN(auto connection, client::Connection::connect(*os, {.endpoint = common.endpoint}));
+  const auto done = os->event_fd();
+  if (!done) return fail_errno(done.error().number, "waiting for the check");
+  std::thread progress([&] { watch_progress(*os, common, *done); });
+  const auto found = ask(connection, models);
+  os->event_fd_signal(done->get());
+  progress.join();
+  if (!found) return tl::unexpected(found.error());
+  if (common.json) {
+    std::printf("%s\n", to_json(*found).dump(2, ' ', false, Json::error_handler_t::replace).c_str());
+  } else {
+    print(*found);
+  }
+  if (found->damaged == 0) return {};
+  return fail(ErrorCode::kDataLoss,
+              std::to_string(found->damaged) + (found->damaged == 1 ? " block was" : " blocks were") +
+                  " damaged and withdrawn: workers that hold one should attach again; check this machine's memory",
+              {{"damaged", found->damaged}});
+}
+
+}  // namespace
+
+void add_scrub_command(CLI::App& app, Common& common, Action& action) {
+  auto* const command = app.add_subcommand("scrub", "look whether resident weights are still what was loaded, now");
+  auto models = std::make_shared<std::vector<std::string>>();
+  command->add_option("MODEL", *models, "names, aliases or paths (default: all)");
+  command->add_flag("--json", common.json, "print JSON");
+  command->footer(
+      "A damaged block is withdrawn, and its file loaded again where it is still the same. Exit status 17: damage.\n"
+      "Examples:\n  modelbroker scrub\n  modelbroker scrub m --json");
+  command->callback([&common, &action, models] {
+    action = [&common, models] {
+      const Result<void> done = scrub(common, *models);
+      return done ? kExitOk : report(done.error(), common.json);
+    };
+  });
+}
+
+}  // namespace modelbroker::cli

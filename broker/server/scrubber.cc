@@ -1,0 +1,268 @@
+#include "broker/server/scrubber.h"
+
+#include <algorithm>
+
+#include "broker/ram/sizes.h"
+#include "broker/server/log.h"
+#include "wire/frame.h"
+
+namespace modelbroker {
+namespace {
+
+// So often it looks whether a new block has become due.
+constexpr Duration kLookSeldom = std::chrono::seconds(10), kLookOften = std::chrono::milliseconds(50);
+constexpr std::chrono::milliseconds kProgressEvery{100};
+
+bool gone(const Resident* resident) {
+  return resident == nullptr || resident->draining() || resident->removing || resident->damaged;
+}
+
+// The source is another file than what was loaded, or may not be read: it will not be better later.
+bool hopeless(ErrorCode code) {
+  switch (code) {
+    case ErrorCode::kFailedPrecondition:
+    case ErrorCode::kNotFound:
+    case ErrorCode::kPermissionDenied:
+    case ErrorCode::kInvalidArgument:
+    case ErrorCode::kDataLoss:
+      return true;
+    default:
+      return false;
+  }
+}
+
+// What a pass reads.
+std::uint64_t bytes_of(const BlockLayout& layout) {
+  return kPage + layout.manifest.size + layout.chunk_table.size + layout.payload.size;
+}
+
+}  // namespace
+
+void Scrubber::check(Ask ask) {
+  orders_.push_back(std::make_shared<Order>(Order{std::move(ask), {}, {}, {}}));
+  look();
+}
+
+void Scrubber::session_ended(SessionId session) {
+  std::erase_if(orders_, [session](const auto& order) { return order->ask.session == session; });
+}
+
+bool Scrubber::stop(std::chrono::milliseconds patience) {
+  stop_ = true;
+  return jobs_.stop(patience);
+}
+
+// One chunk is looked at at any time. Who asked goes first; the background waits meanwhile, where it was.
+void Scrubber::look() {
+  if (running_ || stop_) return;
+  PassPtr next = next_asked();
+  if (!next) next = next_in_background();
+  if (next) run(next);
+}
+
+Scrubber::PassPtr Scrubber::pass_over(const Resident& resident) {
+  auto pass = std::make_shared<Pass>();
+  pass->block = resident.block;
+  pass->found.model = resident.name();
+  pass->found.block = resident.block->id();
+  pass->found.generation = resident.block->name().generation;
+  return pass;
+}
+
+Scrubber::PassPtr Scrubber::next_asked() {
+  while (!orders_.empty()) {
+    const std::shared_ptr<Order> order = orders_.front();
+    if (!order->ask.wanted()) {
+      orders_.pop_front();
+      continue;
+    }
+    while (!order->pass && !order->ask.blocks.empty()) {
+      const Resident* const resident = books_.store.by_block(order->ask.blocks.front());
+      order->ask.blocks.pop_front();
+      if (!gone(resident)) order->pass = pass_over(*resident);
+    }
+    if (order->pass) return order->pass;
+    orders_.pop_front();
+    order->ask.done(order->reply);
+  }
+  return nullptr;
+}
+
+Scrubber::PassPtr Scrubber::next_in_background() {
+  const TimePoint now = books_.clock.now();
+  if (books_.config.scrub_rate == 0) {
+    background_.reset();
+    return nullptr;
+  }
+  if (background_ && gone(books_.store.by_block(background_->found.block))) background_.reset();
+  TimePoint due = now + std::clamp(books_.config.scrub_interval, kLookOften, kLookSeldom);
+  if (!background_) {
+    const Resident* first = nullptr;
+    for (const auto& [id, resident] : books_.store.all()) {
+      if (gone(&resident)) continue;
+      // What an earlier broker left was looked at by nobody yet.
+      const TimePoint when = resident.checked ? *resident.checked + books_.config.scrub_interval : TimePoint::min();
+      if (when >= due) continue;
+      due = when;
+      first = &resident;
+    }
+    if (first != nullptr && due <= now) background_ = pass_over(*first);
+  }
+  if (background_) due = next_at_;
+  if (background_ && due <= now) return background_;
+  arm(due);
+  return nullptr;
+}
+
+Scrubber::Piece Scrubber::check_piece(Os& os, const Pass& pass, const std::atomic<bool>& stop) {
+  const Block& block = *pass.block;
+  const BlockLayout& layout = block.header().layout;
+  if (pass.hashes) {
+    return {block.check_chunk(os, pass.next, (*pass.hashes)[pass.next], stop), nullptr, layout.chunk(pass.next).size};
+  }
+  auto hashes = block.check_contents(os);
+  if (!hashes) return {tl::unexpected(std::move(hashes).error()), nullptr, 0};
+  return {{}, std::make_shared<const ChunkHashes>(std::move(*hashes)), bytes_of(layout) - layout.payload.size};
+}
+
+void Scrubber::run(const PassPtr& pass) {
+  running_ = pass;
+  jobs_.run([os = &books_.os, pass, stop = &stop_] { return check_piece(*os, *pass, *stop); },
+            [this, pass, began = books_.clock.now()](Piece piece) { checked(pass, std::move(piece), began); });
+}
+
+void Scrubber::checked(const PassPtr& pass, Piece piece, TimePoint began) {
+  running_.reset();
+  if (piece.outcome) {
+    books_.scrubbed_bytes += piece.bytes;
+    pass->found.bytes += piece.bytes;
+  }
+  if (pass == background_) {
+    const double rate = static_cast<double>(std::max<std::uint64_t>(books_.config.scrub_rate, 1));
+    next_at_ = began + std::chrono::duration_cast<Duration>(
+                           std::chrono::duration<double>(static_cast<double>(piece.bytes) / rate));
+  }
+  Resident* const resident = books_.store.by_block(pass->found.block);
+  if (gone(resident)) {
+    end(pass, "gone");
+  } else if (!piece.outcome) {
+    const Error& error = piece.outcome.error();
+    pass->found.reason = error.message;
+    resident->checked = books_.clock.now();  // whatever it was, not again at once
+    if (error.code != ErrorCode::kDataLoss) {
+      if (!stop_) log_warning("block " + pass->found.block + " cannot be checked: " + error.message);
+      end(pass, "failed");
+    } else {
+      if (const auto chunk = error.details.find("chunk"); chunk != error.details.end()) {
+        pass->found.chunk = chunk->second;
+      }
+      pass->found.offset = error.details.at("offset");
+      withdraw(*resident, pass->found);
+      end(pass, "damaged");
+    }
+  } else {
+    if (piece.hashes) {
+      pass->hashes = std::move(piece.hashes);
+    } else {
+      ++pass->next;
+    }
+    tell_progress();
+    if (pass->next == pass->hashes->size()) {
+      resident->checked = books_.clock.now();
+      end(pass, "good");
+    }
+  }
+  look();
+}
+
+void Scrubber::end(const PassPtr& pass, const char* outcome) {
+  if (pass == background_) background_.reset();
+  for (const std::shared_ptr<Order>& order : orders_) {
+    if (order->pass != pass) continue;
+    order->pass.reset();
+    pass->found.outcome = outcome;
+    order->reply.bytes += pass->found.bytes;
+    if (pass->found.outcome == "damaged") ++order->reply.damaged;
+    order->reply.models.push_back(pass->found);
+  }
+}
+
+void Scrubber::tell_progress() {
+  if (orders_.empty() || !orders_.front()->pass) return;
+  Order& order = *orders_.front();
+  const TimePoint now = books_.clock.now();
+  if (now < order.told + kProgressEvery) return;
+  order.told = now;
+  wire::EventData data;
+  data.model = order.pass->found.model;
+  data.block = order.pass->found.block;
+  data.read_bytes = order.pass->found.bytes;
+  data.total_bytes = bytes_of(order.pass->block->header().layout);
+  events_.publish("model.scrubbing", data);
+}
+
+// Its names go on: who attaches by one waits for the load that begins here.
+void Scrubber::withdraw(Resident& resident, const wire::ScrubbedModel& found) {
+  ++books_.scrub_errors;
+  resident.damaged = true;
+  auto source = std::make_shared<Source>(
+      Source{resident.names, resident.path, resident.type, resident.pinned, resident.keep_alive, resident.source});
+  const bool again = !source->names.empty() && source->path.starts_with('/');
+  log_error("block " + found.block + " of '" + wire::printable(found.model) + "' is damaged at offset " +
+            std::to_string(found.offset) + ": " + found.reason + "; withdrawn" + (again ? ", and loaded again" : "") +
+            ". What holds it should attach anew");
+  wire::EventData data = event_of(resident);
+  data.reason = found.reason;
+  data.chunk = found.chunk;
+  data.offset = found.offset;
+  data.outcome = again ? "reloading" : "gone";
+  events_.publish("model.damaged", data);
+  reaper_.drain(resident);
+  if (!again) return;
+  for (const std::string& name : source->names) {
+    books_.evicted.remember(name, {source->path, source->type, source->keep_alive, source->identity});
+  }
+  load_again(source, 0);
+}
+
+// One name after the other, so that the first stays the first; all but the first find it resident.
+void Scrubber::load_again(const SourcePtr& source, std::size_t name) {
+  if (name == source->names.size()) return;
+  Loads::Ask ask;
+  ask.uid = books_.os.uid();
+  ask.path = source->path;
+  ask.name = source->names[name];
+  ask.type = source->type;
+  ask.pin = source->pinned;
+  ask.keep_alive = source->keep_alive;
+  ask.only = source->identity;
+  loads_.start(std::move(ask), [this, source, name](const Result<Loads::Outcome>& outcome) {
+    if (outcome) return load_again(source, name + 1);
+    if (outcome.error().code == ErrorCode::kAlreadyExists) return load_again(source, name + 1);  // taken meanwhile
+    cannot_load_again(*source, outcome.error());
+  });
+}
+
+void Scrubber::cannot_load_again(const Source& source, const Error& error) {
+  log_error("'" + wire::printable(source.path) + "' cannot be loaded again: " + error.message);
+  if (!hopeless(error.code)) return;  // whoever attaches it tries again
+  for (const std::string& name : source.names) {
+    if (books_.evicted.find(name) == nullptr) continue;  // it is there by now
+    books_.evicted.forget(name);
+    wire::EventData data;
+    data.model = name;
+    data.path = source.path;
+    data.reason = std::string(to_string(error.code)) + ": " + error.message;
+    events_.publish("model.unloaded", data);
+  }
+}
+
+void Scrubber::arm(TimePoint when) {
+  if (timer_) loop_.cancel(*timer_);
+  timer_ = loop_.after(std::max(when - books_.clock.now(), Duration(0)), [this] {
+    timer_.reset();
+    look();
+  });
+}
+
+}  // namespace modelbroker
