@@ -145,7 +145,7 @@ void Reaper::remove_orphans() {
   for (const auto& [generation, reservation] : orphans_) {
     const BlockName name = books_.directory.temporary(generation);
     jobs_.run([os = &books_.os, where = &books_.directory, name] { return where->remove(*os, name); },
-              [this, generation](const Result<std::uint64_t>& outcome) {
+              [this, generation = generation](const Result<std::uint64_t>& outcome) {
                 if (!outcome && outcome.error().code != ErrorCode::kNotFound) return;
                 orphans_.erase(generation);
                 freed_();
