@@ -319,7 +319,7 @@ void Loads::land(const FlightPtr& flight, Resident& resident, const std::string&
 
 // Every name was refused, or nobody waited any more: what nobody can name is not kept.
 void Loads::drain_if_nameless(Resident& resident) {
-  if (resident.names.empty()) reaper_.drain(resident);
+  if (resident.names.empty()) reaper_.drain_nameless(resident);
 }
 
 void Loads::fail_all(const FlightPtr& flight, const Error& error) {
@@ -352,7 +352,7 @@ Result<std::string> Loads::settle_name(const Waiter& waiter, Resident& resident,
   Resident* const before = books_.store.by_path(waiter.path);
   if (before != nullptr && before != &resident) {
     books_.store.move_names(*before, resident);
-    reaper_.drain(*before);
+    reaper_.drain_nameless(*before);
   }
   if (resident.names.empty() || before != nullptr) resident.path = waiter.path;
   if (!waiter.type.empty()) resident.type = waiter.type;

@@ -110,8 +110,7 @@ void Server::unload(Session&, const wire::UnloadModel& data, const Reply<wire::U
   const std::string block = resident.block->id();
   const std::uint64_t bytes = resident.bytes();
   log_info("unloading '" + wire::printable(model) + "'");
-  events_->publish("model.unloaded", event_of(resident));
-  reaper_->drain(resident, [this, reply, outcome, block, bytes, wait = data.wait](bool freed) mutable {
+  const auto drained = [this, reply, outcome, block, bytes, wait = data.wait](bool freed) {
     const auto answer = [reply, bytes](wire::UnloadModelReply result, bool gone) {
       (gone ? result.freed : result.draining) = bytes;
       reply.ok(result);
@@ -127,7 +126,10 @@ void Server::unload(Session&, const wire::UnloadModel& data, const Reply<wire::U
     loop_->after(kUnloadPatience, [answer, outcome, told] {
       if (!std::exchange(*told, true)) answer(outcome, false);
     });
-  });
+  };
+  if (const auto withdrawn = reaper_->drain(resident, drained, "model.unloaded"); !withdrawn) {
+    reply.error(withdrawn.error());
+  }
 }
 
 wire::AttachReply Server::grant(Session& session, Resident& resident, const std::string& model) {
