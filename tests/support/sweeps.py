@@ -1,0 +1,232 @@
+"""The k-th system call of a broker fails, for every k: what may come of it, and what must hold afterwards."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import modelbroker
+from support import files
+from support.broker import wait_until
+from support.faults import FaultyBroker
+from support.workers import assert_right_bytes, crcs
+
+# Every call that may be made to fail, as the broker's test build names it.
+CALLS = tuple(
+    re.findall(r'failing\("(\w+)"\)', Path(__file__).with_name("faulty_os.h").read_text())
+)
+_NO_SPACE = ("open", "mkdir", "ftruncate", "fallocate", "advise", "rename_noreplace")
+_NO_DESCRIPTOR = (
+    "open list_directory read_text listen_seqpacket connect_seqpacket accept peer_pidfd pidfd_open"
+    " receive epoll_create event_fd signal_fd inotify_create"
+).split()
+_NO_DEVICE = (
+    "open fstat lstat statfs ftruncate fallocate fchmod mkdir unlink rename_noreplace pread"
+    " list_directory read_text"
+).split()
+
+# With what each call may fail. A call that the kernel would repeat after a signal is not exempt.
+FITTING: dict[int, tuple[str, ...]] = {
+    errno.ENOMEM: CALLS,
+    errno.EINTR: CALLS,
+    errno.ENOSPC: _NO_SPACE,
+    errno.EMFILE: tuple(_NO_DESCRIPTOR),
+    errno.EIO: tuple(_NO_DEVICE),
+}
+FIRST = errno.ENOMEM
+# A client's answer, when a fault is not hidden from it.
+CODES = {
+    errno.ENOMEM: {"resource_exhausted"},
+    errno.EINTR: {"unavailable"},
+    errno.ENOSPC: {"resource_exhausted"},
+    errno.EMFILE: {"resource_exhausted"},
+    errno.EIO: {"data_loss"},
+}
+
+MODEL_MB = 5.0  # an ordinary block of 8 MiB: four steps of 2 MiB
+BUDGET = "12MiB"  # for one of them, and the compact one
+
+
+@dataclass
+class World:
+    """A broker with one model that is always there, and room for one of two others."""
+
+    broker: FaultyBroker
+    client: modelbroker.Broker
+    paths: dict[str, Path]
+    crcs: dict[str, dict[str, int]]
+    descriptors: int = 0
+
+    def names(self) -> set[str]:
+        return {model.name for model in self.client.list()}
+
+    def have_only(self, *names: str) -> None:
+        """Of the two others, these are resident."""
+        for name in self.names() - {"kept", *names}:
+            self.client.unload(name, wait=True, timeout=60)
+        for name in names:
+            self.client.load(self.paths[name], name)
+
+    def open_descriptors(self) -> int:
+        return len(os.listdir(f"/proc/{self.broker.pid}/fd"))
+
+    def maps_no_block(self) -> bool:
+        maps = Path(f"/proc/{self.broker.pid}/maps").read_text()
+        return f".{self.broker.instance}." not in maps
+
+    def assert_books_are_exact(self) -> None:
+        """Looked at between two equal looks at the files: the kernel may be freeing at this moment."""
+        end = time.monotonic() + 30
+        while True:
+            before = self.broker.bytes_in_ram()
+            ram = self.client.status().tiers["ram"]
+            if before == self.broker.bytes_in_ram():
+                assert ram.made + ram.draining == before
+                return
+            assert time.monotonic() < end, "the files never rest"
+
+    def is_settled(self) -> bool:
+        """Nothing half made, withdrawn or reserved is left."""
+        states = {path.suffix for path in self.broker.blocks()}
+        return not states & {".tmp", ".drain"} and self.client.status().tiers["ram"].reserved == 0
+
+    def assert_sound(self) -> None:
+        assert self.broker.alive(), self.broker.output()
+        self.assert_books_are_exact()
+        wait_until(self.is_settled)
+        self.assert_books_are_exact()
+        models = {model.name: model for model in self.client.list()}
+        assert len(models) == len(self.broker.blocks())
+        assert models["kept"].pinned
+        with self.broker.connect() as honest:
+            assert honest.load(self.paths["kept"], "kept").outcome == "resident"
+            for name in models:
+                assert_right_bytes(honest, name, self.crcs[name])
+
+    def assert_nothing_is_left(self) -> None:
+        """At the end of a sweep: no descriptor, no mapping, no file, no byte."""
+        self.have_only()
+        wait_until(lambda: self.open_descriptors() <= self.descriptors)
+        wait_until(self.maps_no_block)
+        self.client.unload("kept", wait=True, timeout=60)
+        wait_until(self.broker.is_empty)
+
+
+@contextmanager
+def new_world(folder: Path, *flags: str) -> Iterator[World]:
+    broker = FaultyBroker("--ram-budget", BUDGET, *flags)
+    try:
+        broker.start()
+        paths = {
+            "kept": files.write_random(folder / "kept", 0.1, seed=1),
+            "m": files.write_random(folder / "m", MODEL_MB, seed=2),
+            "other": files.write_random(folder / "other", MODEL_MB, seed=3),
+        }
+        with broker.connect() as client:
+            world = World(broker, client, paths, {name: crcs(p) for name, p in paths.items()})
+            client.load(paths["kept"], "kept", pin=True)
+            world.have_only("m")
+            world.have_only()
+            wait_until(world.maps_no_block)
+            world.descriptors = world.open_descriptors() + 2  # a thread or libzmq may keep one
+            yield world
+    finally:
+        broker.stop()
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What is tried while a call fails. `done`: whether its effect is there."""
+
+    name: str
+    prepare: Callable[[World], None]
+    act: Callable[[World, float], None]
+    done: Callable[[World], bool]
+
+
+def _attach(world: World, seconds: float) -> None:
+    """A new peer, an attach by path and one by name, and a descriptor from the broker."""
+    with modelbroker.connect(world.broker.endpoint, timeout=seconds) as client:
+        for word in (world.paths["m"], "m"):
+            with client.attach(word, timeout=seconds) as weights:
+                assert len(list(weights)) == len(world.crcs["m"])
+                block = next(model for model in client.list() if model.name == "m").block
+                os.close(client._link.open_block(block, seconds))
+
+
+def _load(world: World, seconds: float) -> None:
+    world.client.load(world.paths["m"], "m", timeout=seconds)
+
+
+def _unload(world: World, seconds: float) -> None:
+    world.client.unload("m", timeout=seconds)
+
+
+OPERATIONS = {
+    operation.name: operation
+    for operation in (
+        Operation("load", lambda w: w.have_only(), _load, lambda w: "m" in w.names()),
+        Operation("attach", lambda w: w.have_only("m"), _attach, lambda w: "m" in w.names()),
+        Operation("evict", lambda w: w.have_only("other"), _load, lambda w: w.names() == {"kept", "m"}),
+        Operation("unload", lambda w: w.have_only("m"), _unload, lambda w: "m" not in w.names()),
+    )
+}
+
+
+@dataclass
+class Record:
+    """What a sweep saw."""
+
+    calls: int = 0
+    refusals: int = 0
+    reached: set[str] = field(default_factory=set)
+
+
+def sweep(
+    world: World,
+    operation: Operation,
+    error: int,
+    *,
+    for_ever: bool = False,
+    only: tuple[str, ...] = (),
+    numbers: Iterable[int] = range(1, 10_000),
+) -> Record:
+    """Fails call after call, until the operation succeeds without one having failed."""
+    record = Record()
+    # A broker that hears nobody while its calls fail for ever is asked no longer than this.
+    seconds = 2.0 if for_ever else 30.0
+    codes = CODES[error] | ({"deadline_exceeded", "unavailable"} if for_ever else set())
+    calls = () if FITTING[error] == CALLS else FITTING[error]  # (): all
+    for number in numbers:
+        operation.prepare(world)
+        world.broker.faults.fail_at(number, error, for_ever=for_ever, only=only or calls)
+        refusal: modelbroker.ModelBrokerError | None = None
+        try:
+            operation.act(world, seconds)
+        except modelbroker.ModelBrokerError as refused:
+            refusal = refused
+        finally:
+            told = world.broker.faults.disarm()
+        where = f"{operation.name}, call {number} ({told.first_failed}) {errno.errorcode[error]}: {refusal}"
+        try:
+            if refusal is not None:
+                assert refusal.code in codes
+                assert str(refusal)
+            elif not for_ever:
+                assert operation.done(world)
+            world.assert_sound()
+        except Exception as broken:
+            raise AssertionError(f"{where}\n{broken}\n{world.broker.output()[-2000:]}") from broken
+        record.calls = number
+        if told.failed == 0:
+            assert refusal is None, where
+            return record
+        record.refusals += refusal is not None
+        record.reached.add(told.first_failed)
+    return record
