@@ -20,6 +20,9 @@ double wall_clock_seconds(Duration ahead) {
   return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch() + ahead).count();
 }
 
+// One without a name drains as soon as its file can be renamed.
+bool is_withdrawn(const Resident& resident) { return resident.draining() || resident.names.empty(); }
+
 bool is_path(const std::string& model) { return model.starts_with('/'); }
 
 }  // namespace
@@ -228,7 +231,7 @@ wire::ModelInfo Server::describe(const Resident& resident) const {
   info.type = resident.type;
   info.format = block.manifest().format;
   info.path = resident.path;
-  info.state = resident.draining() ? "draining" : "resident";
+  info.state = is_withdrawn(resident) ? "draining" : "resident";
   info.block = block.id();
   info.block_path = block.path();
   info.generation = block.name().generation;
@@ -255,7 +258,7 @@ void Server::list(Session&, const wire::Empty&, const Reply<wire::ModelListReply
 wire::ModelListReply Server::list_models() const {
   wire::ModelListReply list;
   for (const auto& [id, resident] : books_->store.all()) {
-    (resident.draining() ? list.draining : list.models).push_back(describe(resident));
+    (is_withdrawn(resident) ? list.draining : list.models).push_back(describe(resident));
   }
   for (const Loads::Running& running : loads_->running()) {
     wire::ModelInfo info;

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import modelbroker
 from support import files
 from support.broker import wait_until
 from support.faults import FaultyBroker
-from support.workers import assert_right_bytes, crcs
+from support.workers import crcs
 
 # Every call that may be made to fail, as the broker's test build names it.
 CALLS = tuple(
@@ -50,24 +51,36 @@ CODES = {
 }
 
 MODEL_MB = 5.0  # an ordinary block of 8 MiB: four steps of 2 MiB
-BUDGET = "12MiB"  # for one of them, and the compact one
+Crcs = dict[str, int]
+
+
+def crcs_of(weights: modelbroker.Weights) -> Crcs:
+    return {name: zlib.crc32(weights.raw(name).data) for name in weights}
 
 
 @dataclass
 class World:
-    """A broker with one model that is always there, and room for one of two others."""
+    """A broker with one model that is always there, and others that come and go."""
 
     broker: FaultyBroker
     client: modelbroker.Broker
     paths: dict[str, Path]
-    crcs: dict[str, dict[str, int]]
+    crcs: dict[str, list[Crcs]]  # whole versions; the last one is what the file holds now
+    versions_of_m: list[bytes] = field(default_factory=list)
+    held: modelbroker.Weights | None = None
     descriptors: int = 0
+
+    def release(self) -> None:
+        if self.held is not None:
+            self.held.release()
+            self.held = None
 
     def names(self) -> set[str]:
         return {model.name for model in self.client.list()}
 
     def have_only(self, *names: str) -> None:
         """Of the two others, these are resident."""
+        self.release()
         for name in self.names() - {"kept", *names}:
             self.client.unload(name, wait=True, timeout=60)
         for name in names:
@@ -92,9 +105,11 @@ class World:
             assert time.monotonic() < end, "the files never rest"
 
     def is_settled(self) -> bool:
-        """Nothing half made, withdrawn or reserved is left."""
-        states = {path.suffix for path in self.broker.blocks()}
-        return not states & {".tmp", ".drain"} and self.client.status().tiers["ram"].reserved == 0
+        """Nothing half made, withdrawn, nameless or reserved is left."""
+        blocks = self.broker.blocks()
+        whole = not {path.suffix for path in blocks} & {".tmp", ".drain"}
+        reserved = self.client.status().tiers["ram"].reserved
+        return whole and reserved == 0 and len(blocks) == len(self.client.list())
 
     def assert_sound(self) -> None:
         assert self.broker.alive(), self.broker.output()
@@ -102,12 +117,12 @@ class World:
         wait_until(self.is_settled)
         self.assert_books_are_exact()
         models = {model.name: model for model in self.client.list()}
-        assert len(models) == len(self.broker.blocks())
         assert models["kept"].pinned
         with self.broker.connect() as honest:
             assert honest.load(self.paths["kept"], "kept").outcome == "resident"
             for name in models:
-                assert_right_bytes(honest, name, self.crcs[name])
+                with honest.attach(name) as weights:
+                    assert crcs_of(weights) in self.crcs[name]
 
     def assert_nothing_is_left(self) -> None:
         """At the end of a sweep: no descriptor, no mapping, no file, no byte."""
@@ -119,8 +134,8 @@ class World:
 
 
 @contextmanager
-def new_world(folder: Path, *flags: str) -> Iterator[World]:
-    broker = FaultyBroker("--ram-budget", BUDGET, *flags)
+def new_world(folder: Path, budget: str) -> Iterator[World]:
+    broker = FaultyBroker("--ram-budget", budget)
     try:
         broker.start()
         paths = {
@@ -129,7 +144,8 @@ def new_world(folder: Path, *flags: str) -> Iterator[World]:
             "other": files.write_random(folder / "other", MODEL_MB, seed=3),
         }
         with broker.connect() as client:
-            world = World(broker, client, paths, {name: crcs(p) for name, p in paths.items()})
+            world = World(broker, client, paths, {n: [crcs(p)] for n, p in paths.items()})
+            world.versions_of_m = [paths[name].read_bytes() for name in ("m", "other")]
             client.load(paths["kept"], "kept", pin=True)
             world.have_only("m")
             world.have_only()
@@ -148,6 +164,7 @@ class Operation:
     prepare: Callable[[World], None]
     act: Callable[[World, float], None]
     done: Callable[[World], bool]
+    budget: str = "64MiB"
 
 
 def _attach(world: World, seconds: float) -> None:
@@ -155,7 +172,7 @@ def _attach(world: World, seconds: float) -> None:
     with modelbroker.connect(world.broker.endpoint, timeout=seconds) as client:
         for word in (world.paths["m"], "m"):
             with client.attach(word, timeout=seconds) as weights:
-                assert len(list(weights)) == len(world.crcs["m"])
+                assert list(weights)
                 block = next(model for model in client.list() if model.name == "m").block
                 os.close(client._link.open_block(block, seconds))
 
@@ -168,13 +185,46 @@ def _unload(world: World, seconds: float) -> None:
     world.client.unload("m", timeout=seconds)
 
 
+def _prepare_revive(world: World) -> None:
+    world.have_only("m")
+    world.held = world.client.attach("m")
+    assert world.client.unload("m").draining > 0
+
+
+def _revive(world: World, seconds: float) -> None:
+    try:
+        _load(world, seconds)
+    finally:
+        world.release()
+
+
+def _prepare_replace(world: World) -> None:
+    """The file has other bytes than the model of its name."""
+    world.have_only("m")
+    world.versions_of_m.reverse()
+    world.paths["m"].write_bytes(world.versions_of_m[0])
+    world.crcs["m"] = [world.crcs["m"][-1], crcs(world.paths["m"])]
+
+
+def _is_replaced(world: World) -> bool:
+    with world.client.attach("m") as weights:
+        return crcs_of(weights) == world.crcs["m"][-1]
+
+
+def _has_m(world: World) -> bool:
+    return "m" in world.names()
+
+
 OPERATIONS = {
     operation.name: operation
     for operation in (
-        Operation("load", lambda w: w.have_only(), _load, lambda w: "m" in w.names()),
-        Operation("attach", lambda w: w.have_only("m"), _attach, lambda w: "m" in w.names()),
-        Operation("evict", lambda w: w.have_only("other"), _load, lambda w: w.names() == {"kept", "m"}),
-        Operation("unload", lambda w: w.have_only("m"), _unload, lambda w: "m" not in w.names()),
+        Operation("load", lambda w: w.have_only(), _load, _has_m),
+        Operation("attach", lambda w: w.have_only("m"), _attach, _has_m),
+        # Room for one of two: an ordinary block and the compact one.
+        Operation("evict", lambda w: w.have_only("other"), _load, _has_m, budget="12MiB"),
+        Operation("unload", lambda w: w.have_only("m"), _unload, lambda w: not _has_m(w)),
+        Operation("revive", _prepare_revive, _revive, _has_m),
+        Operation("replace", _prepare_replace, _load, _is_replaced),
     )
 }
 
