@@ -102,7 +102,11 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config) {
 
   crash_point("adopt.before_sockets");
   // Stale sockets of a broker that died: ours to remove, for we hold its locks.
-  for (const std::string& path : sockets()) (void)os.unlink(path);
+  for (const std::string& path : sockets()) {
+    if (auto gone = os.unlink(path); !gone && gone.error().number != ENOENT) {
+      return fail_errno(gone.error().number, "removing '" + path + "', which a broker that died has left");
+    }
+  }
   MODELBROKER_ASSIGN(events_, Events::bind(endpoint_.events(), to_hex(books_->boot_id)));
   jobs_ = std::make_unique<Jobs>(*loop_, kJobThreads);
   keeper_ = std::make_unique<StateKeeper>(*loop_, std::move(state.db));

@@ -1,4 +1,4 @@
-"""The k-th system call of a broker fails, for every k: what may come of it, and what must hold afterwards."""
+"""The k-th system call of a broker fails, for every k: what may come of it, and what must hold."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import re
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,22 +23,28 @@ CALLS = tuple(
     re.findall(r'failing\("(\w+)"\)', Path(__file__).with_name("faulty_os.h").read_text())
 )
 _NO_SPACE = ("open", "mkdir", "ftruncate", "fallocate", "advise", "rename_noreplace")
-_NO_DESCRIPTOR = (
-    "open list_directory read_text listen_seqpacket connect_seqpacket accept peer_pidfd pidfd_open"
-    " receive epoll_create event_fd signal_fd inotify_create"
-).split()
-_NO_DEVICE = (
-    "open fstat lstat statfs ftruncate fallocate fchmod mkdir unlink rename_noreplace pread"
-    " list_directory read_text"
-).split()
+_NO_DESCRIPTOR = tuple(
+    re.findall(
+        r"\w+",
+        """open list_directory read_text listen_seqpacket connect_seqpacket accept peer_pidfd
+        pidfd_open receive epoll_create event_fd signal_fd inotify_create""",
+    )
+)
+_NO_DEVICE = tuple(
+    re.findall(
+        r"\w+",
+        """open fstat lstat statfs ftruncate fallocate fchmod mkdir unlink rename_noreplace pread
+        list_directory read_text""",
+    )
+)
 
 # With what each call may fail. A call that the kernel would repeat after a signal is not exempt.
 FITTING: dict[int, tuple[str, ...]] = {
     errno.ENOMEM: CALLS,
     errno.EINTR: CALLS,
     errno.ENOSPC: _NO_SPACE,
-    errno.EMFILE: tuple(_NO_DESCRIPTOR),
-    errno.EIO: tuple(_NO_DEVICE),
+    errno.EMFILE: _NO_DESCRIPTOR,
+    errno.EIO: _NO_DEVICE,
 }
 FIRST = errno.ENOMEM
 # A client's answer, when a fault is not hidden from it.
@@ -94,7 +100,7 @@ class World:
         return f".{self.broker.instance}." not in maps
 
     def assert_books_are_exact(self) -> None:
-        """Looked at between two equal looks at the files: the kernel may be freeing at this moment."""
+        """Between two equal looks at the files: the kernel may be freeing at this moment."""
         end = time.monotonic() + 30
         while True:
             before = self.broker.bytes_in_ram()
@@ -244,18 +250,17 @@ def sweep(
     error: int,
     *,
     for_ever: bool = False,
-    only: tuple[str, ...] = (),
-    numbers: Iterable[int] = range(1, 10_000),
+    step: int = 1,
 ) -> Record:
-    """Fails call after call, until the operation succeeds without one having failed."""
+    """Fails every `step`-th call, until the operation succeeds without one having failed."""
     record = Record()
     # A broker that hears nobody while its calls fail for ever is asked no longer than this.
     seconds = 2.0 if for_ever else 30.0
     codes = CODES[error] | ({"deadline_exceeded", "unavailable"} if for_ever else set())
     calls = () if FITTING[error] == CALLS else FITTING[error]  # (): all
-    for number in numbers:
+    for number in range(1, 10_000, step):
         operation.prepare(world)
-        world.broker.faults.fail_at(number, error, for_ever=for_ever, only=only or calls)
+        world.broker.faults.fail_at(number, error, for_ever=for_ever, only=calls)
         refusal: modelbroker.ModelBrokerError | None = None
         try:
             operation.act(world, seconds)
@@ -263,7 +268,8 @@ def sweep(
             refusal = refused
         finally:
             told = world.broker.faults.disarm()
-        where = f"{operation.name}, call {number} ({told.first_failed}) {errno.errorcode[error]}: {refusal}"
+        call = f"call {number} ({told.first_failed}) {errno.errorcode[error]}"
+        where = f"{operation.name}, {call}: {refusal}"
         try:
             if refusal is not None:
                 assert refusal.code in codes
@@ -278,5 +284,114 @@ def sweep(
             assert refusal is None, where
             return record
         record.refusals += refusal is not None
+        record.reached.add(told.first_failed)
+    return record
+
+
+# ---- the next broker's start
+
+
+@dataclass
+class Estate:
+    """What a dead broker left: models with names, a block that drains, and half a load."""
+
+    world: World
+    models: list[tuple[str, list[str], bool, str, int]] = field(default_factory=list)
+    garbage: int = 0
+
+    @staticmethod
+    def settled(world: World) -> Estate:
+        client = world.client
+        client.load(world.paths["kept"], "kept", pin=True)
+        client.load(world.paths["kept"], "alias")
+        client.load(world.paths["other"], "other")
+        client.load(world.paths["m"], "m")
+        world.held = client.attach("m")
+        assert client.unload("m").draining > 0
+        return Estate(world, Estate.identities(world))
+
+    @staticmethod
+    def identities(world: World) -> list[tuple[str, list[str], bool, str, int]]:
+        return [(m.name, m.aliases, m.pinned, m.block, m.generation) for m in world.client.list()]
+
+    def die(self) -> None:
+        """The broker is killed, and half a load lies there."""
+        broker = self.world.broker
+        broker.kill()
+        self.garbage += 1
+        left = f"modelbroker.{os.geteuid()}.{broker.instance}.{'0' * 16}.g{self.garbage}.tmp"
+        (broker.ram / left).write_bytes(bytes(100_000))
+
+    def assert_whole(self, lost: bool) -> None:
+        """All is there as it was. `lost`: memory that cannot be read may be gone, as a whole."""
+        world, broker = self.world, self.world.broker
+        wait_until(lambda: world.client.status().tiers["ram"].leases == (0 if lost else 1) or lost)
+        world.assert_books_are_exact()
+        wait_until(lambda: not [p for p in broker.blocks() if p.suffix == ".tmp"])
+        world.assert_books_are_exact()
+        now = self.identities(world)
+        assert now == self.models or (lost and all(model in self.models for model in now))
+        assert len([p for p in broker.blocks() if p.suffix == ".drain"]) == 1 or lost
+        for name, *_ in now:
+            with world.client.attach(name) as weights:
+                assert crcs_of(weights) in world.crcs[name]
+        assert world.held is not None
+        assert crcs_of(world.held) in world.crcs["m"]
+
+
+def _await_start(broker: FaultyBroker, seconds: float) -> int | None:
+    """Waits until it serves (None) or has ended (its status)."""
+    assert broker.process is not None
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        status = broker.process.poll()
+        if status is not None:
+            return broker.wait()
+        try:
+            modelbroker.connect(broker.endpoint, timeout=0.2).close()
+            return None
+        except modelbroker.ModelBrokerError:
+            time.sleep(0.01)
+    return None
+
+
+def sweep_starts(world: World, error: int, *, for_ever: bool = False, step: int = 1) -> Record:
+    """The same for the calls of a start."""
+    record = Record()
+    broker = world.broker
+    estate = Estate.settled(world)
+    calls = () if FITTING[error] == CALLS else FITTING[error]
+    for number in range(1, 10_000, step):
+        estate.die()
+        said_before = len(broker.output())
+        broker.faults.fail_at(number, error, for_ever=for_ever, only=calls)
+        broker.launch()
+        status = _await_start(broker, 2 if for_ever else 30)
+        told = broker.faults.disarm()
+        if status is None:
+            status = _await_start(broker, 30)  # it may not have heard anybody
+        said = broker.output()[said_before:]
+        where = f"start, call {number} ({told.first_failed}) {errno.errorcode[error]}: {status}"
+        try:
+            if status is not None:
+                assert status > 0, "ended by a signal, or as if all were well"
+                last = said.strip().splitlines()[-1]
+                assert last.startswith("modelbroker: ")
+                assert os.strerror(error) in last
+                broker.start()
+            assert broker.alive()
+            lost = error == errno.EIO and told.first_failed == "pread"
+            estate.assert_whole(lost)
+            if lost:
+                world.release()
+                world.have_only()
+                estate = Estate.settled(world)
+        except Exception as broken:
+            raise AssertionError(f"{where}\n{broken}\n{said}") from broken
+        record.calls = number
+        if told.failed == 0:
+            assert status is None, where
+            return record
+        record.refusals += status is not None
         record.reached.add(told.first_failed)
     return record
