@@ -93,8 +93,14 @@ std::uint64_t BlockGauge::bytes() const {
   return known_;
 }
 
+bool BlockGauge::has_file() const {
+  const std::lock_guard lock(mutex_);
+  return has_file_;
+}
+
 void BlockGauge::follow(Os& os, int fd) {
   const std::lock_guard lock(mutex_);
+  has_file_ = true;
   os_ = &os;
   fd_ = fd;
 }
@@ -105,16 +111,20 @@ void BlockGauge::settle(std::uint64_t bytes) {
   known_ = bytes;
 }
 
-SysResult<void> BlockGauge::remove(Os& os, const std::string& path) {
+SysResult<void> BlockGauge::remove(Os& os, const std::string& path, Fd file) {
   const std::lock_guard lock(mutex_);
   auto removed = os.unlink(path);
   if (!removed && removed.error().number == ENOENT) removed = {};  // somebody else did it
   if (removed) {
+    has_file_ = false;
     known_ = 0;
-  } else if (fd_ >= 0) {
-    if (const auto found = os.fstat(fd_)) known_ = held(*found);
+    fd_ = -1;
+    kept_.reset();
+  } else if (file) {
+    kept_ = std::move(file);
+    os_ = &os;
+    fd_ = kept_.get();
   }
-  fd_ = -1;
   return removed;
 }
 

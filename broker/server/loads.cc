@@ -300,7 +300,7 @@ void Loads::landed(const FlightPtr& flight, Result<Block> block) {
 void Loads::ended(const FlightPtr& flight) {
   std::erase(flights_, flight);
   if (flight->asked) admission_.withdraw(*std::exchange(flight->asked, std::nullopt));
-  if (flight->reservation && flight->reservation.gauge()->bytes() > 0) {
+  if (flight->reservation && flight->reservation.gauge()->has_file()) {
     reaper_.remove_later(std::move(flight->reservation), flight->generation);
   }
   flight->reservation.end();

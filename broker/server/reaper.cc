@@ -151,10 +151,10 @@ void Reaper::remove_later(Budget::Reservation reservation, std::uint64_t generat
 
 void Reaper::remove_orphans() {
   for (const auto& [generation, reservation] : orphans_) {
-    const BlockName name = books_.directory.temporary(generation);
-    jobs_.run([os = &books_.os, where = &books_.directory, name] { return where->remove(*os, name); },
-              [this, generation = generation](const Result<std::uint64_t>& outcome) {
-                if (!outcome && outcome.error().code != ErrorCode::kNotFound) return;
+    const std::string path = books_.directory.path_of(books_.directory.temporary(generation));
+    jobs_.run([os = &books_.os, gauge = reservation.gauge(), path] { return gauge->remove(*os, path).has_value(); },
+              [this, generation = generation](bool removed) {
+                if (!removed) return;  // the timer tries again
                 orphans_.erase(generation);
                 freed_();
               });
