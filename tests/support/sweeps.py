@@ -256,7 +256,9 @@ def sweep(
     record = Record()
     # A broker that hears nobody while its calls fail for ever is asked no longer than this.
     seconds = 2.0 if for_ever else 30.0
-    codes = CODES[error] | ({"deadline_exceeded", "unavailable"} if for_ever else set())
+    codes = set(CODES[error])
+    if for_ever:  # nobody hears, or nothing can be evicted
+        codes |= {"deadline_exceeded", "unavailable", "resource_exhausted"}
     calls = () if FITTING[error] == CALLS else FITTING[error]  # (): all
     for number in range(1, 10_000, step):
         operation.prepare(world)
