@@ -22,7 +22,7 @@ PY_SOURCES  := python_client tests tools bench
 export MODELBROKER_BINARY := $(BROKER)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo bench test test-fast format check tidy asan tsan fuzz corpus lock install clean
+.PHONY: help deps build demo bench test test-fast torture second-ways format check tidy asan tsan fuzz corpus lock install clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,12 +82,28 @@ test: build deps ## every test: unit, integration, crash, Python; what was skipp
 
 test-fast: build deps ## unit and integration tests that take under a minute together
 	ctest --preset $(PRESET) --parallel $(JOBS)
-	$(PYTEST) -m "not slow" tests/unit tests/integration
+	$(PYTEST) -m "not slow and not torture" tests/unit tests/integration
+
+torture: build deps ## what takes long: every call with every error, once and for ever; then second-ways. An hour or two
+	@mkdir -p $(BUILD)/torture && rm -f $(BUILD)/torture/*.xml
+	-$(PYTHON) -m pytest -m torture -rA --junit-xml=$(BUILD)/torture/torture.xml
+	-@$(MAKE) second-ways
+	@$(PYTHON) tools/torture_summary.py $(BUILD)/torture
+
+FEATURES ?= $(shell sed -nE 's/.*\{"(\w+)", &OsFeatures::.*/\1/p' shm/os.h)
+
+second-ways: build deps ## integration and crash tests with each kernel feature switched off (FEATURES="a b": these)
+	@mkdir -p $(BUILD)/torture
+	@failed=; for feature in $(FEATURES); do \
+	  echo "==> without $$feature"; \
+	  MODELBROKER_DISABLE_FEATURES=$$feature $(PYTEST) -m "not slow and not torture" tests/integration tests/crash \
+	    --junit-xml=$(BUILD)/torture/without-$$feature.xml || failed="$$failed $$feature"; \
+	done; test -z "$$failed" || { echo "Failed without:$$failed"; exit 1; }
 
 asan: ## unit and integration tests under address and undefined behaviour sanitizers
 	$(MAKE) build deps PRESET=asan
 	ctest --preset asan --parallel $(JOBS)
-	MODELBROKER_BINARY="$(CURDIR)/$(BUILD)/asan/bin/modelbroker" $(PYTEST) -m "not slow" tests/integration
+	MODELBROKER_BINARY="$(CURDIR)/$(BUILD)/asan/bin/modelbroker" $(PYTEST) -m "not slow and not torture" tests/integration
 
 tsan: ## what shares threads under the thread sanitizer
 	$(MAKE) build PRESET=tsan

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <random>
+#include <span>
 #include <thread>
 #include <zmq.hpp>
 
@@ -29,6 +30,25 @@ std::string random_prefix() {
 Timeout left(Clock::time_point end, Timeout most) {
   if (end == Clock::time_point::max()) return most;
   return std::clamp(std::chrono::duration_cast<Timeout>(end - Clock::now()), Timeout{0}, most);
+}
+
+// A signal that the program handles ends a wait early; whoever waits looks at the time himself.
+void poll(std::span<zmq::pollitem_t> items, Timeout timeout) {
+  try {
+    zmq::poll(items.data(), items.size(), timeout);
+  } catch (const zmq::error_t& error) {
+    if (error.num() != EINTR) throw;
+    for (zmq::pollitem_t& item : items) item.revents = 0;
+  }
+}
+
+bool readable(int socket, Clock::time_point end) {
+  while (true) {
+    pollfd item{socket, POLLIN, 0};
+    const int ready = ::poll(&item, 1, static_cast<int>(left(end, kLongestPoll).count()));
+    if (ready > 0) return true;
+    if ((ready < 0 && errno != EINTR) || Clock::now() >= end) return false;
+  }
 }
 
 Error no_broker(const std::vector<wire::Endpoint>& tried) {
@@ -117,7 +137,7 @@ Result<wire::Reply> Connection::exchange(std::string_view type, const Encode& en
       // The session's connection is watched too: its end is how a broker's death shows.
       zmq::pollitem_t items[] = {{state.socket.handle(), 0, ZMQ_POLLIN, 0},
                                  {nullptr, state.session_socket.get(), ZMQ_POLLIN, 0}};
-      zmq::poll(items, 2, left(end, kLongestPoll));
+      poll(items, left(end, kLongestPoll));
       zmq::message_t message;
       while (state.socket.recv(message, zmq::recv_flags::dontwait)) {
         auto reply = wire::Reply::decode(message.to_string_view());
@@ -151,8 +171,7 @@ Result<std::pair<Reply, std::vector<Fd>>> Connection::exchange_packet(std::strin
   if (auto sent = state.os->send(state.session_socket.get(), std::as_bytes(std::span(bytes)), descriptors); !sent) {
     return gone(sent.error());
   }
-  pollfd item{state.session_socket.get(), POLLIN, 0};
-  if (::poll(&item, 1, static_cast<int>(kPacketTimeout.count())) <= 0) {
+  if (!readable(state.session_socket.get(), Clock::now() + kPacketTimeout)) {
     return fail(ErrorCode::kDeadlineExceeded,
                 "the broker at " + state.endpoint.fds() + " did not answer " + std::string(type));
   }

@@ -119,8 +119,14 @@ std::uint64_t BlockGauge::bytes() const {
   return known_;
 }
 
+bool BlockGauge::has_file() const {
+  const std::lock_guard lock(mutex_);
+  return has_file_;
+}
+
 void BlockGauge::follow(Os& os, int fd) {
   const std::lock_guard lock(mutex_);
+  has_file_ = true;
   os_ = &os;
   fd_ = fd;
 }
@@ -131,28 +137,45 @@ void BlockGauge::settle(std::uint64_t bytes) {
   known_ = bytes;
 }
 
-SysResult<void> BlockGauge::remove(Os& os, const std::string& path) {
+SysResult<void> BlockGauge::remove(Os& os, const std::string& path, Fd file) {
   const std::lock_guard lock(mutex_);
   auto removed = os.unlink(path);
   if (!removed && removed.error().number == ENOENT) removed = {};  // somebody else did it
   if (removed) {
+    has_file_ = false;
     known_ = 0;
-  } else if (fd_ >= 0) {
-    if (const auto found = os.fstat(fd_)) known_ = held(*found);
+    fd_ = -1;
+    kept_.reset();
+  } else if (file) {
+    kept_ = std::move(file);
+    os_ = &os;
+    fd_ = kept_.get();
   }
-  fd_ = -1;
   return removed;
 }
+
+namespace {
+
+// A file that could not be opened or looked at may well be whole: no word of damage, whatever the reason.
+Error try_again(Error error) {
+  if (error.code == ErrorCode::kDataLoss) error.code = ErrorCode::kUnavailable;
+  return error;
+}
+
+}  // namespace
 
 Result<Block> Block::adopt(Os& os, const BlockDirectory& where, const BlockName& name) {
   Block block;
   block.name_ = name;
   block.directory_ = where.path();
   block.path_ = where.path_of(name);
-  MODELBROKER_ASSIGN(block.fd_, open_block(os, block.path_));
-  MODELBROKER_ASSIGN(const struct stat found, check_file(os, block.fd_, block.path_, where.uid()));
-  block.gauge_->settle(held(found));
-  const auto size = static_cast<std::uint64_t>(found.st_size);
+  auto opened = open_block(os, block.path_);
+  if (!opened) return tl::unexpected(try_again(std::move(opened).error()));
+  block.fd_ = std::move(*opened);
+  const auto found = check_file(os, block.fd_, block.path_, where.uid());
+  if (!found) return tl::unexpected(try_again(found.error()));
+  block.gauge_->settle(held(*found));
+  const auto size = static_cast<std::uint64_t>(found->st_size);
   MODELBROKER_ASSIGN(block.header_, read_header(os, block.fd_.get(), size, block.path_));
   if (block.header_.generation != name.generation || to_hex(block.header_.digest).substr(0, 16) != name.digest16) {
     return fail(ErrorCode::kDataLoss, "block '" + block.path_ + "': its name does not agree with its header");

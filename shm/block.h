@@ -72,18 +72,23 @@ class BlockGauge {
   BlockGauge& operator=(const BlockGauge&) = delete;
 
   [[nodiscard]] std::uint64_t bytes() const;
+  // A file was made, and its name is still there, even if it is empty.
+  [[nodiscard]] bool has_file() const;
+  // Unlinks, so that nobody sees a file that is not counted, or counts one that is not there. If that fails, `file`
+  // is kept to count it by.
+  [[nodiscard]] SysResult<void> remove(Os& os, const std::string& path, Fd file = Fd());
 
  private:
   friend class Block;
   friend class BlockWriter;
   void follow(Os& os, int fd);       // the file grows: ask each time
   void settle(std::uint64_t bytes);  // it does not any more, and its descriptor goes
-  // Unlinks, so that nobody sees a file that is not counted, or counts one that is not there.
-  [[nodiscard]] SysResult<void> remove(Os& os, const std::string& path);
 
   mutable std::mutex mutex_;
-  Os* os_ = nullptr;  // guarded by mutex_, as the next two
+  Os* os_ = nullptr;  // guarded by mutex_, as all that follow
   int fd_ = -1;       // the writer's, while it grows
+  Fd kept_;           // of a file that could not be removed; then fd_ is its number
+  bool has_file_ = false;
   mutable std::uint64_t known_ = 0;
 };
 

@@ -45,7 +45,8 @@ struct BlockWriter::State {
   State& operator=(const State&) = delete;
   ~State() {
     mapping = Mapping();
-    if (!path.empty()) (void)gauge->remove(os, path);  // never published; what stays is counted on, see BlockGauge
+    // Never published. A file that stays is counted on.
+    if (!path.empty()) (void)gauge->remove(os, path, std::move(fd));
   }
 
   [[nodiscard]] std::uint64_t step() const noexcept { return layout.compact ? layout.block_size : kHugePage; }

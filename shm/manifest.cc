@@ -212,7 +212,10 @@ unsigned dtype_bits(std::string_view dtype) noexcept {
 Result<std::uint64_t> tensor_bytes(std::string_view dtype, std::span<const std::uint64_t> shape) {
   const unsigned bits = dtype_bits(dtype);
   if (bits == 0) {
-    return fail(ErrorCode::kUnimplemented, "dtype '" + std::string(dtype.substr(0, 32)) + "' is not known");
+    std::string word(dtype.substr(0, 32));  // of whatever bytes: a damaged manifest has them
+    std::ranges::replace_if(
+        word, [](char c) { return c < ' ' || c > '~'; }, '?');
+    return fail(ErrorCode::kUnimplemented, "dtype '" + word + "' is not known");
   }
   std::uint64_t total = bits;
   for (const std::uint64_t dimension : shape) {

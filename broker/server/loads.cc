@@ -306,7 +306,7 @@ void Loads::landed(const FlightPtr& flight, Result<Block> block) {
 void Loads::ended(const FlightPtr& flight) {
   std::erase(flights_, flight);
   if (flight->asked) admission_.withdraw(*std::exchange(flight->asked, std::nullopt));
-  if (flight->reservation && flight->reservation.gauge()->bytes() > 0) {
+  if (flight->reservation && flight->reservation.gauge()->has_file()) {
     reaper_.remove_later(std::move(flight->reservation), flight->generation);
   }
   flight->reservation.end();
@@ -325,7 +325,7 @@ void Loads::land(const FlightPtr& flight, Resident& resident, const std::string&
 
 // Every name was refused, or nobody waited any more: what nobody can name is not kept.
 void Loads::drain_if_nameless(Resident& resident) {
-  if (resident.names.empty()) reaper_.drain(resident);
+  if (resident.names.empty()) reaper_.drain_nameless(resident);
 }
 
 void Loads::fail_all(const FlightPtr& flight, const Error& error) {
@@ -361,7 +361,7 @@ Result<std::string> Loads::settle_name(const Waiter& waiter, Resident& resident,
   Resident* const before = books_.store.by_path(waiter.path);
   if (before != nullptr && before != &resident) {
     books_.store.move_names(*before, resident);
-    reaper_.drain(*before);
+    reaper_.drain_nameless(*before);
   }
   if (resident.names.empty() || before != nullptr) resident.path = waiter.path;
   if (!waiter.type.empty()) resident.type = waiter.type;

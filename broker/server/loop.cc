@@ -31,7 +31,12 @@ Result<std::unique_ptr<Loop>> Loop::create(Os& os, const Clock& clock) {
 
 Result<WatchId> Loop::watch(int fd, std::uint32_t events, FdHandler handler) {
   const WatchId id = next_id_++;
-  if (auto added = os_.epoll_add(epoll_.get(), fd, events, id); !added) {
+  auto added = os_.epoll_add(epoll_.get(), fd, events, id);
+  if (!added && added.error().number == EEXIST) {  // an unwatch() that failed has left it there
+    (void)os_.epoll_remove(epoll_.get(), fd);
+    added = os_.epoll_add(epoll_.get(), fd, events, id);
+  }
+  if (!added) {
     return fail_errno(added.error().number, "watching a descriptor");
   }
   watches_.emplace(id, Watch{fd, std::make_shared<FdHandler>(std::move(handler))});

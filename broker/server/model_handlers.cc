@@ -20,6 +20,9 @@ double wall_clock_seconds(Duration ahead) {
   return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch() + ahead).count();
 }
 
+// One without a name drains as soon as its file can be renamed.
+bool is_withdrawn(const Resident& resident) { return resident.draining() || resident.names.empty(); }
+
 bool is_path(const std::string& model) { return model.starts_with('/'); }
 
 }  // namespace
@@ -110,8 +113,7 @@ void Server::unload(Session&, const wire::UnloadModel& data, const Reply<wire::U
   const std::string block = resident.block->id();
   const std::uint64_t bytes = resident.bytes();
   log_info("unloading '" + wire::printable(model) + "'");
-  events_->publish("model.unloaded", event_of(resident));
-  reaper_->drain(resident, [this, reply, outcome, block, bytes, wait = data.wait](bool freed) mutable {
+  const auto drained = [this, reply, outcome, block, bytes, wait = data.wait](bool freed) {
     const auto answer = [reply, bytes](wire::UnloadModelReply result, bool gone) {
       (gone ? result.freed : result.draining) = bytes;
       reply.ok(result);
@@ -127,7 +129,10 @@ void Server::unload(Session&, const wire::UnloadModel& data, const Reply<wire::U
     loop_->after(kUnloadPatience, [answer, outcome, told] {
       if (!std::exchange(*told, true)) answer(outcome, false);
     });
-  });
+  };
+  if (const auto withdrawn = reaper_->drain(resident, drained, "model.unloaded"); !withdrawn) {
+    reply.error(withdrawn.error());
+  }
 }
 
 wire::AttachReply Server::grant(Session& session, Resident& resident, const std::string& model) {
@@ -227,7 +232,7 @@ wire::ModelInfo Server::describe(const Resident& resident) const {
   info.type = resident.type;
   info.format = block.manifest().format;
   info.path = resident.path;
-  info.state = resident.draining() ? "draining" : "resident";
+  info.state = is_withdrawn(resident) ? "draining" : "resident";
   info.block = block.id();
   info.block_path = block.path();
   info.generation = block.name().generation;
@@ -254,7 +259,7 @@ void Server::list(Session&, const wire::Empty&, const Reply<wire::ModelListReply
 wire::ModelListReply Server::list_models() const {
   wire::ModelListReply list;
   for (const auto& [id, resident] : books_->store.all()) {
-    (resident.draining() ? list.draining : list.models).push_back(describe(resident));
+    (is_withdrawn(resident) ? list.draining : list.models).push_back(describe(resident));
   }
   for (const Loads::Running& running : loads_->running()) {
     wire::ModelInfo info;

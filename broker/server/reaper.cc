@@ -33,27 +33,33 @@ Reaper::~Reaper() {
   if (inotify_watch_ != 0) loop_.unwatch(inotify_watch_);
 }
 
-bool Reaper::withdraw(Resident& resident) {
+Result<void> Reaper::withdraw(Resident& resident) {
   if (auto drained = books_.store.drain(resident); !drained) {
     log_error("block " + resident.block->id() + " cannot be withdrawn: " + drained.error().message);
-    return false;
+    return drained;
   }
   keeper_.save(resident);
   watch(resident);
   arm_timer();
-  return true;
+  return {};
 }
 
-void Reaper::drain(Resident& resident, std::function<void(bool)> freed) {
+Result<void> Reaper::drain(Resident& resident, std::function<void(bool)> freed, std::string_view event) {
   const wire::EventData data = event_of(resident);  // while it still has its name
-  const bool withdrawn = withdraw(resident);
-  if (!withdrawn || !nobody_has(resident)) {
-    if (withdrawn) events_.publish("model.draining", data);
+  MODELBROKER_TRY(withdraw(resident));
+  if (!event.empty()) events_.publish(event, data);
+  if (!nobody_has(resident)) {
+    events_.publish("model.draining", data);
     if (freed) freed(false);
-    return;
+    return {};
   }
   if (freed) waiting_.emplace(resident.block->id(), std::move(freed));
   if (!resident.removing) start_removing(resident);
+  return {};
+}
+
+void Reaper::drain_nameless(Resident& resident) {
+  if (!drain(resident)) arm_timer();
 }
 
 bool Reaper::evict(Resident& resident, const std::string& reason) {
@@ -92,11 +98,13 @@ void Reaper::check(const std::string& block) {
 }
 
 void Reaper::check_all() {
-  std::vector<std::string> draining;
+  std::vector<std::string> draining, nameless;
   for (const auto& [id, resident] : books_.store.all()) {
     if (resident.draining()) draining.push_back(id);
+    if (!resident.draining() && resident.names.empty()) nameless.push_back(id);
   }
   for (const std::string& block : draining) check(block);
+  for (const std::string& block : nameless) drain_nameless(*books_.store.by_block(block));
   remove_orphans();
   if (!draining.empty() || !orphans_.empty()) arm_timer();
 }
@@ -143,10 +151,10 @@ void Reaper::remove_later(Budget::Reservation reservation, std::uint64_t generat
 
 void Reaper::remove_orphans() {
   for (const auto& [generation, reservation] : orphans_) {
-    const BlockName name = books_.directory.temporary(generation);
-    jobs_.run([os = &books_.os, where = &books_.directory, name] { return where->remove(*os, name); },
-              [this, generation](const Result<std::uint64_t>& outcome) {
-                if (!outcome && outcome.error().code != ErrorCode::kNotFound) return;
+    const std::string path = books_.directory.path_of(books_.directory.temporary(generation));
+    jobs_.run([os = &books_.os, gauge = reservation.gauge(), path] { return gauge->remove(*os, path).has_value(); },
+              [this, generation = generation](bool removed) {
+                if (!removed) return;  // the timer tries again
                 orphans_.erase(generation);
                 freed_();
               });

@@ -7,6 +7,7 @@
 #include <functional>
 #include <map>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "broker/server/books.h"
@@ -24,7 +25,10 @@ class Reaper {
   ~Reaper();
 
   // Withdraws a block and frees it as soon as may be. `freed` is told once: whether it is gone by now.
-  void drain(Resident& resident, std::function<void(bool freed)> freed = {});
+  // `event` is published when its name is withdrawn. If that fails, nothing has changed and nothing is told.
+  Result<void> drain(Resident& resident, std::function<void(bool freed)> freed = {}, std::string_view event = {});
+  // A block without a name, which nobody can ask for: tried again until it can be withdrawn.
+  void drain_nameless(Resident& resident);
   // Withdraws a block that nobody_has() to make room; its names are remembered. False if it has to stay.
   [[nodiscard]] bool evict(Resident& resident, const std::string& reason);
   // By our leases and by the kernel's word.
@@ -44,7 +48,7 @@ class Reaper {
   void revived(const std::string& block);
 
  private:
-  [[nodiscard]] bool withdraw(Resident& resident);
+  [[nodiscard]] Result<void> withdraw(Resident& resident);
   void remove_orphans();
   void start_removing(Resident& resident);
   void removed(const std::string& block, std::uint64_t bytes, const Result<void>& outcome);

@@ -50,15 +50,22 @@ void name_from_manifest(Books& books, Resident& resident, Recovered& recovered) 
   }
 }
 
-bool adopt_one(Books& books, const BlockName& name, const BlockRecord* record, Recovered& recovered) {
+// Whether it can be tried again with a better outcome: the block itself may be whole.
+bool may_pass(const Error& error) {
+  return error.code == ErrorCode::kResourceExhausted || error.code == ErrorCode::kUnavailable;
+}
+
+// True if it is in the books. A start that cannot say what lies in memory fails, for its books would be wrong.
+Result<bool> adopt_one(Books& books, const BlockName& name, const BlockRecord* record, Recovered& recovered) {
   auto block = Block::adopt(books.os, books.directory, name);
   if (block) {
     books.store.add(entry_of(books, std::move(*block), record));
     return true;
   }
+  if (may_pass(block.error())) return tl::unexpected(block.error());
   log_error("block " + name.file_name() + " is not adopted: " + block.error().message);
   if (block.error().code != ErrorCode::kDataLoss) return false;  // a newer version's: not ours to judge
-  if (auto removed = books.directory.remove(books.os, name); !removed) log_error(removed.error().message);
+  MODELBROKER_TRY(books.directory.remove(books.os, name));
   recovered.damaged.emplace_back(name.id(), block.error().message);
   return false;
 }
@@ -78,14 +85,15 @@ Result<Recovered> adopt_blocks(Books& books, const std::vector<BlockRecord>& rec
   for (const BlockName& name : listing.blocks) {
     books.highest_generation = std::max(books.highest_generation, name.generation);
     if (name.state == BlockState::kTemporary) {
+      MODELBROKER_TRY(books.directory.remove(books.os, name));
       ++recovered.garbage;
-      if (auto removed = books.directory.remove(books.os, name); !removed) log_error(removed.error().message);
       crash_point("adopt.garbage_removed");
       continue;
     }
     const auto record = known.find(name.id());
     const BlockRecord* const found = record == known.end() ? nullptr : record->second;
-    if (!adopt_one(books, name, found, recovered)) continue;
+    MODELBROKER_ASSIGN(const bool adopted, adopt_one(books, name, found, recovered));
+    if (!adopted) continue;
     crash_point("adopt.block_adopted");
     Resident& resident = *books.store.by_block(name.id());
     if (resident.draining()) {

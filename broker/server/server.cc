@@ -102,7 +102,11 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config) {
 
   crash_point("adopt.before_sockets");
   // Stale sockets of a broker that died: ours to remove, for we hold its locks.
-  for (const std::string& path : sockets()) (void)os.unlink(path);
+  for (const std::string& path : sockets()) {
+    if (auto gone = os.unlink(path); !gone && gone.error().number != ENOENT) {
+      return fail_errno(gone.error().number, "removing '" + path + "', which a broker that died has left");
+    }
+  }
   MODELBROKER_ASSIGN(events_, Events::bind(endpoint_.events(), to_hex(books_->boot_id)));
   jobs_ = std::make_unique<Jobs>(*loop_, kJobThreads);
   keeper_ = std::make_unique<StateKeeper>(*loop_, std::move(state.db));
@@ -135,7 +139,7 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config) {
   }
   for (const std::string& block : recovered.gone) keeper_->erase(block);
   for (const std::string& block : recovered.superseded) {
-    if (Resident* const resident = books_->store.by_block(block)) reaper_->drain(*resident);
+    if (Resident* const resident = books_->store.by_block(block)) reaper_->drain_nameless(*resident);
   }
   if (totals.made + totals.draining > 0) settled_at_ = books_->clock.now() + kSettle;
   reaper_->take_over_draining();

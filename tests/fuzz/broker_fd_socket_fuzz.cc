@@ -9,25 +9,21 @@
 #include <sys/stat.h>
 
 #include <array>
-#include <future>
 #include <iterator>
-#include <memory>
 #include <string>
-#include <thread>
 #include <vector>
 
-#include "broker/server/log.h"
-#include "broker/server/server.h"
 #include "cpp_client/connection.h"
 #include "tests/support/fuzz.h"
+#include "tests/support/in_process_broker.h"
 #include "tests/support/safetensors_file.h"
-#include "tests/support/temp_directory.h"
 
 namespace modelbroker {
 namespace {
 
 using client::Connection;
 using client::Timeout;
+using testing::InProcessBroker;
 using testing::require;
 
 constexpr std::size_t kTooLong = wire::kPacketLimit + 1;
@@ -40,47 +36,11 @@ T must(Result<T> result, std::string_view what) {
   return std::move(*result);
 }
 
-// A broker on a thread of its own.
-class InProcessBroker {
- public:
-  InProcessBroker() {
-    set_log_level("error");
-    std::promise<Server*> started;
-    thread_ = std::thread([this, &started] {
-      const SystemClock clock;
-      Config config;
-      config.run_directory = folder_ / "run";
-      config.ram_directory = folder_.path();
-      config.ram_budget = 64U << 20U;
-      const auto server = must(Server::start(*os_, clock, config), "the broker starts");
-      started.set_value(server.get());
-      require(server->run().has_value(), "the broker stops cleanly");
-    });
-    server_ = started.get_future().get();
-  }
-  ~InProcessBroker() {
-    server_->request_stop();
-    thread_.join();
-  }
-  InProcessBroker(const InProcessBroker&) = delete;
-  InProcessBroker& operator=(const InProcessBroker&) = delete;
-
-  [[nodiscard]] Os& os() { return *os_; }
-  [[nodiscard]] std::string operator/(const std::string& name) const { return folder_ / name; }
-
- private:
-  testing::TempDirectory folder_;
-  std::unique_ptr<Os> os_ = make_os({folder_.path(), ""});
-  Server* server_ = nullptr;
-  std::thread thread_;
-};
-
 // A client that holds a model all the time.
 class Honest {
  public:
   explicit Honest(InProcessBroker& broker)
-      : os_(broker.os()),
-        connection_(must(Connection::connect(os_, {.endpoint = "ipc://" + (broker / "run/broker.sock")}), "connects")) {
+      : os_(broker.os()), connection_(must(Connection::connect(os_, {.endpoint = broker.endpoint()}), "connects")) {
     const std::string path = broker / "m.safetensors";
     testing::write_file(path, testing::safetensors_bytes("{" + testing::u8_tensor("a", 0, 2) + "}", "xy"));
     file_ = testing::open_source(path);

@@ -13,19 +13,10 @@ from typing import Any
 import pytest
 
 from support.broker import BINARY, BrokerProcess
+from support.features import FEATURES
 from support.small_tmpfs import with_tmpfs
 
 OK, INVALID, PROBLEM = 0, 10, 13
-FEATURES = [
-    "collapse",
-    "populate_write",
-    "rename_noreplace",
-    "write_lease",
-    "pidfd",
-    "peer_pidfd",
-    "cachestat",
-    "direct_io",
-]
 OTHERS = [
     "kernel",
     "descriptors",

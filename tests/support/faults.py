@@ -64,6 +64,8 @@ class FaultPage:
     ) -> None:
         self._page[:8] = bytes(8)
         self._page[_FAILED] = bytes(64)
+        assert len(point) < 64
+        assert len(only) < 448
         wishes = (0, fail_at, error, for_ever, crash_at, 0, 0, 0, point.encode(), only.encode())
         _WORDS.pack_into(self._page, 0, *wishes)
         self._page[:8] = struct.pack("Q", 1)  # last

@@ -47,6 +47,12 @@ TEST(TensorBytes, MultipliesAndRefuses) {
   EXPECT_EQ(bytes("F64", {std::numeric_limits<std::uint64_t>::max()}).error().code, ErrorCode::kDataLoss);
 }
 
+TEST(TensorBytes, ShowsAnUnknownDtypeInPrintableCharacters) {
+  const auto refused = tensor_bytes("\nF\xcc-\x7f.", {});
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().message, "dtype '?F?-?.' is not known");
+}
+
 // ---- round trip
 
 std::string random_text(std::mt19937_64& random, std::size_t longest) {

@@ -1,0 +1,61 @@
+// InProcessBroker: a real broker on a thread of this process, with folders of its own.
+//
+// Ends the process if it does not start or stop: a test has nothing to go on with. Threads: the test's own.
+#pragma once
+
+#include <cstdio>
+#include <cstdlib>
+#include <future>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include "broker/server/log.h"
+#include "broker/server/server.h"
+#include "tests/support/temp_directory.h"
+
+namespace modelbroker::testing {
+
+class InProcessBroker {
+ public:
+  InProcessBroker() {
+    set_log_level("error");
+    std::promise<Server*> started;
+    thread_ = std::thread([this, &started] {
+      const SystemClock clock;
+      Config config;
+      config.run_directory = folder_ / "run";
+      config.ram_directory = folder_.path();
+      config.ram_budget = 64U << 20U;
+      auto server = Server::start(*os_, clock, config);
+      if (!server) give_up(server.error());
+      started.set_value(server->get());
+      if (const auto ran = (*server)->run(); !ran) give_up(ran.error());
+    });
+    server_ = started.get_future().get();
+  }
+  ~InProcessBroker() {
+    server_->request_stop();
+    thread_.join();
+  }
+  InProcessBroker(const InProcessBroker&) = delete;
+  InProcessBroker& operator=(const InProcessBroker&) = delete;
+
+  [[nodiscard]] Os& os() { return *os_; }
+  [[nodiscard]] std::string operator/(const std::string& name) const { return folder_ / name; }
+  [[nodiscard]] std::string endpoint() const { return "ipc://" + (folder_ / "run/broker.sock"); }
+
+ private:
+  static void give_up(const Error& error) {
+    std::fprintf(stderr, "the broker in this process: %s\n", error.message.c_str());
+    std::abort();
+  }
+
+  TempDirectory folder_;
+  std::unique_ptr<Os> os_ = make_os({folder_.path(), ""});
+  Server* server_ = nullptr;
+  std::thread thread_;
+};
+
+}  // namespace modelbroker::testing
