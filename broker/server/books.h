@@ -11,18 +11,25 @@
 #include "broker/ram/store.h"
 #include "broker/server/config.h"
 #include "broker/workers/leases.h"
+#include "broker/workers/rights.h"
 #include "broker/workers/sessions.h"
 #include "shm/block.h"
 
 namespace modelbroker {
 
 struct Books {
-  Books(Os& os_, const Clock& clock_, Config config_, BlockDirectory directory_)
-      : os(os_), clock(clock_), config(std::move(config_)), directory(std::move(directory_)), store(os_) {}
+  Books(Os& os_, const Clock& clock_, Config config_, const Rights& rights_, BlockDirectory directory_)
+      : os(os_),
+        clock(clock_),
+        config(std::move(config_)),
+        rights(rights_),
+        directory(std::move(directory_)),
+        store(os_) {}
 
   Os& os;
   const Clock& clock;
   Config config;  // what may change while we run does so at SIGHUP
+  const Rights rights;
   const BlockDirectory directory;
   BootId boot_id{};
   TimePoint started;

@@ -51,7 +51,7 @@ class Server {
       : loop_(std::move(loop)), endpoint_(std::move(endpoint)), run_lock_(std::move(run_lock)) {}
 
   // server.cc
-  [[nodiscard]] Result<void> open(Os& os, const Clock& clock, const Config& config);
+  [[nodiscard]] Result<void> open(Os& os, const Clock& clock, const Config& config, const Rights& rights);
   [[nodiscard]] Result<void> watch_signals();
   [[nodiscard]] std::array<std::string, 3> sockets() const;
   void stop_blocks();
@@ -61,6 +61,7 @@ class Server {
                    const std::vector<std::string>& blocks);
   LeaseBook::Ended end_leases(const Session& session);
   [[nodiscard]] Result<Session*> find_session(const wire::Request& request, const Router::Sender& sender);
+  void add_groups(Peer& peer, int socket) const;
   void watch_plain(const Session& session);
   void end_silent_peers();
 

@@ -25,6 +25,8 @@ FEATURES = [
     "peer_pidfd",
     "cachestat",
     "direct_io",
+    "openat2",
+    "peer_groups",
 ]
 OTHERS = [
     "kernel",
