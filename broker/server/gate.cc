@@ -74,38 +74,44 @@ void Gate::close() noexcept {
   os_ = nullptr;
 }
 
+// Under the lock from the start, so that nobody who accepts takes the place that the spare gave up.
 int Gate::accept(int listener, sockaddr* address, socklen_t* size, int flags) noexcept {
-  const int fd = really_accept(listener, address, size, flags);
-  if (fd < 0) {
-    if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) turn_away_one(listener);
-    return -1;
-  }
-  const char* why = nullptr;
+  Fd refused;
+  bool nobody_went = false;
   {
     const std::lock_guard lock(mutex_);
-    try {
-      why = refusal(fd);
-    } catch (const std::exception&) {
-      why = "memory has run out";
+    Fd taken(really_accept(listener, address, size, flags));
+    const int error = errno;
+    if (!taken && error != EMFILE && error != ENFILE && error != ENOBUFS && error != ENOMEM) return -1;
+    const char* why = "descriptors have run out";
+    if (taken) {
+      try {
+        why = refusal(taken.get());
+      } catch (const std::exception&) {
+        why = "memory has run out";
+      }
+    } else {
+      nobody_went = !turn_away_one(listener);
     }
-    if (why == nullptr) return fd;
+    if (why == nullptr) return taken.release();
     warn(why);
+    refused = std::move(taken);
   }
-  ::close(fd);
+  // Who waits at the listener would wake us at once again.
+  if (nobody_went) std::this_thread::sleep_for(kBreath);
+  refused.reset();
   errno = ECONNABORTED;
   return -1;
 }
 
-// Room for one more is made by the spare, so that who waits at the listener does not wake us for ever.
-void Gate::turn_away_one(int listener) noexcept {
-  const std::lock_guard lock(mutex_);
+// With the spare's number: then nobody waits there for ever.
+bool Gate::turn_away_one(int listener) noexcept {
   spare_.reset();
-  const Fd turned_away(really_accept(listener, nullptr, nullptr, SOCK_CLOEXEC));
-  const bool nobody = !turned_away;
+  Fd turned_away(really_accept(listener, nullptr, nullptr, SOCK_CLOEXEC));
+  const bool went = static_cast<bool>(turned_away);
+  turned_away.reset();
   spare_ = spare_descriptor();
-  if (nobody) std::this_thread::sleep_for(kBreath);
-  warn("descriptors have run out");
-  errno = ECONNABORTED;
+  return went;
 }
 
 // Why this connection is not taken; nothing: it is, and is in the books.

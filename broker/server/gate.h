@@ -47,7 +47,7 @@ class Gate {
   [[nodiscard]] bool has_room(uid_t uid, std::size_t cost) const;
   void forget(int fd);
   void forget_closed();
-  void turn_away_one(int listener) noexcept;
+  bool turn_away_one(int listener) noexcept;
   void warn(const char* why) noexcept;
 
   mutable std::mutex mutex_;  // guards all below
