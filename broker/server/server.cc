@@ -72,7 +72,7 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
   for (const std::string& path : sockets()) (void)os.unlink(path);
   MODELBROKER_ASSIGN(events_, Events::bind(endpoint_.events(), to_hex(books_->boot_id)));
   jobs_ = std::make_unique<Jobs>(*loop_, kJobThreads);
-  keeper_ = std::make_unique<StateKeeper>(*loop_, std::move(state.db));
+  keeper_ = std::make_unique<StateKeeper>(*loop_, books_->store, std::move(state.db));
   reaper_ = std::make_unique<Reaper>(*books_, *loop_, *jobs_, *keeper_, *events_);
   admission_ = std::make_unique<Admission>(*books_, *loop_, *reaper_);
   expiry_ = std::make_unique<Expiry>(*books_, *loop_, *reaper_);

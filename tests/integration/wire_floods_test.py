@@ -1,4 +1,4 @@
-"""More connections than descriptors, on every socket: the broker lives, and who is there is served."""
+"""More connections than descriptors, on every socket: the broker lives, and serves who is there."""
 
 from __future__ import annotations
 
