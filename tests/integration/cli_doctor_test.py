@@ -88,7 +88,9 @@ def test_every_check_says_what_it_found(broker: BrokerProcess) -> None:
         assert (checks[name]["verdict"] == "ok") == features[name], name
     small = broker.cli_json("status")["page_kind"] == "4KiB"
     assert (checks["huge_pages"]["verdict"] == "note") == small
-    left = [path.name for path in Path("/dev/shm").iterdir() if f".doctor.{os.getpid()}" in path.name]
+    left = [
+        path.name for path in Path("/dev/shm").iterdir() if f".doctor.{os.getpid()}" in path.name
+    ]
     assert left == []
 
 

@@ -117,9 +117,7 @@ def test_a_watchdog_that_is_not_ours_is_left_alone(
 
 
 @pytest.mark.parametrize("address", ["/no/such/socket", "", "@", "x" * 200, "relative"])
-def test_a_manager_that_is_not_there_changes_nothing(
-    make_broker: MakeBroker, address: str
-) -> None:
+def test_a_manager_that_is_not_there_changes_nothing(make_broker: MakeBroker, address: str) -> None:
     broker = make_broker(environment={"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "10000"}).start()
     assert broker.cli_json("ps") == []
     assert broker.terminate() == 0
