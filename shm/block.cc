@@ -175,6 +175,7 @@ Result<Block> Block::adopt(Os& os, const BlockDirectory& where, const BlockName&
   const auto found = check_file(os, block.fd_, block.path_, where.uid());
   if (!found) return tl::unexpected(try_again(found.error()));
   block.gauge_->settle(held(*found));
+  if ((found->st_mode & S_IRGRP) != 0) block.group_ = found->st_gid;
   const auto size = static_cast<std::uint64_t>(found->st_size);
   MODELBROKER_ASSIGN(block.header_, read_header(os, block.fd_.get(), size, block.path_));
   if (block.header_.generation != name.generation || to_hex(block.header_.digest).substr(0, 16) != name.digest16) {
@@ -184,6 +185,24 @@ Result<Block> Block::adopt(Os& os, const BlockDirectory& where, const BlockName&
   MODELBROKER_TRY(read_chunk_table(os, block.fd_.get(), block.header_, block.path_));
   MODELBROKER_ASSIGN(block.manifest_, read_manifest(os, block.fd_.get(), block.header_, block.path_));
   return block;
+}
+
+Result<void> Block::give_to_group(Os& os, gid_t group) {
+  auto given = os.fchgrp(fd_.get(), group);
+  if (given) given = os.fchmod(fd_.get(), 0440);
+  if (!given) {
+    return fail_errno(given.error().number, "giving block '" + path_ + "' to group " + std::to_string(group));
+  }
+  group_ = group;
+  return {};
+}
+
+Result<void> Block::take_from_group(Os& os) {
+  if (auto taken = os.fchmod(fd_.get(), 0400); !taken) {
+    return fail_errno(taken.error().number, "taking block '" + path_ + "' from its group");
+  }
+  group_.reset();
+  return {};
 }
 
 Result<Fd> Block::open_for_reader(Os& os) const {

@@ -12,11 +12,14 @@
 // fail returns Result and leaves the object as it was; the && ones clean up what they held.
 #pragma once
 
+#include <sys/types.h>
+
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -99,6 +102,7 @@ struct BlockPlan {
   std::uint64_t generation = 0;
   BootId broker_boot_id{};
   bool huge_pages = true;               // try; false: 4 KiB pages
+  std::optional<gid_t> group{};         // who may read it besides its owner
   std::shared_ptr<BlockGauge> gauge{};  // shows what is made meanwhile; none: the block makes one
 };
 
@@ -121,6 +125,10 @@ class Block {
   [[nodiscard]] std::uint64_t bytes_held() const { return gauge_->bytes(); }
   [[nodiscard]] PageKind page_kind() const noexcept { return page_kind_; }
   [[nodiscard]] const Fd& descriptor() const noexcept { return fd_; }
+  // Who may open the file besides its owner; nothing: nobody.
+  [[nodiscard]] std::optional<gid_t> group() const noexcept { return group_; }
+  [[nodiscard]] Result<void> give_to_group(Os& os, gid_t group);
+  [[nodiscard]] Result<void> take_from_group(Os& os);  // who has it open keeps it
 
   [[nodiscard]] Result<Fd> open_for_reader(Os& os) const;  // a new O_RDONLY description, safe to send
   [[nodiscard]] Result<void> drain(Os& os);                // no new opens by name
@@ -152,6 +160,7 @@ class Block {
   std::shared_ptr<const Manifest> manifest_;
   std::shared_ptr<BlockGauge> gauge_ = std::make_shared<BlockGauge>();
   PageKind page_kind_ = PageKind::kSmall;
+  std::optional<gid_t> group_;
   // Held while fd_ is read by a check, and when it is let go.
   std::unique_ptr<std::mutex> checking_ = std::make_unique<std::mutex>();
   Fd fd_;

@@ -29,6 +29,17 @@ Result<void> check_file_system(Os& os, const std::string& path) {
                   "another tmpfs, or force it with --any-file-system");
 }
 
+// Whoever may write to a folder may remove and rename what lies in it, unless it is sticky.
+Result<void> check_folder(Os& os, int folder, const std::string& path) {
+  const auto found = os.fstat(folder);
+  if (!found) return fail_errno(found.error().number, "looking at the RAM directory '" + path + "'");
+  const bool sticky = (found->st_mode & S_ISVTX) != 0;
+  if (sticky || (found->st_mode & (S_IWGRP | S_IWOTH)) == 0) return {};
+  return fail(ErrorCode::kFailedPrecondition,
+              "others may remove what lies in the RAM directory '" + path +
+                  "': choose /dev/shm, or make it sticky (chmod +t) or your own (chmod 700)");
+}
+
 Result<Fd> take_lock(Os& os, const std::string& path, const std::string& instance) {
   auto lock = os.open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
   if (!lock && lock.error().number == ELOOP) return not_ours(path);
@@ -53,9 +64,9 @@ Result<BlockDirectory> BlockDirectory::lock(Os& os, std::string path, std::strin
                 "the instance '" + instance.substr(0, 64) + "' must have 1 to 32 characters of a-z, 0-9 and '-'");
   }
   while (path.size() > 1 && path.back() == '/') path.pop_back();
-  if (auto folder = os.open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0); !folder) {
-    return fail_errno(folder.error().number, "opening the RAM directory '" + path + "'");
-  }
+  const auto folder = os.open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+  if (!folder) return fail_errno(folder.error().number, "opening the RAM directory '" + path + "'");
+  MODELBROKER_TRY(check_folder(os, folder->get(), path));
   if (!any_file_system) MODELBROKER_TRY(check_file_system(os, path));
   BlockDirectory directory;
   directory.uid_ = os.uid();

@@ -138,7 +138,12 @@ Result<BlockHeader> BlockWriter::State::seal(std::span<const std::byte> manifest
   MODELBROKER_TRY(make_range({0, layout.block_size}));
   const BlockHeader header = write_contents(manifest, hashes);
   mapping = Mapping();
-  if (auto sealed = os.fchmod(fd.get(), 0400); !sealed) {
+  if (plan.group) {
+    if (auto given = os.fchgrp(fd.get(), *plan.group); !given) {
+      return fail_errno(given.error().number, "giving block '" + path + "' to group " + std::to_string(*plan.group));
+    }
+  }
+  if (auto sealed = os.fchmod(fd.get(), plan.group ? 0440 : 0400); !sealed) {
     return fail_errno(sealed.error().number, "sealing block '" + path + "'");
   }
   crash_point("load.sealed");
@@ -203,6 +208,7 @@ Result<Block> BlockWriter::publish(const Manifest& manifest, std::span<const std
   block.page_kind_ = block.header_.huge_pages ? PageKind::kHuge : PageKind::kSmall;
   const auto found = os.fstat(state->fd.get());
   if (!found) return fail_errno(found.error().number, "looking at block '" + state->path + "'");
+  block.group_ = state->plan.group;
   block.gauge_ = state->gauge;
   block.gauge_->settle(static_cast<std::uint64_t>(found->st_blocks) * 512);
   // Now the writing description goes and a read-only one stays: the write lease counts descriptions.

@@ -12,6 +12,13 @@ inline constexpr unsigned kRenameNoReplace = 1;  // linux/fs.h
 inline constexpr int kSoPeerPidfd = 77;          // asm-generic/socket.h, Linux 6.5
 inline constexpr long kSysCachestat = 451;       // asm-generic/unistd.h, Linux 6.5
 
+inline constexpr int kSoPeerGroups = 59;                                             // asm-generic/socket.h, Linux 4.13
+inline constexpr long kSysOpenat2 = 437;                                             // asm-generic/unistd.h, Linux 5.6
+inline constexpr std::uint64_t kResolveNoMagicLinks = 0x02, kResolveBeneath = 0x08;  // linux/openat2.h
+
+struct OpenHow {
+  std::uint64_t flags = 0, mode = 0, resolve = 0;
+};
 struct CachestatRange {  // linux/mman.h
   std::uint64_t offset = 0, length = 0;
 };

@@ -42,10 +42,12 @@ struct OsFeatures {
   bool peer_pidfd = false;        // SO_PEERPIDFD (Linux 6.5); else pidfd_open of SO_PEERCRED's pid
   bool cachestat = false;         // cachestat (Linux 6.5); else mincore on a mapping
   bool direct_io = false;         // may be tried; the file system decides for each file
+  bool openat2 = false;           // RESOLVE_BENEATH (Linux 5.6); else folder by folder
+  bool peer_groups = false;       // SO_PEERGROUPS (Linux 4.13); else a peer's first group alone
 };
 
 // Their names, as users write them.
-inline constexpr std::array<std::pair<std::string_view, bool OsFeatures::*>, 8> kFeatureNames{
+inline constexpr std::array<std::pair<std::string_view, bool OsFeatures::*>, 10> kFeatureNames{
     {{"collapse", &OsFeatures::collapse},
      {"populate_write", &OsFeatures::populate_write},
      {"rename_noreplace", &OsFeatures::rename_noreplace},
@@ -53,7 +55,9 @@ inline constexpr std::array<std::pair<std::string_view, bool OsFeatures::*>, 8> 
      {"pidfd", &OsFeatures::pidfd},
      {"peer_pidfd", &OsFeatures::peer_pidfd},
      {"cachestat", &OsFeatures::cachestat},
-     {"direct_io", &OsFeatures::direct_io}}};
+     {"direct_io", &OsFeatures::direct_io},
+     {"openat2", &OsFeatures::openat2},
+     {"peer_groups", &OsFeatures::peer_groups}}};
 
 class Os {
  public:
@@ -63,12 +67,25 @@ class Os {
 
   // Files.
   [[nodiscard]] virtual SysResult<Fd> open(const std::string& path, int flags, mode_t mode) = 0;
+  [[nodiscard]] virtual SysResult<Fd> openat(int folder, const std::string& name, int flags) = 0;
+  // `path` beneath `folder`, and no way out of it: links that stay within are followed, others are EXDEV, those of
+  // /proc ELOOP. ENOSYS without the feature.
+  [[nodiscard]] virtual SysResult<Fd> open_beneath(int folder, const std::string& path, int flags) = 0;
+  // Where a link leads; an empty name: `folder` itself, an O_PATH descriptor of a link.
+  [[nodiscard]] virtual SysResult<std::string> readlink(int folder, const std::string& name) = 0;
+  // How a descriptor was opened (F_GETFL).
+  [[nodiscard]] virtual SysResult<int> open_flags(int fd) = 0;
   [[nodiscard]] virtual SysResult<struct stat> fstat(int fd) = 0;
   [[nodiscard]] virtual SysResult<struct stat> lstat(const std::string& path) = 0;
   [[nodiscard]] virtual SysResult<struct statfs> statfs(const std::string& path) = 0;
   [[nodiscard]] virtual SysResult<void> ftruncate(int fd, std::uint64_t size) = 0;
   [[nodiscard]] virtual SysResult<void> fallocate(int fd, std::uint64_t offset, std::uint64_t size) = 0;
   [[nodiscard]] virtual SysResult<void> fchmod(int fd, mode_t mode) = 0;
+  [[nodiscard]] virtual SysResult<void> fchgrp(int fd, gid_t group) = 0;
+  // The same two for what cannot be opened: a socket. Follows no link.
+  [[nodiscard]] virtual SysResult<void> give_to_group(const std::string& path, gid_t group, mode_t mode) = 0;
+  // Whether rights beyond the mode bits are written at the file.
+  [[nodiscard]] virtual bool has_acl(const std::string& path) noexcept = 0;
   [[nodiscard]] virtual SysResult<void> mkdir(const std::string& path, mode_t mode) = 0;
   [[nodiscard]] virtual SysResult<void> unlink(const std::string& path) = 0;
   // Fails with EEXIST rather than replace. Falls back to link + unlink without the feature.
@@ -103,6 +120,8 @@ class Os {
   [[nodiscard]] virtual SysResult<Fd> connect_seqpacket(const std::string& path) = 0;
   [[nodiscard]] virtual SysResult<Fd> accept(int listener) = 0;
   [[nodiscard]] virtual SysResult<ucred> peer_credentials(int socket) = 0;
+  // The peer's further groups when it connected; ENOTSUP where the kernel does not tell.
+  [[nodiscard]] virtual SysResult<std::vector<gid_t>> peer_groups(int socket) = 0;
   // A pidfd of the peer as it was when it connected; ENOTSUP where the kernel gives none.
   [[nodiscard]] virtual SysResult<Fd> peer_pidfd(int socket) = 0;
   [[nodiscard]] virtual SysResult<Fd> pidfd_open(pid_t pid) = 0;

@@ -116,6 +116,22 @@ bool probe_peer_pidfd() {
   return true;
 }
 
+bool probe_openat2() {
+  const Fd folder(::open("/", O_PATH | O_DIRECTORY | O_CLOEXEC));
+  const OpenHow how{O_PATH | O_DIRECTORY | O_CLOEXEC, 0, kResolveNoMagicLinks | kResolveBeneath};
+  return Fd(static_cast<int>(::syscall(kSysOpenat2, folder.get(), ".", &how, sizeof how))).operator bool();
+}
+
+bool probe_peer_groups() {
+  std::array<int, 2> pair{};
+  if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair.data()) != 0) return false;
+  const Fd one(pair[0]);
+  const Fd two(pair[1]);
+  std::array<gid_t, 1> group{};
+  socklen_t size = sizeof group;
+  return ::getsockopt(one.get(), SOL_SOCKET, kSoPeerGroups, group.data(), &size) == 0 || errno == ERANGE;
+}
+
 bool probe_cachestat(int fd) {
   CachestatRange range{0, 4096};
   Cachestat result{};
@@ -139,6 +155,8 @@ OsFeatures probe_features(const OsOptions& options) {
   features.pidfd = probe_pidfd();
   features.peer_pidfd = probe_peer_pidfd();
   features.direct_io = true;
+  features.openat2 = probe_openat2();
+  features.peer_groups = probe_peer_groups();
   if (ProbeFile file(options.directory); file) {
     features.cachestat = probe_cachestat(file.fd());
     probe_pages(file, features);

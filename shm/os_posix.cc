@@ -10,6 +10,7 @@
 #include <sys/signalfd.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
+#include <sys/xattr.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -69,6 +70,27 @@ class PosixOs final : public Os {
   SysResult<Fd> open(const std::string& path, int flags, mode_t mode) override {
     return opened(uninterrupted([&] { return ::open(path.c_str(), flags, mode); }));
   }
+  SysResult<Fd> openat(int folder, const std::string& name, int flags) override {
+    return opened(uninterrupted([&] { return ::openat(folder, name.c_str(), flags); }));
+  }
+  SysResult<Fd> open_beneath(int folder, const std::string& path, int flags) override {
+    if (!features_.openat2) return tl::unexpected(Errno{ENOSYS});
+    const OpenHow how{static_cast<std::uint64_t>(flags), 0, kResolveNoMagicLinks | kResolveBeneath};
+    return opened(uninterrupted(
+        [&] { return static_cast<int>(::syscall(kSysOpenat2, folder, path.c_str(), &how, sizeof how)); }));
+  }
+  SysResult<std::string> readlink(int folder, const std::string& name) override {
+    std::array<char, 4096> target{};
+    const ssize_t got = ::readlinkat(folder, name.c_str(), target.data(), target.size());
+    if (got < 0) return last_error();
+    if (static_cast<std::size_t>(got) == target.size()) return tl::unexpected(Errno{ENAMETOOLONG});
+    return std::string(target.data(), static_cast<std::size_t>(got));
+  }
+  SysResult<int> open_flags(int fd) override {
+    const int flags = ::fcntl(fd, F_GETFL);
+    if (flags < 0) return last_error();
+    return flags;
+  }
   SysResult<struct stat> fstat(int fd) override {
     struct stat found {};
     if (::fstat(fd, &found) != 0) return last_error();
@@ -97,6 +119,14 @@ class PosixOs final : public Os {
     return {};
   }
   SysResult<void> fchmod(int fd, mode_t mode) override { return done(::fchmod(fd, mode)); }
+  SysResult<void> fchgrp(int fd, gid_t group) override { return done(::fchown(fd, static_cast<uid_t>(-1), group)); }
+  SysResult<void> give_to_group(const std::string& path, gid_t group, mode_t mode) override {
+    if (::lchown(path.c_str(), static_cast<uid_t>(-1), group) != 0) return last_error();
+    return done(::fchmodat(AT_FDCWD, path.c_str(), mode, 0));
+  }
+  bool has_acl(const std::string& path) noexcept override {
+    return ::getxattr(path.c_str(), "system.posix_acl_access", nullptr, 0) > 0;
+  }
   SysResult<void> mkdir(const std::string& path, mode_t mode) override { return done(::mkdir(path.c_str(), mode)); }
   SysResult<void> unlink(const std::string& path) override { return done(::unlink(path.c_str())); }
   SysResult<void> rename_noreplace(const std::string& from, const std::string& to) override {
@@ -225,6 +255,19 @@ class PosixOs final : public Os {
     socklen_t size = sizeof credentials;
     if (::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &credentials, &size) != 0) return last_error();
     return credentials;
+  }
+  SysResult<std::vector<gid_t>> peer_groups(int socket) override {
+    if (!features_.peer_groups) return tl::unexpected(Errno{ENOTSUP});
+    std::vector<gid_t> groups(64);
+    while (true) {
+      auto size = static_cast<socklen_t>(groups.size() * sizeof(gid_t));
+      if (::getsockopt(socket, SOL_SOCKET, kSoPeerGroups, groups.data(), &size) == 0) {
+        groups.resize(size / sizeof(gid_t));
+        return groups;
+      }
+      if (errno != ERANGE || size <= groups.size() * sizeof(gid_t)) return last_error();
+      groups.resize(size / sizeof(gid_t));
+    }
   }
   SysResult<Fd> peer_pidfd(int socket) override {
     if (!features_.peer_pidfd) return tl::unexpected(Errno{ENOTSUP});

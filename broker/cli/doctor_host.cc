@@ -24,7 +24,7 @@ Check kernel_check() {
 struct Second {
   std::string_view feature, found, cost, remedy;
 };
-constexpr std::array<Second, 8> kSeconds{{
+constexpr std::array<Second, 10> kSeconds{{
     {"collapse", "MADV_COLLAPSE gives 2 MiB pages", "4 KiB pages", "Linux 6.1 or newer"},
     {"populate_write", "MADV_POPULATE_WRITE makes pages", "pages are reserved by posix_fallocate, and none are huge",
      "Linux 5.14 or newer"},
@@ -42,6 +42,10 @@ constexpr std::array<Second, 8> kSeconds{{
      "Linux 6.5 or newer, and a seccomp profile that allows cachestat"},
     {"direct_io", "O_DIRECT may be tried", "cold files go through the page cache",
      "a RAM directory that this user may write to"},
+    {"openat2", "openat2 opens files beneath model folders", "they are opened folder by folder: a little slower",
+     "Linux 5.6 or newer, and a seccomp profile that allows openat2"},
+    {"peer_groups", "SO_PEERGROUPS tells a peer's groups", "a member of the group must have it as its first group",
+     "Linux 4.13 or newer"},
 }};
 
 std::vector<Check> feature_checks(Os& os, const Config& config) {

@@ -4,6 +4,8 @@
 // only.
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstddef>
 #include <deque>
 #include <map>
@@ -22,6 +24,7 @@ class EvictedNames {
   struct Model {
     std::string path, type;
     Duration keep_alive{-1};
+    uid_t loader = 0, path_uid = 0;      // who gave the name, who said where the file lies
     std::optional<FileIdentity> only{};  // it must still be this file
   };
 

@@ -128,6 +128,7 @@ Result<Block> load_block(Os& os, const BlockDirectory& where, int source_fd, con
   block_plan.generation = options.generation;
   block_plan.broker_boot_id = options.broker_boot_id;
   block_plan.huge_pages = options.huge_pages;
+  block_plan.group = options.group;
   block_plan.gauge = options.gauge;
   MODELBROKER_ASSIGN(BlockWriter writer, BlockWriter::create(os, where, block_plan));
 

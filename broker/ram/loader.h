@@ -45,6 +45,7 @@ struct LoadOptions {
   BootId broker_boot_id{};
   bool huge_pages = true;
   unsigned threads = 0;               // 0: one a core, more for a cold file
+  std::optional<gid_t> group;         // who may read the block besides us
   std::shared_ptr<BlockGauge> gauge;  // the admission's
   std::optional<Headroom> headroom;   // asked before each chunk
 };

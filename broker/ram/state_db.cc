@@ -42,15 +42,20 @@ struct StateDb::Impl {
     if (version == 0) {
       db.exec(
           "CREATE TABLE IF NOT EXISTS blocks(block TEXT PRIMARY KEY, type TEXT NOT NULL, path TEXT NOT NULL,"
-          " pinned INTEGER NOT NULL, ctime_ns INTEGER NOT NULL, keep_alive_ns INTEGER NOT NULL) WITHOUT ROWID");
+          " pinned INTEGER NOT NULL, ctime_ns INTEGER NOT NULL, keep_alive_ns INTEGER NOT NULL,"
+          " loader INTEGER NOT NULL, source_uid INTEGER NOT NULL, path_uid INTEGER NOT NULL) WITHOUT ROWID");
       db.exec(
-          "CREATE TABLE IF NOT EXISTS names(name TEXT PRIMARY KEY, block TEXT NOT NULL, position INTEGER NOT NULL)"
-          " WITHOUT ROWID");
+          "CREATE TABLE IF NOT EXISTS names(name TEXT PRIMARY KEY, block TEXT NOT NULL, position INTEGER NOT NULL,"
+          " loader INTEGER NOT NULL) WITHOUT ROWID");
       crash_point("state_db.tables_made");
       db.exec("PRAGMA user_version=" + std::to_string(kSchemaVersion));
     } else if (version == 1) {
       SQLite::Transaction transaction(db);
       db.exec("ALTER TABLE blocks ADD COLUMN keep_alive_ns INTEGER NOT NULL DEFAULT -1");
+      for (const char* column : {"loader", "source_uid", "path_uid"}) {  // as if root had loaded it
+        db.exec(std::string("ALTER TABLE blocks ADD COLUMN ") + column + " INTEGER NOT NULL DEFAULT 0");
+      }
+      db.exec("ALTER TABLE names ADD COLUMN loader INTEGER NOT NULL DEFAULT 0");
       db.exec("PRAGMA user_version=" + std::to_string(kSchemaVersion));
       transaction.commit();
     } else if (version != kSchemaVersion) {
@@ -60,7 +65,8 @@ struct StateDb::Impl {
 
   std::vector<BlockRecord> read() {
     std::map<std::string, BlockRecord> records;
-    SQLite::Statement blocks(db, "SELECT block, type, path, pinned, ctime_ns, keep_alive_ns FROM blocks");
+    SQLite::Statement blocks(
+        db, "SELECT block, type, path, pinned, ctime_ns, keep_alive_ns, loader, source_uid, path_uid FROM blocks");
     while (blocks.executeStep()) {
       BlockRecord record;
       record.block = blocks.getColumn(0).getString();
@@ -69,12 +75,17 @@ struct StateDb::Impl {
       record.pinned = blocks.getColumn(3).getInt() != 0;
       record.ctime_ns = blocks.getColumn(4).getInt64();
       record.keep_alive_ns = blocks.getColumn(5).getInt64();
+      record.loader = blocks.getColumn(6).getUInt();
+      record.source_uid = blocks.getColumn(7).getUInt();
+      record.path_uid = blocks.getColumn(8).getUInt();
       records.emplace(record.block, std::move(record));
     }
-    SQLite::Statement names(db, "SELECT name, block FROM names ORDER BY position");
+    SQLite::Statement names(db, "SELECT name, block, loader FROM names ORDER BY position");
     while (names.executeStep()) {
       const auto found = records.find(names.getColumn(1).getString());
-      if (found != records.end()) found->second.names.push_back(names.getColumn(0).getString());
+      if (found == records.end()) continue;
+      found->second.names.push_back(names.getColumn(0).getString());
+      found->second.name_loaders.push_back(names.getColumn(2).getUInt());
     }
     std::vector<BlockRecord> list;
     list.reserve(records.size());
@@ -92,21 +103,24 @@ struct StateDb::Impl {
   }
 
   void insert(const BlockRecord& record) {
-    SQLite::Statement block(db, "INSERT INTO blocks VALUES(?, ?, ?, ?, ?, ?)");
+    SQLite::Statement block(db, "INSERT INTO blocks VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)");
     block.bind(1, record.block);
     block.bind(2, record.type);
     block.bind(3, record.path);
     block.bind(4, record.pinned ? 1 : 0);
     block.bind(5, record.ctime_ns);
     block.bind(6, record.keep_alive_ns);
+    block.bind(7, record.loader);
+    block.bind(8, record.source_uid);
+    block.bind(9, record.path_uid);
     block.exec();
-    int position = 0;
-    for (const std::string& name : record.names) {
+    for (std::size_t position = 0; position < record.names.size(); ++position) {
       // A name that moves to a newer block may still stand at the older one's.
-      SQLite::Statement row(db, "INSERT OR REPLACE INTO names VALUES(?, ?, ?)");
-      row.bind(1, name);
+      SQLite::Statement row(db, "INSERT OR REPLACE INTO names VALUES(?, ?, ?, ?)");
+      row.bind(1, record.names[position]);
       row.bind(2, record.block);
-      row.bind(3, position++);
+      row.bind(3, static_cast<std::int64_t>(position));
+      row.bind(4, position < record.name_loaders.size() ? record.name_loaders[position] : record.loader);
       row.exec();
     }
   }

@@ -22,6 +22,9 @@ struct BlockRecord {
   bool pinned = false;
   std::int64_t ctime_ns = 0;
   std::int64_t keep_alive_ns = -1;
+  // Users: who loaded it, whose file it was, who said where that lies; who gave each name (none: the loader).
+  std::uint32_t loader = 0, source_uid = 0, path_uid = 0;
+  std::vector<std::uint32_t> name_loaders{};
 };
 
 class StateDb {

@@ -6,14 +6,14 @@ namespace modelbroker {
 
 Resident& RamStore::add(Resident resident) {
   const std::string id = resident.block->id();
-  for (const std::string& name : resident.names) block_of_name_[name] = id;
+  for (const std::string& name : resident.names) names_[name] = {id, resident.loader};
   return residents_.insert_or_assign(id, std::move(resident)).first->second;
 }
 
 void RamStore::erase(const std::string& block) {
   Resident* const resident = by_block(block);
   if (resident == nullptr) return;
-  for (const std::string& name : resident->names) block_of_name_.erase(name);
+  for (const std::string& name : resident->names) names_.erase(name);
   residents_.erase(block);
 }
 
@@ -23,8 +23,8 @@ Resident* RamStore::by_block(const std::string& block) {
 }
 
 Resident* RamStore::by_name(std::string_view name) {
-  const auto found = block_of_name_.find(name);
-  return found == block_of_name_.end() ? nullptr : by_block(found->second);
+  const auto found = names_.find(name);
+  return found == names_.end() ? nullptr : by_block(found->second.block);
 }
 
 template <class Predicate>
@@ -39,13 +39,19 @@ Resident* RamStore::newest(Predicate predicate) {
   return best;
 }
 
-Resident* RamStore::by_path(std::string_view path) {
+Resident* RamStore::by_path(std::string_view path, const Believes& believes) {
   if (path.empty()) return nullptr;
-  return newest([&](const Resident& r) { return !r.draining() && r.path == path; });
+  return newest(
+      [&](const Resident& r) { return !r.draining() && r.path == path && (!believes || believes(r.path_uid)); });
 }
 
-Resident* RamStore::find(std::string_view name_or_path) {
-  return name_or_path.starts_with('/') ? by_path(name_or_path) : by_name(name_or_path);
+Resident* RamStore::find(std::string_view name_or_path, const Believes& believes) {
+  return name_or_path.starts_with('/') ? by_path(name_or_path, believes) : by_name(name_or_path);
+}
+
+uid_t RamStore::loader_of(std::string_view name) const {
+  const auto found = names_.find(name);
+  return found == names_.end() ? 0 : found->second.loader;
 }
 
 Resident* RamStore::by_source(const FileIdentity& source) {
@@ -56,26 +62,26 @@ Resident* RamStore::by_source_but_ctime(const FileIdentity& source) {
   return newest([&](const Resident& r) { return !r.damaged && r.source.same_but_ctime(source); });
 }
 
-Result<void> RamStore::add_name(Resident& resident, const std::string& name) {
-  const auto [entry, is_new] = block_of_name_.emplace(name, resident.block->id());
+Result<void> RamStore::add_name(Resident& resident, const std::string& name, uid_t loader) {
+  const auto [entry, is_new] = names_.emplace(name, Named{resident.block->id(), loader});
   if (is_new) {
     resident.names.push_back(name);
     return {};
   }
-  if (entry->second == resident.block->id()) return {};
-  const Resident& owner = residents_.at(entry->second);
+  if (entry->second.block == resident.block->id()) return {};
+  const Resident& owner = residents_.at(entry->second.block);
   return fail(ErrorCode::kAlreadyExists, "the name '" + name + "' belongs to '" + owner.path +
                                              "': use --name to choose another, or unload it first");
 }
 
 void RamStore::remove_name(Resident& resident, const std::string& name) {
   std::erase(resident.names, name);
-  block_of_name_.erase(name);
+  names_.erase(name);
 }
 
 void RamStore::move_names(Resident& from, Resident& to) {
   for (std::string& name : from.names) {
-    block_of_name_[name] = to.block->id();
+    names_[name].block = to.block->id();
     to.names.push_back(std::move(name));
   }
   from.names.clear();
@@ -85,7 +91,7 @@ void RamStore::move_names(Resident& from, Resident& to) {
 
 Result<void> RamStore::drain(Resident& resident) {
   if (!resident.draining()) MODELBROKER_TRY(resident.block->drain(os_));
-  for (const std::string& name : resident.names) block_of_name_.erase(name);
+  for (const std::string& name : resident.names) names_.erase(name);
   resident.names.clear();
   resident.pinned = false;
   return {};

@@ -5,7 +5,10 @@
 // Threads: the broker's only; a Block behind a shared_ptr may be read by a job meanwhile.
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -22,8 +25,11 @@ struct Resident {
   std::shared_ptr<Block> block;
   std::vector<std::string> names;  // the first is the model's; empty while it drains
   std::string type;
-  std::string path;     // the source as it was last named
-  FileIdentity source;  // as last confirmed: ctime may be newer than the manifest's
+  std::string path;  // the source as it was last named
+  // Users: who loaded it first, whose file it was, who said where that lies.
+  uid_t loader = 0, source_uid = 0, path_uid = 0;
+  FileIdentity source;      // as last confirmed: ctime may be newer than the manifest's
+  bool is_private = false;  // the group cannot read the source: see Rights
   bool pinned = false;
   int promised = 0;         // answers under way that hand it out: nobody holds it yet, and it must not go
   bool removing = false;    // its file is being unlinked: cannot be revived
@@ -50,16 +56,20 @@ class RamStore {
 
   [[nodiscard]] Resident* by_block(const std::string& block);
   [[nodiscard]] Resident* by_name(std::string_view name);  // resident ones only, as the next two
-  [[nodiscard]] Resident* by_path(std::string_view path);
+  // `believes`: whether the asker takes that user's word for where a file lies; by default everybody's.
+  using Believes = std::function<bool(uid_t teller)>;
+  [[nodiscard]] Resident* by_path(std::string_view path, const Believes& believes = {});
   // By name, or by path if it begins with '/'.
-  [[nodiscard]] Resident* find(std::string_view name_or_path);
+  [[nodiscard]] Resident* find(std::string_view name_or_path, const Believes& believes = {});
+  // Who gave a name; meaningless for one that nobody has.
+  [[nodiscard]] uid_t loader_of(std::string_view name) const;
   // The block that holds exactly this source (draining ones too, if they can be revived).
   [[nodiscard]] Resident* by_source(const FileIdentity& source);
   // The same, but for the ctime: to be trusted only after it was hashed again.
   [[nodiscard]] Resident* by_source_but_ctime(const FileIdentity& source);
 
   // already_exists if another block has the name.
-  [[nodiscard]] Result<void> add_name(Resident& resident, const std::string& name);
+  [[nodiscard]] Result<void> add_name(Resident& resident, const std::string& name, uid_t loader = 0);
   void remove_name(Resident& resident, const std::string& name);
   // Names and pin go from one block to another: a new generation of the same file.
   void move_names(Resident& from, Resident& to);
@@ -79,7 +89,11 @@ class RamStore {
   [[nodiscard]] Resident* newest(Predicate predicate);
   Os& os_;
   std::map<std::string, Resident> residents_;  // by block id
-  std::map<std::string, std::string, std::less<>> block_of_name_;
+  struct Named {
+    std::string block;
+    uid_t loader = 0;
+  };
+  std::map<std::string, Named, std::less<>> names_;
 };
 
 }  // namespace modelbroker

@@ -11,18 +11,25 @@
 #include "broker/ram/store.h"
 #include "broker/server/config.h"
 #include "broker/workers/leases.h"
+#include "broker/workers/rights.h"
 #include "broker/workers/sessions.h"
 #include "shm/block.h"
 
 namespace modelbroker {
 
 struct Books {
-  Books(Os& os_, const Clock& clock_, Config config_, BlockDirectory directory_)
-      : os(os_), clock(clock_), config(std::move(config_)), directory(std::move(directory_)), store(os_) {}
+  Books(Os& os_, const Clock& clock_, Config config_, const Rights& rights_, BlockDirectory directory_)
+      : os(os_),
+        clock(clock_),
+        config(std::move(config_)),
+        rights(rights_),
+        directory(std::move(directory_)),
+        store(os_) {}
 
   Os& os;
   const Clock& clock;
   Config config;  // what may change while we run does so at SIGHUP
+  const Rights rights;
   const BlockDirectory directory;
   BootId boot_id{};
   TimePoint started;
@@ -43,6 +50,24 @@ struct Books {
   void used(Resident& resident) const {
     resident.last_used = clock.now();
     resident.value = value_when_used(cache_age, resident.seconds_to_load, resident.bytes());
+  }
+  [[nodiscard]] static Rights::Owner owner_of(const Resident& resident) {
+    return {resident.loader, resident.source_uid, resident.is_private};
+  }
+  [[nodiscard]] bool may_attach(uid_t uid, const Resident& resident) const {
+    return rights.attach(uid, owner_of(resident));
+  }
+  // Whether all, or any, of its names are this user's to withdraw and change.
+  [[nodiscard]] bool manages_all(uid_t uid, const Resident& resident) const {
+    return std::ranges::all_of(resident.names,
+                               [&](const std::string& name) { return rights.manage(uid, store.loader_of(name)); });
+  }
+  [[nodiscard]] bool manages_any(uid_t uid, const Resident& resident) const {
+    return std::ranges::any_of(resident.names,
+                               [&](const std::string& name) { return rights.manage(uid, store.loader_of(name)); });
+  }
+  [[nodiscard]] RamStore::Believes believed_by(uid_t uid) const {
+    return [this, uid](uid_t teller) { return rights.believes(uid, teller); };
   }
   // By our own word; the kernel's is asked before it is done.
   [[nodiscard]] bool evictable(const Resident& resident) const {

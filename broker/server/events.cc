@@ -68,7 +68,8 @@ void Events::take_subscriptions() { (void)socket_->pub.get(zmq::sockopt::events)
 wire::EventData event_of(const Resident& resident) {
   wire::EventData data;
   data.model = resident.name();
-  data.path = resident.path;
+  // Subscribers are of all kinds: where a file lies that the group cannot read is not theirs to know.
+  if (!resident.is_private) data.path = resident.path;
   data.block = resident.block->id();
   data.generation = resident.block->name().generation;
   data.bytes = resident.bytes();

@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstdlib>
 
+#include "broker/server/gate.h"
 #include "broker/server/log.h"
 #include "shm/block_format.h"
 
@@ -15,6 +16,7 @@ namespace modelbroker {
 namespace {
 constexpr std::size_t kMostConnections = 10000;
 constexpr std::chrono::milliseconds kPause{100};
+constexpr std::chrono::seconds kSilence{10};  // of a connection that opens no session
 }  // namespace
 
 std::string random_token() {
@@ -39,6 +41,7 @@ FdSocket::~FdSocket() {
   for (const auto& [id, connection] : connections_) {
     loop_.unwatch(connection.socket_watch);
     if (connection.pidfd_watch != 0) loop_.unwatch(connection.pidfd_watch);
+    loop_.cancel(connection.silent);
   }
 }
 
@@ -65,14 +68,15 @@ void FdSocket::accept() {
   }
   const auto credentials = books_.os.peer_credentials(socket->get());
   if (!credentials || connections_.size() >= kMostConnections) return;
-  if (credentials->uid != books_.os.uid() && credentials->uid != 0) {
-    log_warning("a connection from uid " + std::to_string(credentials->uid) + " was refused");
-    return;
+  Peer peer{credentials->uid, credentials->pid, {credentials->gid}};
+  if (const auto others = books_.os.peer_groups(socket->get())) {
+    peer.groups.insert(peer.groups.end(), others->begin(), others->end());
   }
+  if (!books_.rights.enter(peer)) return log_warning(books_.rights.not_served(peer.uid).message);
   const ConnectionId id = next_id_++;
   Connection connection;
   connection.socket = std::move(*socket);
-  connection.peer = {credentials->uid, credentials->pid};
+  connection.peer = std::move(peer);
   auto watching =
       loop_.watch(connection.socket.get(), EPOLLIN | EPOLLRDHUP, [this, id](std::uint32_t) { receive(id); });
   if (!watching) {
@@ -81,6 +85,10 @@ void FdSocket::accept() {
   }
   connection.socket_watch = *watching;
   watch_death(connection, id);
+  connection.silent = loop_.after(kSilence, [this, id] {
+    const auto late = connections_.find(id);
+    if (late != connections_.end() && late->second.session == 0) close(id);
+  });
   connections_.emplace(id, std::move(connection));
 }
 
@@ -99,6 +107,7 @@ void FdSocket::close(ConnectionId id) {
   if (found == connections_.end()) return;
   const Connection connection = std::move(found->second);
   connections_.erase(found);
+  loop_.cancel(connection.silent);
   loop_.unwatch(connection.socket_watch);
   if (connection.pidfd_watch != 0) loop_.unwatch(connection.pidfd_watch);
   if (connection.session != 0) session_ended_(connection.session);
@@ -170,6 +179,16 @@ Result<FdSocket::Answer> FdSocket::offer_file(Session& session, const wire::Repl
   if (descriptors.size() != 1) {
     return fail(ErrorCode::kInvalidArgument,
                 "file.offer takes exactly one descriptor, and got " + std::to_string(descriptors.size()));
+  }
+  const auto how = books_.os.open_flags(descriptors.front().get());
+  if (!how || (*how & (O_ACCMODE | O_PATH)) != O_RDONLY) {
+    return fail(ErrorCode::kInvalidArgument, "file.offer takes a descriptor that is open for reading only");
+  }
+  const uid_t uid = session.peer.uid;
+  const bool too_many = !books_.rights.everything(uid) && books_.sessions.offers_of(uid) >= Gate::get().share();
+  if (too_many || Gate::get().in_reserve(descriptors.front().get())) {
+    return fail(ErrorCode::kResourceExhausted,
+                "the broker has hardly any descriptors left: use the files that were offered, or raise its limit");
   }
   const std::string handle = Sessions::offer(session, std::move(descriptors.front()));
   return Answer{wire::encode_reply(to, wire::FileOfferReply{handle}), {}};

@@ -36,6 +36,7 @@ class FdSocket {
     WatchId socket_watch = 0, pidfd_watch = 0;
     Peer peer;
     SessionId session = 0;  // 0 until session.open
+    TimerId silent;
   };
   using ConnectionId = std::uint64_t;
 

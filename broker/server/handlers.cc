@@ -108,7 +108,7 @@ void Server::restate(Session& session, const wire::Restate& data, const Reply<wi
   for (const wire::HeldLease& held : data.leases) {
     const bool all_here = !held.blocks.empty() && std::ranges::all_of(held.blocks, [&](const std::string& block) {
       const Resident* const resident = books_->store.by_block(block);
-      return resident != nullptr && !resident->removing;
+      return resident != nullptr && !resident->removing && books_->may_attach(session.peer.uid, *resident);
     });
     session.next_lease = std::max(session.next_lease, held.lease + 1);
     if (!all_here) {
@@ -132,10 +132,10 @@ void Server::status(Session&, const wire::Empty&, const Reply<wire::StatusReply>
   when_settled([this, reply] { reply.ok(status_now()); });
 }
 
-void Server::snapshot(Session&, const wire::Empty&, const Reply<wire::EventsSnapshotReply>& reply) {
-  when_settled([this, reply] {
+void Server::snapshot(Session& session, const wire::Empty&, const Reply<wire::EventsSnapshotReply>& reply) {
+  when_settled([this, reply, uid = session.peer.uid] {
     events_->take_subscriptions();
-    wire::ModelListReply list = list_models();
+    wire::ModelListReply list = list_models(uid);
     reply.ok({to_hex(books_->boot_id), events_->last_seq(), std::move(list.models), std::move(list.draining),
               status_now().tiers});
   });

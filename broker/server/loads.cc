@@ -10,6 +10,7 @@
 
 #include "broker/ram/sizes.h"
 #include "broker/server/log.h"
+#include "broker/workers/source_access.h"
 #include "shm/instruments.h"
 #include "wire/frame.h"
 
@@ -44,13 +45,22 @@ Result<FileIdentity> settled_identity(Os& os, int file, const std::string& label
   return fail(ErrorCode::kDataLoss, "'" + label + "' is being written: load it again when its writer has finished");
 }
 
-Result<FileIdentity> open_and_identify(Os& os, Fd& file, const std::string& path) {
-  if (!file) {
-    auto opened = os.open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0);
-    if (!opened) return fail_errno(opened.error().number, "opening '" + wire::printable(path) + "'");
-    file = std::move(*opened);
-  }
-  return settled_identity(os, file.get(), wire::printable(path));
+// With our own rights, for those who have them too.
+Result<Fd> open_for_ourselves(Os& os, const std::string& path) {
+  auto opened = os.open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0);
+  if (!opened) return fail_errno(opened.error().number, "opening '" + wire::printable(path) + "'");
+  return std::move(*opened);
+}
+
+// The broker is nobody's deputy: beneath the model folders, and only what the peer could read itself. The one answer
+// to all else, so that nobody learns what is there.
+Result<Fd> open_for_member(Os& os, const std::vector<std::string>& folders, const Peer& peer, const std::string& path) {
+  std::optional<Fd> file = open_in_folders(os, folders, path);
+  if (file && could_read(os, file->get(), peer)) return std::move(*file);
+  return fail(ErrorCode::kPermissionDenied,
+              "uid " + std::to_string(peer.uid) + " may not load '" + wire::printable(path) +
+                  "' by its path: it is no file in the broker's model folders that this user can read; hand in "
+                  "the file itself, as 'modelbroker load' and the clients' load() do");
 }
 
 // Moves those for whom `whose` holds out of `waiters`.
@@ -75,7 +85,9 @@ std::string Loads::Waiter::wanted_name() const { return name.empty() ? stem_of(p
 void Loads::start(Ask ask, Done done) {
   const auto waiter = std::make_shared<Waiter>();
   waiter->session = ask.session;
-  waiter->uid = ask.uid;
+  // Who says where it lies: with a descriptor its sender; else we open it there ourselves.
+  waiter->path_uid = ask.file ? ask.peer.uid : books_.os.uid();
+  waiter->peer = std::move(ask.peer);
   waiter->path = std::move(ask.path);
   waiter->name = std::move(ask.name);
   waiter->type = std::move(ask.type);
@@ -88,9 +100,25 @@ void Loads::start(Ask ask, Done done) {
   asking_.push_back(waiter);
   // The file may lie on a file system that hangs: even fstat is a job.
   auto file = std::make_shared<Fd>(std::move(ask.file));
-  jobs_of(waiter->uid)
-      .run([os = &books_.os, file, path = waiter->path] { return open_and_identify(*os, *file, path); },
-           [this, file, waiter](const Result<FileIdentity>& source) { identified(waiter, std::move(*file), source); });
+  jobs_of(waiter->peer.uid)
+      .run([file, look = looker(*waiter)] { return look(*file); },
+           [this, file, waiter](const Result<Look>& look) { identified(waiter, std::move(*file), look); });
+}
+
+// What looks at a waiter's source, on a job thread: opens it where no descriptor came.
+std::function<Result<Loads::Look>(Fd&)> Loads::looker(const Waiter& waiter) const {
+  const bool everything = books_.rights.everything(waiter.peer.uid);
+  return [&os = books_.os, peer = waiter.peer, path = waiter.path, everything, group = books_.rights.group(),
+          folders = books_.config.model_folders](Fd& file) -> Result<Look> {
+    if (!file) {
+      MODELBROKER_ASSIGN(file, everything ? open_for_ourselves(os, path) : open_for_member(os, folders, peer, path));
+    }
+    Look look;
+    MODELBROKER_ASSIGN(look.source, settled_identity(os, file.get(), wire::printable(path)));
+    if (const auto found = os.fstat(file.get())) look.uid = found->st_uid;
+    look.is_private = group && !could_read(os, file.get(), *group);
+    return look;
+  };
 }
 
 Jobs& Loads::jobs_of(uid_t uid) {
@@ -113,10 +141,13 @@ Resident* Loads::usable(const FileIdentity& source, std::string& outcome) {
   return resident;
 }
 
-void Loads::identified(const WaiterPtr& asking, Fd file, const Result<FileIdentity>& source) {
+void Loads::identified(const WaiterPtr& asking, Fd file, const Result<Look>& look) {
   if (std::erase(asking_, asking) == 0) return;  // withdrawn meanwhile
   Waiter waiter = std::move(*asking);
-  if (!source) return waiter.done(tl::unexpected(source.error()));
+  if (!look) return waiter.done(tl::unexpected(look.error()));
+  waiter.source_uid = look->uid;
+  waiter.is_private = look->is_private;
+  const FileIdentity* const source = &look->source;
   if (waiter.only && !waiter.only->same_but_ctime(*source)) {
     return waiter.done(fail(ErrorCode::kFailedPrecondition,
                             "'" + wire::printable(waiter.path) + "' is not the file any more that was loaded"));
@@ -142,22 +173,25 @@ void Loads::identified(const WaiterPtr& asking, Fd file, const Result<FileIdenti
 Result<void> Loads::check_name(const Waiter& waiter, const FileIdentity& source) {
   if (waiter.any_name) return {};
   const std::string name = waiter.wanted_name();
-  const auto taken = [&](const std::string& path) {
-    return fail(ErrorCode::kAlreadyExists, "the name '" + wire::printable(name) + "' belongs to '" +
-                                               wire::printable(path) +
-                                               "': use --name to choose another, or unload it first");
+  const uid_t uid = waiter.peer.uid;
+  const auto taken = [&](const std::string& path, bool shown) {
+    return fail(ErrorCode::kAlreadyExists, "the name '" + wire::printable(name) + "' belongs to " +
+                                               (shown ? "'" + wire::printable(path) + "'" : "another user's file") +
+                                               ": use --name to choose another, or unload it first");
   };
   const Resident* const owner = books_.store.by_name(name);
-  if (owner != nullptr && owner->path != waiter.path && !owner->source.same_but_ctime(source)) {
+  const bool same_path = owner != nullptr && owner->path == waiter.path && books_.manages_all(uid, *owner);
+  if (owner != nullptr && !same_path && !owner->source.same_but_ctime(source)) {
     // A file that is resident under other names needs no name of its own.
     if (waiter.name.empty() && books_.store.by_source_but_ctime(source) != nullptr) return {};
-    return taken(owner->path);
+    return taken(owner->path, books_.may_attach(uid, *owner));
   }
   for (const FlightPtr& flight : flights_) {
     if (flight->source == source) continue;
     for (const Waiter& other : flight->waiters) {
       const std::string theirs = other.wanted_name();
-      if (theirs == name && other.path != waiter.path) return taken(other.path);
+      const bool same = other.path == waiter.path && books_.rights.manage(uid, other.peer.uid);
+      if (theirs == name && !same) return taken(other.path, books_.rights.manage(uid, other.peer.uid));
     }
   }
   return {};
@@ -167,7 +201,9 @@ void Loads::take_off(Waiter waiter, Fd file, const FileIdentity& source) {
   auto flight = std::make_shared<Flight>();
   flight->source = source;
   flight->file = std::move(file);
-  flight->uid = waiter.uid;
+  flight->uid = waiter.peer.uid;
+  flight->source_uid = waiter.source_uid;
+  flight->is_private = waiter.is_private;
   const LoadIdentity identity{waiter.wanted_name(), waiter.type, wire::printable(waiter.path)};
   flight->waiters.push_back(std::move(waiter));
   flights_.push_back(flight);
@@ -242,6 +278,7 @@ void Loads::read(const FlightPtr& flight) {
   options.broker_boot_id = books_.boot_id;
   options.huge_pages = books_.config.huge_pages;
   options.threads = books_.config.load_threads;
+  if (!flight->is_private) options.group = books_.rights.group();
   options.gauge = flight->reservation.gauge();
   options.headroom.emplace(books_.os, books_.config.memory_reserve);
   const Directory& directory = flight->plan.directory;
@@ -259,7 +296,7 @@ void Loads::tell(std::string_view type, const Flight& flight, const std::string&
   wire::EventData data;
   const LoadProgress& progress = flight.progress;
   data.model = flight.waiters.empty() ? flight.plan.manifest.name : flight.waiters.front().wanted_name();
-  data.path = flight.waiters.empty() ? flight.plan.label : flight.waiters.front().path;
+  if (!flight.is_private) data.path = flight.waiters.empty() ? flight.plan.label : flight.waiters.front().path;
   data.total_bytes = progress.total_bytes > 0 ? progress.total_bytes.load() : flight.plan.directory.payload.size;
   data.read_bytes = progress.read_bytes;
   data.reason = reason;
@@ -289,6 +326,9 @@ void Loads::landed(const FlightPtr& flight, Result<Block> block) {
   resident.block = std::make_shared<Block>(std::move(*block));
   resident.source = flight->source;
   resident.checked = books_.clock.now();
+  resident.loader = flight->uid;
+  resident.source_uid = flight->source_uid;
+  resident.is_private = flight->is_private;
   resident.keep_alive = books_.config.keep_alive;
   resident.seconds_to_load = std::chrono::duration<double>(books_.clock.now() - flight->began).count();
   const Manifest& manifest = resident.block->manifest();
@@ -297,7 +337,7 @@ void Loads::landed(const FlightPtr& flight, Result<Block> block) {
   crash_point("load.in_books");
   wire::EventData loaded = event_of(added);
   loaded.model = flight->waiters.empty() ? added.block->manifest().name : flight->waiters.front().wanted_name();
-  loaded.path = flight->plan.label;
+  if (!flight->is_private) loaded.path = flight->plan.label;
   events_.publish("model.loaded", loaded);
   log_info("loaded block " + added.block->id() + " (" + std::string(to_string(added.block->page_kind())) + " pages)");
   land(flight, added, "loaded");
@@ -340,8 +380,12 @@ void Loads::fail_all(const FlightPtr& flight, const Error& error) {
 }
 
 void Loads::finish(Waiter& waiter, Resident& resident, std::string outcome) {
+  if (auto allowed = allow(waiter, resident); !allowed) return waiter.done(tl::unexpected(allowed.error()));
   auto model = settle_name(waiter, resident, outcome);
   if (!model) return waiter.done(tl::unexpected(model.error()));
+  if ((waiter.pin || waiter.keep_alive) && !books_.manages_any(waiter.peer.uid, resident)) {
+    return waiter.done(tl::unexpected(Rights::not_manageable(*model, books_.store.loader_of(*model))));
+  }
   if (waiter.pin) resident.pinned = true;
   if (waiter.keep_alive) resident.keep_alive = *waiter.keep_alive;
   books_.used(resident);
@@ -356,22 +400,52 @@ void Loads::finish(Waiter& waiter, Resident& resident, std::string outcome) {
   });
 }
 
+// Whether this block is for the waiter at all.
+Result<void> Loads::allow(const Waiter& waiter, Resident& resident) {
+  if (!books_.may_attach(waiter.peer.uid, resident)) {
+    return tl::unexpected(Rights::not_attachable(wire::printable(waiter.wanted_name())));
+  }
+  settle_privacy(waiter, resident);
+  return {};
+}
+
+// The file's owner may have opened it to the group since, or closed it.
+void Loads::settle_privacy(const Waiter& waiter, Resident& resident) {
+  const auto group = books_.rights.group();
+  if (!group || waiter.is_private == resident.is_private) return;
+  const uid_t uid = waiter.peer.uid;
+  if (waiter.is_private && !books_.rights.everything(uid) && uid != resident.source_uid && uid != resident.loader) {
+    return;  // found by another way to the file, through a folder of this user's own
+  }
+  Block& block = *resident.block;
+  const auto done = waiter.is_private ? block.take_from_group(books_.os) : block.give_to_group(books_.os, *group);
+  if (!done) return log_warning(done.error().message);
+  resident.is_private = waiter.is_private;
+}
+
 Result<std::string> Loads::settle_name(const Waiter& waiter, Resident& resident, std::string& outcome) {
   // Names follow the file: what this path was called before, its new generation is called now.
-  Resident* const before = books_.store.by_path(waiter.path);
+  const uid_t uid = waiter.peer.uid;
+  Resident* before = books_.store.by_path(waiter.path, books_.believed_by(uid));
+  if (before != nullptr && before != &resident && !books_.manages_all(uid, *before)) before = nullptr;
   if (before != nullptr && before != &resident) {
     books_.store.move_names(*before, resident);
     reaper_.drain_nameless(*before);
   }
-  if (resident.names.empty() || before != nullptr) resident.path = waiter.path;
-  if (!waiter.type.empty()) resident.type = waiter.type;
+  if (resident.names.empty() || before != nullptr) {
+    resident.path = waiter.path;
+    resident.path_uid = waiter.path_uid;
+  }
+  if (!waiter.type.empty() && (resident.names.empty() || books_.manages_any(uid, resident))) {
+    resident.type = waiter.type;
+  }
   if (waiter.name.empty() && !resident.names.empty()) return resident.name();
   std::string name = waiter.wanted_name();
   const Resident* const owner = books_.store.by_name(name);
   if (waiter.any_name && owner != nullptr && owner != &resident) name += "@" + resident.block->name().digest16;
   const bool had_names = !resident.names.empty();
   const bool is_new = std::ranges::find(resident.names, name) == resident.names.end();
-  MODELBROKER_TRY(books_.store.add_name(resident, name));
+  MODELBROKER_TRY(books_.store.add_name(resident, name, uid));
   books_.evicted.forget(name);
   if (had_names && is_new && outcome == "resident") {
     outcome = "alias";
@@ -420,7 +494,7 @@ void Loads::session_ended(SessionId session) {
 
 std::size_t Loads::cancel(const std::string& model, std::optional<uid_t> uid) {
   const auto names = [&](const Waiter& waiter) { return waiter.wanted_name() == model || waiter.path == model; };
-  const auto may = [&](const Waiter& waiter) { return !uid || waiter.uid == *uid; };
+  const auto may = [&](const Waiter& waiter) { return !uid || waiter.peer.uid == *uid; };
   // Whoever waits for the same file under another name waits for the same load.
   std::set<const Waiter*> all;
   for (const WaiterPtr& waiter : asking_) {
@@ -452,7 +526,8 @@ std::vector<Loads::Running> Loads::running() const {
   for (const FlightPtr& flight : flights_) {
     if (flight->waiters.empty()) continue;
     const Waiter& first = flight->waiters.front();
-    list.push_back({first.wanted_name(), first.path, first.type, &flight->progress});
+    list.push_back(
+        {first.wanted_name(), first.path, first.type, first.peer.uid, flight->is_private, &flight->progress});
   }
   return list;
 }

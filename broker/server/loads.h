@@ -30,7 +30,7 @@ class Loads {
  public:
   struct Ask {
     SessionId session = 0;
-    uid_t uid = 0;     // the session's
+    Peer peer;         // the session's
     Fd file;           // open for reading; empty: the broker opens `path` itself
     std::string path;  // absolute; with `file` only a label
     std::string name;  // empty: the name it has, else the file's stem
@@ -70,6 +70,8 @@ class Loads {
 
   struct Running {
     std::string name, path, type;
+    uid_t uid = 0;
+    bool is_private = false;
     const LoadProgress* progress = nullptr;
   };
   [[nodiscard]] std::vector<Running> running() const;
@@ -77,8 +79,11 @@ class Loads {
  private:
   struct Waiter {
     SessionId session = 0;
-    uid_t uid = 0;
+    Peer peer;
     std::string path, name, type;
+    uid_t path_uid = 0;  // who says that the file lies there
+    uid_t source_uid = 0;
+    bool is_private = false;  // the group cannot read it
     bool pin = false;
     bool any_name = false;
     std::optional<Duration> keep_alive;
@@ -89,10 +94,18 @@ class Loads {
     [[nodiscard]] std::string wanted_name() const;
   };
   using WaiterPtr = std::shared_ptr<Waiter>;
+  // A source as it was looked at.
+  struct Look {
+    FileIdentity source;
+    uid_t uid = 0;
+    bool is_private = false;
+  };
   struct Flight {
     FileIdentity source;
     Fd file;
-    uid_t uid = 0;  // whose threads it runs on
+    uid_t uid = 0;            // whose threads it runs on
+    bool is_private = false;  // as the first who asked for it found
+    uid_t source_uid = 0;
     std::vector<Waiter> waiters;
     LoadProgress progress;
     LoadPlan plan;
@@ -105,7 +118,8 @@ class Loads {
   using FlightPtr = std::shared_ptr<Flight>;
 
   [[nodiscard]] Jobs& jobs_of(uid_t uid);
-  void identified(const WaiterPtr& waiter, Fd file, const Result<FileIdentity>& source);
+  [[nodiscard]] std::function<Result<Look>(Fd&)> looker(const Waiter& waiter) const;
+  void identified(const WaiterPtr& waiter, Fd file, const Result<Look>& look);
   [[nodiscard]] Result<void> check_name(const Waiter& waiter, const FileIdentity& source);
   void take_off(Waiter waiter, Fd file, const FileIdentity& source);
   struct Header {
@@ -127,6 +141,8 @@ class Loads {
   void give_up_if_unwanted(const FlightPtr& flight);
   void fail_all(const FlightPtr& flight, const Error& error);
   void finish(Waiter& waiter, Resident& resident, std::string outcome);
+  [[nodiscard]] Result<void> allow(const Waiter& waiter, Resident& resident);
+  void settle_privacy(const Waiter& waiter, Resident& resident);
   [[nodiscard]] Result<std::string> settle_name(const Waiter& waiter, Resident& resident, std::string& outcome);
   [[nodiscard]] Resident* usable(const FileIdentity& source, std::string& outcome);
 

@@ -27,9 +27,12 @@ bool is_path(const std::string& model) { return model.starts_with('/'); }
 
 }  // namespace
 
-Result<Resident*> Server::require(const std::string& model) {
+Result<Resident*> Server::require(const Session& session, const std::string& model) {
+  const uid_t uid = session.peer.uid;
   if (model.empty()) return fail(ErrorCode::kInvalidArgument, "field 'model' must name a model");
-  if (Resident* const resident = books_->store.find(model)) return resident;
+  Resident* const resident = books_->store.find(model, books_->believed_by(uid));
+  // Whether another's private file is loaded, its path does not tell.
+  if (resident != nullptr && (!is_path(model) || books_->may_attach(uid, *resident))) return resident;
   return fail(ErrorCode::kNotFound, "no model '" + wire::printable(model) +
                                         "' is loaded: 'modelbroker ls' shows those that are, 'modelbroker load "
                                         "FILE --name NAME' loads one");
@@ -38,7 +41,7 @@ Result<Resident*> Server::require(const std::string& model) {
 Result<Loads::Ask> Server::ask_for(Session& session, const std::string& path, const std::string& file) {
   Loads::Ask ask;
   ask.session = session.id;
-  ask.uid = session.peer.uid;
+  ask.peer = session.peer;
   ask.path = path;
   if (!file.empty()) {
     MODELBROKER_ASSIGN(ask.file, Sessions::take_offer(session, file));
@@ -88,15 +91,32 @@ void Server::load(Session& session, const wire::LoadModel& data, const Reply<wir
   });
 }
 
-void Server::unload(Session&, const wire::UnloadModel& data, const Reply<wire::UnloadModelReply>& reply) {
+// A name is its loader's to withdraw; a path stands for all names.
+Result<Resident*> Server::require_own(const Session& session, const std::string& model) {
+  MODELBROKER_ASSIGN(Resident* const resident, require(session, model));
+  const uid_t uid = session.peer.uid;
+  if (!is_path(model) && !books_->rights.manage(uid, books_->store.loader_of(model))) {
+    return tl::unexpected(Rights::not_manageable(wire::printable(model), books_->store.loader_of(model)));
+  }
+  if (is_path(model) && !books_->manages_all(uid, *resident)) {
+    return tl::unexpected(Rights::not_manageable(wire::printable(model), resident->loader));
+  }
+  return resident;
+}
+
+void Server::unload(Session& session, const wire::UnloadModel& data, const Reply<wire::UnloadModelReply>& reply) {
   const std::string& model = data.model.empty() ? data.name : data.model;
-  if (books_->store.find(model) == nullptr && books_->evicted.find(model) != nullptr) {
+  const EvictedNames::Model* const evicted = books_->evicted.find(model);
+  if (books_->store.find(model) == nullptr && evicted != nullptr) {
+    if (!books_->rights.manage(session.peer.uid, evicted->loader)) {
+      return reply.error(Rights::not_manageable(wire::printable(model), evicted->loader));
+    }
     books_->evicted.forget(model);  // its bytes are free already
     wire::UnloadModelReply outcome;
     outcome.model = model;
     return reply.ok(outcome);
   }
-  const auto found = require(model);
+  const auto found = require_own(session, model);
   if (!found) return reply.error(found.error());
   Resident& resident = **found;
   wire::UnloadModelReply outcome;
@@ -105,7 +125,7 @@ void Server::unload(Session&, const wire::UnloadModel& data, const Reply<wire::U
     books_->store.remove_name(resident, model);
     wire::EventData withdrawn;
     withdrawn.model = model;
-    withdrawn.path = resident.path;
+    if (!resident.is_private) withdrawn.path = resident.path;
     events_->publish("model.unloaded", withdrawn);
     outcome.remaining_names = resident.names;
     return keeper_->save(resident, [reply, outcome] { reply.ok(outcome); });
@@ -170,6 +190,11 @@ void Server::attach(Session& session, const wire::Attach& data, const Reply<wire
   }
   const EvictedNames::Model* const evicted = data.load ? books_->evicted.find(data.model) : nullptr;
   if (evicted != nullptr && books_->store.by_name(data.model) == nullptr) {
+    // What somebody else said of where the file lies leads nobody to it.
+    if (!books_->rights.believes(session.peer.uid, evicted->path_uid)) {
+      return reply.error({ErrorCode::kPermissionDenied,
+                          "'" + wire::printable(data.model) + "' was evicted: load it again from its file"});
+    }
     auto ask = ask_for(session, evicted->path, "");
     if (!ask) return reply.error(ask.error());
     ask->name = data.model;
@@ -180,8 +205,11 @@ void Server::attach(Session& session, const wire::Attach& data, const Reply<wire
     return attach_by_load(std::move(*ask), reply, data.model);
   }
   if (!is_path(data.model) || (data.file.empty() && !data.load)) {
-    const auto resident = require(data.model);
+    const auto resident = require(session, data.model);
     if (!resident) return reply.error(resident.error());
+    if (!books_->may_attach(session.peer.uid, **resident)) {
+      return reply.error(Rights::not_attachable(wire::printable(data.model)));
+    }
     ++books_->hits;
     return reply.ok(grant(session, **resident, is_path(data.model) ? (*resident)->name() : data.model));
   }
@@ -197,7 +225,9 @@ void Server::attach_by_load(Loads::Ask ask, const Reply<wire::AttachReply>& repl
   loads_->start(std::move(ask), [this, reply, id = ask.session, evicted](Result<Loads::Outcome> outcome) {
     if (!outcome) {
       Error error = outcome.error();
-      if (!evicted.empty()) {
+      if (!evicted.empty() && error.code == ErrorCode::kPermissionDenied) {
+        error.message = "'" + wire::printable(evicted) + "' was evicted: load it again from its file";
+      } else if (!evicted.empty()) {
         error.message = "'" + wire::printable(evicted) + "' was evicted and cannot be loaded again: " + error.message;
       }
       return reply.error(error);
@@ -224,14 +254,15 @@ void Server::detach(Session& session, const wire::Detach& data, const Reply<wire
   leases_ended(blocks);
 }
 
-wire::ModelInfo Server::describe(const Resident& resident) const {
+// `uid`: whoever asks. Where another's private file lies is not told.
+wire::ModelInfo Server::describe(const Resident& resident, uid_t uid) const {
   const Block& block = *resident.block;
   wire::ModelInfo info;
   info.name = resident.name();
   if (resident.names.size() > 1) info.aliases.assign(resident.names.begin() + 1, resident.names.end());
   info.type = resident.type;
   info.format = block.manifest().format;
-  info.path = resident.path;
+  if (books_->may_attach(uid, resident)) info.path = resident.path;
   info.state = is_withdrawn(resident) ? "draining" : "resident";
   info.block = block.id();
   info.block_path = block.path();
@@ -252,19 +283,19 @@ wire::ModelInfo Server::describe(const Resident& resident) const {
   return info;
 }
 
-void Server::list(Session&, const wire::Empty&, const Reply<wire::ModelListReply>& reply) {
-  when_settled([this, reply] { reply.ok(list_models()); });
+void Server::list(Session& session, const wire::Empty&, const Reply<wire::ModelListReply>& reply) {
+  when_settled([this, reply, uid = session.peer.uid] { reply.ok(list_models(uid)); });
 }
 
-wire::ModelListReply Server::list_models() const {
+wire::ModelListReply Server::list_models(uid_t uid) const {
   wire::ModelListReply list;
   for (const auto& [id, resident] : books_->store.all()) {
-    (is_withdrawn(resident) ? list.draining : list.models).push_back(describe(resident));
+    (is_withdrawn(resident) ? list.draining : list.models).push_back(describe(resident, uid));
   }
   for (const Loads::Running& running : loads_->running()) {
     wire::ModelInfo info;
     info.name = running.name;
-    info.path = running.path;
+    if (!running.is_private || books_->rights.manage(uid, running.uid)) info.path = running.path;
     info.type = running.type;
     info.state = "loading";
     info.payload_bytes = running.progress->total_bytes;
@@ -275,16 +306,19 @@ wire::ModelListReply Server::list_models() const {
   return list;
 }
 
-void Server::get(Session&, const wire::ModelName& data, const Reply<wire::ModelGetReply>& reply) {
-  when_settled([this, model = data.model, reply] {
-    const auto resident = require(model);
+void Server::get(Session& session, const wire::ModelName& data, const Reply<wire::ModelGetReply>& reply) {
+  when_settled([this, id = session.id, model = data.model, reply] {
+    const Session* const asker = books_->sessions.find(id);
+    if (asker == nullptr) return;  // ended meanwhile
+    const auto resident = require(*asker, model);
     if (!resident) return reply.error(resident.error());
-    reply.ok({describe(**resident)});
+    reply.ok({describe(**resident, asker->peer.uid)});
   });
 }
 
-void Server::set_pinned(const std::string& model, bool pinned, const Reply<wire::PinReply>& reply) {
-  const auto resident = require(model);
+void Server::set_pinned(const Session& session, const std::string& model, bool pinned,
+                        const Reply<wire::PinReply>& reply) {
+  const auto resident = require_own(session, model);
   if (!resident) return reply.error(resident.error());
   if (std::exchange((*resident)->pinned, pinned) != pinned) {
     wire::EventData changed;
@@ -297,16 +331,16 @@ void Server::set_pinned(const std::string& model, bool pinned, const Reply<wire:
   keeper_->save(**resident, [reply, name = (*resident)->name(), pinned] { reply.ok({name, pinned}); });
 }
 
-void Server::pin(Session&, const wire::ModelName& data, const Reply<wire::PinReply>& reply) {
-  set_pinned(data.model, true, reply);
+void Server::pin(Session& session, const wire::ModelName& data, const Reply<wire::PinReply>& reply) {
+  set_pinned(session, data.model, true, reply);
 }
 
-void Server::unpin(Session&, const wire::ModelName& data, const Reply<wire::PinReply>& reply) {
-  set_pinned(data.model, false, reply);
+void Server::unpin(Session& session, const wire::ModelName& data, const Reply<wire::PinReply>& reply) {
+  set_pinned(session, data.model, false, reply);
 }
 
 void Server::cancel(Session& session, const wire::ModelName& data, const Reply<wire::CancelReply>& reply) {
-  const bool everybodys = session.peer.uid == books_->os.uid() || session.peer.uid == 0;
+  const bool everybodys = books_->rights.everything(session.peer.uid);
   const std::size_t count =
       loads_->cancel(data.model, everybodys ? std::nullopt : std::optional<uid_t>(session.peer.uid));
   if (count > 0) return reply.ok({count});
@@ -315,7 +349,7 @@ void Server::cancel(Session& session, const wire::ModelName& data, const Reply<w
 }
 
 void Server::scrub(Session& session, const wire::Scrub& data, const Reply<wire::ScrubReply>& reply) {
-  if (session.peer.uid != books_->os.uid() && session.peer.uid != 0) {
+  if (!books_->rights.everything(session.peer.uid)) {
     return reply.error({ErrorCode::kPermissionDenied, "only the broker's user and root may scrub"});
   }
   Scrubber::Ask ask;
@@ -323,7 +357,7 @@ void Server::scrub(Session& session, const wire::Scrub& data, const Reply<wire::
   if (data.model.empty()) {
     for (const auto& [id, resident] : books_->store.all()) ask.blocks.push_back(id);
   } else {
-    const auto resident = require(data.model);
+    const auto resident = require(session, data.model);
     if (!resident) return reply.error(resident.error());
     ask.blocks.push_back((*resident)->block->id());
   }
@@ -332,15 +366,19 @@ void Server::scrub(Session& session, const wire::Scrub& data, const Reply<wire::
   scrubber_->check(std::move(ask));
 }
 
-void Server::get_model_info(Session&, const wire::GetModelInfo& data, const Reply<wire::GetModelInfoReply>& reply) {
+void Server::get_model_info(Session& session, const wire::GetModelInfo& data,
+                            const Reply<wire::GetModelInfoReply>& reply) {
+  const Resident* wanted = nullptr;
   if (!data.name.empty()) {
-    if (const auto resident = require(data.name); !resident) return reply.error(resident.error());
+    const auto found = require(session, data.name);
+    if (!found) return reply.error(found.error());
+    wanted = *found;
   }
-  const Resident* const wanted = data.name.empty() ? nullptr : books_->store.find(data.name);
   wire::GetModelInfoReply info;
   for (const auto& [id, resident] : books_->store.all()) {
     if (resident.draining() || (wanted != nullptr && &resident != wanted)) continue;
-    info.loaded_models[resident.name()] = {resident.path, resident.type,
+    const bool shown = books_->may_attach(session.peer.uid, resident);
+    info.loaded_models[resident.name()] = {shown ? resident.path : "", resident.type,
                                            static_cast<double>(resident.bytes()) / kMebibyte,
                                            resident.block->name().generation};
   }

@@ -64,13 +64,18 @@ void Reaper::drain_nameless(Resident& resident) {
 
 bool Reaper::evict(Resident& resident, const std::string& reason) {
   const std::vector<std::string> names = resident.names;
-  const EvictedNames::Model model{resident.path, resident.type, resident.keep_alive};
+  EvictedNames::Model model{resident.path, resident.type, resident.keep_alive, 0, resident.path_uid};
+  std::vector<uid_t> loaders;
+  for (const std::string& name : names) loaders.push_back(books_.store.loader_of(name));
   const std::uint64_t bytes = resident.bytes();
   wire::EventData data = event_of(resident);
   if (!withdraw(resident)) return false;
   data.reason = reason;
   events_.publish("model.evicted", data);
-  for (const std::string& name : names) books_.evicted.remember(name, model);
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    model.loader = loaders[i];
+    books_.evicted.remember(names[i], model);
+  }
   books_.cache_age = std::max(books_.cache_age, resident.value);
   ++books_.evictions;
   log_info("evicting " + resident.block->id() + " (" + format_size(bytes) + "): " + reason);

@@ -24,7 +24,11 @@ Resident entry_of(const Books& books, Block block, const BlockRecord* record) {
     resident.path = record->path;
     resident.pinned = record->pinned;
     resident.source.ctime_ns = record->ctime_ns;
+    resident.loader = record->loader;
+    resident.source_uid = record->source_uid;
+    resident.path_uid = record->path_uid;
   }
+  resident.is_private = books.rights.group().has_value() && block.group() != books.rights.group();
   resident.keep_alive = record == nullptr ? books.config.keep_alive : Duration(record->keep_alive_ns);
   resident.block = std::make_shared<Block>(std::move(block));
   resident.seconds_to_load = static_cast<double>(resident.bytes()) / kUsualRate;
@@ -59,6 +63,10 @@ bool may_pass(const Error& error) {
 Result<bool> adopt_one(Books& books, const BlockName& name, const BlockRecord* record, Recovered& recovered) {
   auto block = Block::adopt(books.os, books.directory, name);
   if (block) {
+    // Another group's, or no group's any more.
+    if (block->group() && block->group() != books.rights.group()) {
+      if (auto taken = block->take_from_group(books.os); !taken) log_error(taken.error().message);
+    }
     books.store.add(entry_of(books, std::move(*block), record));
     return true;
   }
@@ -102,7 +110,9 @@ Result<Recovered> adopt_blocks(Books& books, const std::vector<BlockRecord>& rec
     }
     ++recovered.adopted;
     if (found != nullptr) {
-      for (const std::string& word : found->names) (void)books.store.add_name(resident, word);
+      for (std::size_t i = 0; i < found->names.size(); ++i) {
+        (void)books.store.add_name(resident, found->names[i], found->name_loaders[i]);
+      }
     }
     if (resident.names.empty()) nameless.push_back(name.id());
   }

@@ -11,6 +11,7 @@
 namespace modelbroker {
 namespace {
 
+constexpr int kBacklog = 1024;  // who waits there is not refused
 constexpr std::size_t kRememberedAnswers = 256;
 constexpr std::size_t kRememberedBytes = std::size_t{4} << 20;
 
@@ -33,7 +34,7 @@ std::optional<Peer> peer_of(zmq::message_t& message) {
     rest = colon == std::string_view::npos ? std::string_view() : rest.substr(colon + 1);
   }
   if (numbers.size() != 3) return std::nullopt;
-  return Peer{static_cast<uid_t>(numbers[0]), static_cast<pid_t>(numbers[2])};
+  return Peer{static_cast<uid_t>(numbers[0]), static_cast<pid_t>(numbers[2]), {static_cast<gid_t>(numbers[1])}};
 }
 
 }  // namespace
@@ -59,6 +60,7 @@ Result<std::unique_ptr<Router>> Router::bind(Loop& loop, const std::string& endp
     socket.set(zmq::sockopt::linger, 0);
     socket.set(zmq::sockopt::maxmsgsize, static_cast<std::int64_t>(wire::kMessageLimit));
     socket.set(zmq::sockopt::handshake_ivl, 2000);
+    socket.set(zmq::sockopt::backlog, kBacklog);
     const mode_t before = ::umask(0177);  // the socket's file is 0600 from its first moment
     socket.bind(endpoint);
     ::umask(before);
@@ -84,7 +86,7 @@ bool Router::receive_one() {
       log_debug("a message with an envelope that is not ours was dropped");
       return true;
     }
-    handle(route, frame.to_string_view(), {*peer, route.front()});
+    handle(route, frame.to_string_view(), {*peer, route.front(), frame.get(ZMQ_SRCFD)});
   } catch (const zmq::error_t& error) {
     if (error.num() == ETERM || error.num() == ENOTSOCK) return false;
     log_warning(std::string("receiving a message: ") + error.what());

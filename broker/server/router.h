@@ -49,6 +49,7 @@ class Router {
   struct Sender {
     Peer peer;
     std::string route;
+    int socket = -1;  // the connection it came over: only to be asked, it may be another's by now
   };
   // Finds the session that a request belongs to, or says why there is none.
   using FindSession = std::function<Result<Session*>(const wire::Request&, const Sender&)>;

@@ -207,7 +207,11 @@ void Scrubber::withdraw(Resident& resident, const wire::ScrubbedModel& found) {
   resident.damaged = true;
   auto source = std::make_shared<Source>(
       Source{resident.names, resident.path, resident.type, resident.pinned, resident.keep_alive, resident.source});
-  const bool again = !source->names.empty() && source->path.starts_with('/');
+  for (const std::string& name : source->names) source->loaders.push_back(books_.store.loader_of(name));
+  source->path_uid = resident.path_uid;
+  // A path that a member of the group told with a descriptor is a label: not ours to open.
+  const bool again =
+      !source->names.empty() && source->path.starts_with('/') && books_.rights.everything(resident.path_uid);
   log_error("block " + found.block + " of '" + wire::printable(found.model) + "' is damaged at offset " +
             std::to_string(found.offset) + ": " + found.reason + "; withdrawn" + (again ? ", and loaded again" : "") +
             ". What holds it should attach anew");
@@ -219,8 +223,9 @@ void Scrubber::withdraw(Resident& resident, const wire::ScrubbedModel& found) {
   events_.publish("model.damaged", data);
   reaper_.drain(resident);
   if (!again) return;
-  for (const std::string& name : source->names) {
-    books_.evicted.remember(name, {source->path, source->type, source->keep_alive, source->identity});
+  for (std::size_t i = 0; i < source->names.size(); ++i) {
+    books_.evicted.remember(source->names[i], {source->path, source->type, source->keep_alive, source->loaders[i],
+                                               source->path_uid, source->identity});
   }
   load_again(source, 0);
 }
@@ -229,7 +234,7 @@ void Scrubber::withdraw(Resident& resident, const wire::ScrubbedModel& found) {
 void Scrubber::load_again(const SourcePtr& source, std::size_t name) {
   if (name == source->names.size()) return;
   Loads::Ask ask;
-  ask.uid = books_.os.uid();
+  ask.peer.uid = books_.os.uid();
   ask.path = source->path;
   ask.name = source->names[name];
   ask.type = source->type;

@@ -63,6 +63,8 @@ class Scrubber {
     bool pinned = false;
     Duration keep_alive{-1};
     FileIdentity identity;
+    std::vector<uid_t> loaders{};  // by name
+    uid_t path_uid = 0;
   };
   using SourcePtr = std::shared_ptr<const Source>;
   struct Piece {

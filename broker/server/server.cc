@@ -1,17 +1,18 @@
 #include "broker/server/server.h"
 
-#include <fcntl.h>
 #include <signal.h>
 #include <sys/epoll.h>
-#include <sys/resource.h>
+#include <sys/stat.h>
 
 #include <array>
 #include <cerrno>
 
 #include "broker/ram/room.h"
 #include "broker/ram/sizes.h"
+#include "broker/server/gate.h"
 #include "broker/server/log.h"
 #include "broker/server/recovery.h"
+#include "broker/server/run_directory.h"
 #include "shm/block_format.h"
 #include "shm/instruments.h"
 
@@ -24,67 +25,33 @@ constexpr std::chrono::seconds kStopPatience{2};  // for reads that may hang
 constexpr std::chrono::milliseconds kSettle{250};
 constexpr std::array kSignals{SIGINT, SIGTERM, SIGHUP};
 
-// A folder of our own that nobody else may enter.
-Result<void> make_run_directory(Os& os, const std::string& path) {
-  if (auto made = os.mkdir(path, 0700); !made && made.error().number != EEXIST) {
-    return fail_errno(made.error().number, "making the run directory '" + path + "'");
-  }
-  const auto found = os.lstat(path);
-  if (!found) return fail_errno(found.error().number, "looking at the run directory '" + path + "'");
-  if (!S_ISDIR(found->st_mode) || found->st_uid != os.uid() || (found->st_mode & 022U) != 0) {
-    return fail(ErrorCode::kFailedPrecondition,
-                "the run directory '" + path +
-                    "' must be a folder of your own that others cannot write to: choose another --run-directory");
-  }
-  return {};
-}
-
-// Before any bind: a second bind on an ipc path succeeds silently and steals it.
-Result<Fd> lock_run_directory(Os& os, const std::string& path) {
-  const std::string file = path + "/lock";
-  auto lock = os.open(file, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-  if (!lock) return fail_errno(lock.error().number, "opening '" + file + "'");
-  if (auto locked = os.lock_exclusive(lock->get()); !locked) {
-    if (locked.error().number != EWOULDBLOCK) return fail_errno(locked.error().number, "locking '" + file + "'");
-    return fail(ErrorCode::kFailedPrecondition, "another broker serves '" + path +
-                                                    "': stop it, or choose another --run-directory (and "
-                                                    "--instance, if both use the same --ram-directory)");
-  }
-  return std::move(*lock);
-}
-
-// libzmq aborts when it runs out of descriptors.
-void raise_descriptor_limit() {
-  rlimit limit{};
-  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
-  limit.rlim_cur = limit.rlim_max;
-  (void)::setrlimit(RLIMIT_NOFILE, &limit);
-}
-
 }  // namespace
 
 Result<std::unique_ptr<Server>> Server::start(Os& os, const Clock& clock, const Config& config, Reload reload) {
-  raise_descriptor_limit();
+  ::umask(0077);
   ::signal(SIGPIPE, SIG_IGN);
   ::signal(SIGIO, SIG_IGN);  // somebody opens a block during the moment of our write lease
   MODELBROKER_ASSIGN(auto endpoint, wire::Endpoint::in(config.run_directory));
-  MODELBROKER_TRY(make_run_directory(os, config.run_directory));
+  MODELBROKER_ASSIGN(const auto group, group_of(config.group));
+  const Rights rights(os.uid(), group);
+  Gate::get().open(os, rights);
+  MODELBROKER_TRY(make_run_directory(os, config.run_directory, group));
   MODELBROKER_ASSIGN(Fd run_lock, lock_run_directory(os, config.run_directory));
   MODELBROKER_ASSIGN(auto loop, Loop::create(os, clock));
   std::unique_ptr<Server> server(new Server(std::move(loop), std::move(endpoint), std::move(run_lock)));
   server->reload_ = std::move(reload);
-  MODELBROKER_TRY(server->open(os, clock, config));
+  MODELBROKER_TRY(server->open(os, clock, config, rights));
   server->announce_ready();
   server->pat_watchdog();
   return server;
 }
 
-Result<void> Server::open(Os& os, const Clock& clock, const Config& config) {
+Result<void> Server::open(Os& os, const Clock& clock, const Config& config, const Rights& rights) {
   MODELBROKER_TRY(check_room(os, config.ram_directory, config.ram_budget));
   MODELBROKER_ASSIGN(BlockDirectory directory,
                      BlockDirectory::lock(os, config.ram_directory, config.instance, config.any_file_system));
   crash_point("adopt.locked");
-  books_ = std::make_unique<Books>(os, clock, config, std::move(directory));
+  books_ = std::make_unique<Books>(os, clock, config, rights, std::move(directory));
   books_->started = clock.now();
   const std::string boot = random_token();
   for (std::size_t i = 0; i < books_->boot_id.size(); ++i) {
@@ -109,7 +76,7 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config) {
   }
   MODELBROKER_ASSIGN(events_, Events::bind(endpoint_.events(), to_hex(books_->boot_id)));
   jobs_ = std::make_unique<Jobs>(*loop_, kJobThreads);
-  keeper_ = std::make_unique<StateKeeper>(*loop_, std::move(state.db));
+  keeper_ = std::make_unique<StateKeeper>(*loop_, books_->store, std::move(state.db));
   reaper_ = std::make_unique<Reaper>(*books_, *loop_, *jobs_, *keeper_, *events_);
   admission_ = std::make_unique<Admission>(*books_, *loop_, *reaper_);
   expiry_ = std::make_unique<Expiry>(*books_, *loop_, *reaper_);
@@ -129,6 +96,7 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config) {
   // Last: who can connect here can also ask there.
   MODELBROKER_ASSIGN(fd_socket_, FdSocket::listen(*books_, *loop_, *events_, endpoint_.fds(),
                                                   [this](SessionId session) { session_ended(session); }));
+  for (const std::string& path : sockets()) MODELBROKER_TRY(open_socket_to_group(os, path, rights.group()));
 
   for (const auto& [block, reason] : recovered.damaged) {
     wire::EventData damaged;
@@ -226,7 +194,7 @@ void Server::stop_blocks() {
   if (freed > 0) log_info("freed " + format_size(freed));
 }
 
-Server::~Server() = default;
+Server::~Server() { Gate::get().close(); }
 
 // The only end of a session: release, hang-up, death and silence all come here.
 void Server::session_ended(SessionId session) {
@@ -262,9 +230,6 @@ void Server::leases_ended(const std::vector<std::string>& blocks) {
 }
 
 Result<Session*> Server::find_session(const wire::Request& request, const Router::Sender& sender) {
-  if (sender.peer.uid != books_->os.uid() && sender.peer.uid != 0) {
-    return fail(ErrorCode::kPermissionDenied, "this broker serves uid " + std::to_string(books_->os.uid()) + " alone");
-  }
   const TimePoint now = books_->clock.now();
   if (!request.session().empty()) {
     Session* const session = books_->sessions.find_token(request.session());
@@ -277,12 +242,23 @@ Result<Session*> Server::find_session(const wire::Request& request, const Router
     session->last_heard = now;
     return session;
   }
-  MODELBROKER_ASSIGN(const Sessions::Plain plain, books_->sessions.plain(sender.peer, sender.route, now));
+  Peer peer = sender.peer;
+  if (!books_->rights.everything(peer.uid)) add_groups(peer, sender.socket);
+  if (!books_->rights.enter(peer)) return tl::unexpected(books_->rights.not_served(peer.uid));
+  MODELBROKER_ASSIGN(const Sessions::Plain plain, books_->sessions.plain(peer, sender.route, now));
   if (plain.is_new) {
     events_->publish("session.opened", event_of(plain.session->peer));
     watch_plain(*plain.session);
   }
   return plain.session;
+}
+
+// By the connection that the request came over, if it is still there and still that process's.
+void Server::add_groups(Peer& peer, int socket) const {
+  const auto now = books_->os.peer_credentials(socket);
+  if (!now || now->uid != peer.uid || now->pid != peer.pid) return;
+  const auto groups = books_->os.peer_groups(socket);
+  if (groups) peer.groups.insert(peer.groups.end(), groups->begin(), groups->end());
 }
 
 void Server::watch_plain(const Session& session) {

@@ -52,7 +52,7 @@ class Server {
       : loop_(std::move(loop)), endpoint_(std::move(endpoint)), run_lock_(std::move(run_lock)) {}
 
   // server.cc
-  [[nodiscard]] Result<void> open(Os& os, const Clock& clock, const Config& config);
+  [[nodiscard]] Result<void> open(Os& os, const Clock& clock, const Config& config, const Rights& rights);
   [[nodiscard]] Result<void> watch_signals();
   [[nodiscard]] std::array<std::string, 3> sockets() const;
   void stop_blocks();
@@ -62,6 +62,7 @@ class Server {
                    const std::vector<std::string>& blocks);
   LeaseBook::Ended end_leases(const Session& session);
   [[nodiscard]] Result<Session*> find_session(const wire::Request& request, const Router::Sender& sender);
+  void add_groups(Peer& peer, int socket) const;
   void watch_plain(const Session& session);
   void end_silent_peers();
 
@@ -91,7 +92,7 @@ class Server {
   void unload(Session& session, const wire::UnloadModel& data, const Reply<wire::UnloadModelReply>& reply);
   void attach(Session& session, const wire::Attach& data, const Reply<wire::AttachReply>& reply);
   void detach(Session& session, const wire::Detach& data, const Reply<wire::DetachReply>& reply);
-  [[nodiscard]] wire::ModelListReply list_models() const;
+  [[nodiscard]] wire::ModelListReply list_models(uid_t uid) const;
   void list(Session& session, const wire::Empty& data, const Reply<wire::ModelListReply>& reply);
   void get(Session& session, const wire::ModelName& data, const Reply<wire::ModelGetReply>& reply);
   void pin(Session& session, const wire::ModelName& data, const Reply<wire::PinReply>& reply);
@@ -99,12 +100,13 @@ class Server {
   void cancel(Session& session, const wire::ModelName& data, const Reply<wire::CancelReply>& reply);
   void scrub(Session& session, const wire::Scrub& data, const Reply<wire::ScrubReply>& reply);
   void get_model_info(Session& session, const wire::GetModelInfo& data, const Reply<wire::GetModelInfoReply>& reply);
-  void set_pinned(const std::string& model, bool pinned, const Reply<wire::PinReply>& reply);
-  [[nodiscard]] Result<Resident*> require(const std::string& model);
+  void set_pinned(const Session& session, const std::string& model, bool pinned, const Reply<wire::PinReply>& reply);
+  [[nodiscard]] Result<Resident*> require(const Session& session, const std::string& model);
+  [[nodiscard]] Result<Resident*> require_own(const Session& session, const std::string& model);
   [[nodiscard]] Result<Loads::Ask> ask_for(Session& session, const std::string& path, const std::string& file);
   void attach_by_load(Loads::Ask ask, const Reply<wire::AttachReply>& reply, const std::string& evicted);
   [[nodiscard]] wire::AttachReply grant(Session& session, Resident& resident, const std::string& model);
-  [[nodiscard]] wire::ModelInfo describe(const Resident& resident) const;
+  [[nodiscard]] wire::ModelInfo describe(const Resident& resident, uid_t uid) const;
 
   using Handler = std::function<void(Session&, const wire::Request&, Ticket)>;
 

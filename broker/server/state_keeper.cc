@@ -13,6 +13,10 @@ void StateKeeper::save(const Resident& resident, std::function<void()> then) {
   record.pinned = resident.pinned;
   record.ctime_ns = resident.source.ctime_ns;
   record.keep_alive_ns = resident.keep_alive.count();
+  record.loader = resident.loader;
+  record.source_uid = resident.source_uid;
+  record.path_uid = resident.path_uid;
+  for (const std::string& name : resident.names) record.name_loaders.push_back(store_.loader_of(name));
   apply({std::move(record)}, {}, std::move(then));
 }
 

@@ -16,7 +16,8 @@ namespace modelbroker {
 
 class StateKeeper {
  public:
-  StateKeeper(Loop& loop, std::unique_ptr<StateDb> db) : db_(std::move(db)), jobs_(loop, 1) {}
+  StateKeeper(Loop& loop, const RamStore& store, std::unique_ptr<StateDb> db)
+      : store_(store), db_(std::move(db)), jobs_(loop, 1) {}
 
   // `then` runs when it is written (or has failed): a reply that must survive a crash waits for it.
   void save(const Resident& resident, std::function<void()> then = {});
@@ -26,6 +27,7 @@ class StateKeeper {
 
  private:
   void apply(std::vector<BlockRecord> records, std::vector<std::string> erased, std::function<void()> then);
+  const RamStore& store_;
   std::unique_ptr<StateDb> db_;
   Jobs jobs_;  // one thread: writes keep their order
 };

@@ -55,6 +55,12 @@ void Sessions::close(SessionId id) {
   sessions_.erase(found);
 }
 
+std::size_t Sessions::offers_of(uid_t uid) const {
+  std::size_t count = 0;
+  for (const auto& [id, session] : sessions_) count += session.peer.uid == uid ? session.offers.size() : 0;
+  return count;
+}
+
 std::string Sessions::offer(Session& session, Fd file) {
   if (session.offers.size() >= kMostOffers) session.offers.erase(session.offers.begin());
   const std::uint64_t number = session.next_offer++;

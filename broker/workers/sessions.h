@@ -13,17 +13,13 @@
 #include <unordered_map>
 
 #include "broker/clock.h"
+#include "broker/workers/peer.h"
 #include "shm/error.h"
 #include "shm/fd.h"
 
 namespace modelbroker {
 
 using SessionId = std::uint64_t;
-
-struct Peer {
-  uid_t uid = 0;
-  pid_t pid = 0;  // 0: not known (another pid namespace)
-};
 
 struct Session {
   SessionId id = 0;
@@ -54,6 +50,8 @@ class Sessions {
   [[nodiscard]] Session* find_token(const std::string& token);
   void close(SessionId id);  // idempotent
   [[nodiscard]] std::size_t size() const noexcept { return sessions_.size(); }
+  // Descriptors that a user's sessions have offered and not used.
+  [[nodiscard]] std::size_t offers_of(uid_t uid) const;
   [[nodiscard]] const std::unordered_map<SessionId, Session>& all() const noexcept { return sessions_; }
 
   // Keeps a descriptor until it is used, and gives its handle. Past kMostOffers the oldest goes: whoever offered it

@@ -174,10 +174,12 @@ def descriptors(kind: str, count: int = 1) -> Iterator[list[int]]:
                 left, right = socket.socketpair()
                 stack.callback(right.close)
                 made.append(left.detach())
-            elif kind == "deleted":
+            elif kind in ("deleted", "read-write"):
                 file, name = tempfile.mkstemp()
+                made.append(file if kind == "read-write" else os.open(name, os.O_RDONLY))
                 os.unlink(name)
-                made.append(file)
+                if kind == "deleted":
+                    os.close(file)
             else:
                 flags = {"write-only": os.O_WRONLY, "path": os.O_PATH}.get(kind, os.O_RDONLY)
                 file, name = tempfile.mkstemp()
@@ -202,7 +204,18 @@ def test_a_wrong_number_of_descriptors_is_refused(town: Town, count: int) -> Non
 
 
 @pytest.mark.parametrize(
-    "kind", ["pipe", "socket", "directory", "device", "write-only", "path", "file", "deleted"]
+    "kind",
+    [
+        "pipe",
+        "socket",
+        "directory",
+        "device",
+        "write-only",
+        "read-write",
+        "path",
+        "file",
+        "deleted",
+    ],
 )
 def test_a_descriptor_of_the_wrong_kind_is_refused(town: Town, kind: str) -> None:
     """At the offer or at its use. An empty file, also a deleted one, is one that is damaged."""

@@ -41,6 +41,22 @@ class FaultyOs : public Os {
     if (const int error = failing("open")) return failure(error);
     return inner_.open(path, flags, mode);
   }
+  SysResult<Fd> openat(int folder, const std::string& name, int flags) override {
+    if (const int error = failing("openat")) return failure(error);
+    return inner_.openat(folder, name, flags);
+  }
+  SysResult<Fd> open_beneath(int folder, const std::string& path, int flags) override {
+    if (const int error = failing("open_beneath")) return failure(error);
+    return inner_.open_beneath(folder, path, flags);
+  }
+  SysResult<std::string> readlink(int folder, const std::string& name) override {
+    if (const int error = failing("readlink")) return failure(error);
+    return inner_.readlink(folder, name);
+  }
+  SysResult<int> open_flags(int fd) override {
+    if (const int error = failing("open_flags")) return failure(error);
+    return inner_.open_flags(fd);
+  }
   SysResult<struct stat> fstat(int fd) override {
     if (const int error = failing("fstat")) return failure(error);
     return inner_.fstat(fd);
@@ -65,6 +81,15 @@ class FaultyOs : public Os {
     if (const int error = failing("fchmod")) return failure(error);
     return inner_.fchmod(fd, mode);
   }
+  SysResult<void> fchgrp(int fd, gid_t group) override {
+    if (const int error = failing("fchgrp")) return failure(error);
+    return inner_.fchgrp(fd, group);
+  }
+  SysResult<void> give_to_group(const std::string& path, gid_t group, mode_t mode) override {
+    if (const int error = failing("give_to_group")) return failure(error);
+    return inner_.give_to_group(path, group, mode);
+  }
+  bool has_acl(const std::string& path) noexcept override { return inner_.has_acl(path); }
   SysResult<void> mkdir(const std::string& path, mode_t mode) override {
     if (const int error = failing("mkdir")) return failure(error);
     return inner_.mkdir(path, mode);
@@ -127,6 +152,10 @@ class FaultyOs : public Os {
   SysResult<ucred> peer_credentials(int socket) override {
     if (const int error = failing("peer_credentials")) return failure(error);
     return inner_.peer_credentials(socket);
+  }
+  SysResult<std::vector<gid_t>> peer_groups(int socket) override {
+    if (const int error = failing("peer_groups")) return failure(error);
+    return inner_.peer_groups(socket);
   }
   SysResult<Fd> peer_pidfd(int socket) override {
     if (const int error = failing("peer_pidfd")) return failure(error);

@@ -23,6 +23,16 @@ class HookedOs final : public Os {
   SysResult<Fd> open(const std::string& path, int flags, mode_t mode) override {
     return inner_.open(path, flags, mode);
   }
+  SysResult<Fd> openat(int folder, const std::string& name, int flags) override {
+    return inner_.openat(folder, name, flags);
+  }
+  SysResult<Fd> open_beneath(int folder, const std::string& path, int flags) override {
+    return inner_.open_beneath(folder, path, flags);
+  }
+  SysResult<std::string> readlink(int folder, const std::string& name) override {
+    return inner_.readlink(folder, name);
+  }
+  SysResult<int> open_flags(int fd) override { return inner_.open_flags(fd); }
   SysResult<struct stat> fstat(int fd) override { return inner_.fstat(fd); }
   SysResult<struct stat> lstat(const std::string& path) override { return inner_.lstat(path); }
   SysResult<struct statfs> statfs(const std::string& path) override { return inner_.statfs(path); }
@@ -32,6 +42,11 @@ class HookedOs final : public Os {
     return inner_.fallocate(fd, offset, size);
   }
   SysResult<void> fchmod(int fd, mode_t mode) override { return inner_.fchmod(fd, mode); }
+  SysResult<void> fchgrp(int fd, gid_t group) override { return inner_.fchgrp(fd, group); }
+  SysResult<void> give_to_group(const std::string& path, gid_t group, mode_t mode) override {
+    return inner_.give_to_group(path, group, mode);
+  }
+  bool has_acl(const std::string& path) noexcept override { return inner_.has_acl(path); }
   SysResult<void> mkdir(const std::string& path, mode_t mode) override { return inner_.mkdir(path, mode); }
   SysResult<void> unlink(const std::string& path) override { return inner_.unlink(path); }
   SysResult<void> rename_noreplace(const std::string& from, const std::string& to) override {
@@ -63,6 +78,7 @@ class HookedOs final : public Os {
   SysResult<Fd> connect_seqpacket(const std::string& path) override { return inner_.connect_seqpacket(path); }
   SysResult<Fd> accept(int listener) override { return inner_.accept(listener); }
   SysResult<ucred> peer_credentials(int socket) override { return inner_.peer_credentials(socket); }
+  SysResult<std::vector<gid_t>> peer_groups(int socket) override { return inner_.peer_groups(socket); }
   SysResult<Fd> peer_pidfd(int socket) override { return inner_.peer_pidfd(socket); }
   SysResult<Fd> pidfd_open(pid_t pid) override { return inner_.pidfd_open(pid); }
   SysResult<Packet> receive(int socket, std::size_t limit, std::size_t fd_limit) override {
