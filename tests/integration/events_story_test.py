@@ -36,8 +36,8 @@ def test_the_life_of_a_model_and_of_its_worker(broker: BrokerProcess, tmp_path: 
             with client.attach("m"):
                 client.unload("other")
                 client.unload("m")
-        while not {"model.freed", "session.ended"} <= set(ear.types()):
-            ear.next()
+            ear.until("model.freed")  # its lease was released by then
+        ear.until("session.ended")
     assert seqs_rise(ear.heard)
     assert {event["boot_id"] for event in ear.heard} == {boot}
     assert {event["v"] for event in ear.heard} == {2}
