@@ -27,6 +27,7 @@ int main(int argc, char** argv) {
   add_client_commands(app, common, action);
   add_events_command(app, common, action);
   add_clean_command(app, common, action);
+  add_doctor_command(app, common, action);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

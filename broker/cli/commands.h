@@ -26,5 +26,6 @@ void add_client_commands(CLI::App& app, Common& common, Action& action);  // loa
 void add_serve_command(CLI::App& app, Common& common, Action& action);
 void add_events_command(CLI::App& app, Common& common, Action& action);
 void add_clean_command(CLI::App& app, Common& common, Action& action);
+void add_doctor_command(CLI::App& app, Common& common, Action& action);
 
 }  // namespace modelbroker::cli

@@ -24,6 +24,7 @@ struct Resident {
   std::string path;     // the source as it was last named
   FileIdentity source;  // as last confirmed: ctime may be newer than the manifest's
   bool pinned = false;
+  int promised = 0;         // answers under way that hand it out: nobody holds it yet, and it must not go
   bool removing = false;    // its file is being unlinked: cannot be revived
   Duration keep_alive{-1};  // after its last use, see Expiry; below zero: for ever
   TimePoint last_used;

@@ -45,7 +45,8 @@ struct Books {
   }
   // By our own word; the kernel's is asked before it is done.
   [[nodiscard]] bool evictable(const Resident& resident) const {
-    return !resident.draining() && !resident.pinned && !resident.removing && leases.count(resident.block->id()) == 0;
+    return !resident.draining() && !resident.pinned && !resident.removing && resident.promised == 0 &&
+           leases.count(resident.block->id()) == 0;
   }
   [[nodiscard]] Budget::Use use() const {
     const RamStore::Totals totals = store.totals();

@@ -341,9 +341,12 @@ void Loads::finish(Waiter& waiter, Resident& resident, std::string outcome) {
   books_.used(resident);
   expiry_.changed(resident);
   // Answered when it is written: what was acknowledged survives a crash.
-  keeper_.save(resident, [done = waiter.done, result = Outcome{resident.block->id(), *model, outcome}] {
+  ++resident.promised;
+  keeper_.save(resident, [this, done = waiter.done, result = Outcome{resident.block->id(), *model, outcome}] {
     crash_point("load.written");
     done(result);
+    Resident* const promised = books_.store.by_block(result.block);
+    if (promised != nullptr && --promised->promised == 0) admission_.look_again();
   });
 }
 

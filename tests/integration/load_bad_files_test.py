@@ -362,14 +362,14 @@ def test_a_file_above_the_budget_is_refused_with_the_numbers(
     assert error.details["made"] == error.details["reserved"] == 0
 
 
-def test_what_fits_the_budget_alone_is_refused_beside_another_model(
+def test_what_fits_the_budget_alone_is_refused_beside_one_that_must_stay(
     make_broker: Callable[..., BrokerProcess], tmp_path: Path
 ) -> None:
     broker = make_broker("--ram-budget", "32MiB").start()
     first = files.write_random(tmp_path / "first.safetensors", 18, seed=1)
     second = files.write_random(tmp_path / "second.safetensors", 18, seed=2)
     with broker.connect() as client:
-        made = client.load(first).bytes
+        made = client.load(first, pin=True).bytes
         for _ in range(3):
             with pytest.raises(ResourceExhaustedError) as caught:
                 client.load(second)

@@ -1,0 +1,237 @@
+"""Loads beside each other: joined, queued with a deadline, cancelled, stopped in time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from modelbroker import (
+    CancelledError,
+    DeadlineExceededError,
+    NotFoundError,
+    ResourceExhaustedError,
+)
+from support import files
+from support.broker import BrokerProcess, wait_until
+
+MIB = 1 << 20
+MakeBroker = Callable[..., BrokerProcess]
+
+
+def loading(broker: BrokerProcess) -> list[str]:
+    return [m["name"] for m in broker.cli_json("ps") if m["state"] == "loading"]
+
+
+def test_twenty_who_want_one_file_are_one_load(broker: BrokerProcess, tmp_path: Path) -> None:
+    source = files.write_random(tmp_path / "m.safetensors", 40)
+    clients = [broker.connect() for _ in range(20)]
+    with ThreadPoolExecutor(20) as pool:
+        got = list(pool.map(lambda client: client.load(source), clients))
+    assert len({loaded.block for loaded in got}) == 1
+    assert broker.books()["loads"] == 1
+    assert len(broker.blocks()) == 1
+    for client in clients:
+        client.close()
+
+
+def test_who_has_time_waits_for_room_and_who_has_none_is_refused(
+    make_broker: MakeBroker, tmp_path: Path
+) -> None:
+    broker = make_broker("--ram-budget", "40MiB").start()
+    first = files.write_random(tmp_path / "first.safetensors", 25, seed=1)
+    second = files.write_random(tmp_path / "second.safetensors", 25, seed=2)
+    with broker.connect() as client, broker.connect() as other:
+        weights = client.attach(first)
+        with pytest.raises(ResourceExhaustedError):
+            other.load(second)
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(other.load, second, timeout=60)
+            wait_until(lambda: loading(broker) == ["second"])
+            time.sleep(0.3)
+            assert not waiting.done()
+            weights.release()
+            assert waiting.result(60).outcome == "loaded"
+        assert [model.name for model in client.list()] == ["second"]
+
+
+def test_a_deadline_ends_with_the_numbers_of_the_refusal(
+    make_broker: MakeBroker, tmp_path: Path
+) -> None:
+    broker = make_broker("--ram-budget", "40MiB").start()
+    first = files.write_random(tmp_path / "first.safetensors", 25, seed=1)
+    second = files.write_random(tmp_path / "second.safetensors", 25, seed=2)
+    with broker.connect() as client, client.attach(first):
+        began = time.monotonic()
+        with pytest.raises((ResourceExhaustedError, DeadlineExceededError)) as caught:
+            client.load(second, timeout=1.0)
+        assert time.monotonic() - began >= 0.5, "it waited"
+        assert isinstance(caught.value, ResourceExhaustedError)
+        assert caught.value.details["leased"] > 0
+        assert loading(broker) == []
+
+
+def test_the_queue_is_first_come_first_served(make_broker: MakeBroker, tmp_path: Path) -> None:
+    """A large one that waits is not overtaken for ever by small ones that would fit."""
+    broker = make_broker("--ram-budget", "48MiB").start()
+    held = files.write_random(tmp_path / "held.safetensors", 25, seed=1)
+    large = files.write_random(tmp_path / "large.safetensors", 40, seed=2)
+    small = files.write_random(tmp_path / "small.safetensors", 5, seed=3)
+    with broker.connect() as client, broker.connect() as one, broker.connect() as two:
+        weights = client.attach(held)
+        with ThreadPoolExecutor(2) as pool:
+            first = pool.submit(one.load, large, timeout=60)
+            wait_until(lambda: loading(broker) == ["large"])
+            second = pool.submit(two.load, small, timeout=60)
+            wait_until(lambda: len(loading(broker)) == 2)
+            weights.release()
+            assert first.result(60).outcome == "loaded"
+            assert second.result(60).outcome == "loaded"
+
+
+def test_a_waiting_load_is_cancelled_by_another_client(
+    make_broker: MakeBroker, tmp_path: Path
+) -> None:
+    broker = make_broker("--ram-budget", "40MiB").start()
+    first = files.write_random(tmp_path / "first.safetensors", 25, seed=1)
+    second = files.write_random(tmp_path / "second.safetensors", 25, seed=2)
+    with broker.connect() as client, broker.connect() as other, client.attach(first):
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(other.load, second, timeout=60)
+            wait_until(lambda: loading(broker) == ["second"])
+            assert client.cancel("second") == 1
+            with pytest.raises(CancelledError):
+                waiting.result(60)
+        with pytest.raises(NotFoundError):
+            client.cancel("second")
+        assert broker.books()["reserved"] == 0
+
+
+def test_a_running_load_is_cancelled_and_its_memory_given_back(
+    make_broker: MakeBroker, tmp_path: Path
+) -> None:
+    source = files.write_random(tmp_path / "big.safetensors", 1000, tensors=4)
+    broker = make_broker("--load-threads", "1").start()
+    with broker.connect() as client, ThreadPoolExecutor(1) as pool:
+        running = pool.submit(client.load, source)
+        wait_until(lambda: broker.bytes_in_ram() > 0, every=0.001)
+        done = broker.cli("cancel", "big", check=False)
+        try:
+            running.result(60)
+            pytest.skip("the load was faster than the command that should cancel it")
+        except CancelledError:
+            assert done.returncode == 0, done.stderr
+        wait_until(broker.is_empty)
+
+
+def test_a_load_that_nobody_waits_for_any_more_is_given_up(
+    make_broker: MakeBroker, tmp_path: Path
+) -> None:
+    broker = make_broker("--ram-budget", "40MiB").start()
+    first = files.write_random(tmp_path / "first.safetensors", 25, seed=1)
+    second = files.write_random(tmp_path / "second.safetensors", 25, seed=2)
+    with broker.connect() as client, client.attach(first):
+        command = broker.cli  # a process of its own, to be ended
+        thread = threading.Thread(
+            target=command, args=("load", second, "--timeout", "60"), kwargs={"check": False}
+        )
+        thread.start()
+        wait_until(lambda: loading(broker) == ["second"])
+        assert client.cancel("second") == 1
+        thread.join()
+        assert loading(broker) == []
+
+
+def test_unload_during_a_load_and_load_during_a_drain(
+    make_broker: MakeBroker, tmp_path: Path
+) -> None:
+    source = files.write_random(tmp_path / "m.safetensors", 200, tensors=4)
+    broker = make_broker("--load-threads", "1").start()
+    with broker.connect() as client, broker.connect() as other, ThreadPoolExecutor(1) as pool:
+        running = pool.submit(client.load, source)
+        wait_until(lambda: broker.bytes_in_ram() > 0 or running.done(), every=0.001)
+        if not running.done():
+            with pytest.raises(NotFoundError):  # cancel is the word for that
+                other.unload("m")
+        running.result(60)
+        with client.attach("m") as weights:
+            assert other.unload("m").draining > 0
+            again = other.load(source)
+            assert (again.outcome, again.generation) == ("revived", weights.generation)
+        assert broker.books()["draining"] == 0
+
+
+def test_attach_and_evict_in_turn_from_many_threads(
+    make_broker: MakeBroker, tmp_path: Path
+) -> None:
+    """Whoever attaches gets right bytes or a refusal; the books are exact at the end."""
+    sources = [
+        files.write_random(tmp_path / f"m{i}.safetensors", 5, seed=i, tensors=2) for i in range(8)
+    ]
+    right = [source.read_bytes()[-1000:] for source in sources]
+    broker = make_broker("--ram-budget", "24MiB").start()
+    refused, right_ones = [0], [0]
+
+    def work(seed: int) -> None:
+        with broker.connect() as client:
+            for step in range(40):
+                i = (seed * 3 + step * 5) % len(sources)
+                try:
+                    with client.attach(sources[i], timeout=20) as weights:
+                        last = weights.numpy()["t1"]
+                        assert last.tobytes()[-1000:] == right[i]
+                        right_ones[0] += 1
+                except ResourceExhaustedError:
+                    refused[0] += 1
+
+    with ThreadPoolExecutor(6) as pool:
+        for future in [pool.submit(work, seed) for seed in range(6)]:
+            future.result(200)
+    assert right_ones[0] > 100
+    with broker.connect() as client:
+        for model in client.list():
+            client.unload(model.name, wait=True)
+    assert broker.is_empty()
+
+
+def test_a_load_stops_below_the_memory_reserve_and_gives_back_what_it_made(
+    make_broker: MakeBroker, tmp_path: Path
+) -> None:
+    broker = make_broker("--memory-reserve", "1000TiB").start()
+    with broker.connect() as client:
+        with pytest.raises(ResourceExhaustedError) as caught:
+            client.load(files.write_random(tmp_path / "m.safetensors", 20))
+        details = caught.value.details
+        assert details["memory_reserve"] == 1000 << 40
+        assert 0 < details["available"] < details["memory_reserve"]
+        assert "memory" in str(caught.value)
+    wait_until(broker.is_empty)
+
+
+def test_ten_thousand_attaches_and_detaches_leave_nothing(
+    broker: BrokerProcess, tmp_path: Path
+) -> None:
+    source = files.write_random(tmp_path / "m.safetensors", 1)
+    with broker.connect() as client:
+        client.load(source)
+        resident = _resident_kib(broker.pid)
+        for count in range(10_000):
+            client.attach("m").release()
+            if count == 1000:
+                resident = _resident_kib(broker.pid)
+        assert _resident_kib(broker.pid) < resident + 4096, "the broker grew"
+        wait_until(lambda: broker.books()["leases"] == 0)
+        assert len(list(Path(f"/proc/{broker.pid}/fd").iterdir())) < 64
+        client.unload("m", wait=True)
+    assert broker.is_empty()
+
+
+def _resident_kib(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1])
+    raise AssertionError("no VmRSS")
