@@ -1,4 +1,4 @@
-"""The broker is nobody's deputy: by path members get what is in model folders and theirs to read."""
+"""The broker is nobody's deputy: by path members get what lies in model folders and is theirs."""
 
 from __future__ import annotations
 

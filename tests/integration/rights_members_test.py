@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,7 +80,7 @@ def test_sockets_folder_and_blocks_are_the_groups(broker: BrokerProcess, folder:
     assert modes(broker) == {(0o440, GROUP)}
 
 
-EVERYBODYS = {
+EVERYBODYS: dict[str, dict[str, Any]] = {
     "session.hello": {},
     "session.ping": {},
     "model.list": {},
@@ -92,7 +93,7 @@ EVERYBODYS = {
     "lease.restate": {"leases": []},
     "session.bye": {},
 }
-LOADERS = {
+LOADERS: dict[str, dict[str, Any]] = {
     "model.pin": {"model": "m"},
     "model.unpin": {"model": "m"},
     "model.unload_model": {"model": "m"},
