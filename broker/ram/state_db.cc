@@ -3,7 +3,9 @@
 #include <SQLiteCpp/SQLiteCpp.h>
 
 #include <cstdio>
+#include <filesystem>
 #include <map>
+#include <system_error>
 
 #include "shm/instruments.h"
 
@@ -138,6 +140,11 @@ Result<StateDb::Opened> StateDb::open(const std::string& path) {
     try {
       auto impl = std::make_unique<Impl>(path);
       opened.records = impl->read();
+      // Where files lie is not everybody's to know, also in a database that an earlier version made.
+      for (const char* suffix : {"", "-wal", "-shm"}) {
+        std::error_code ignored;
+        std::filesystem::permissions(path + suffix, std::filesystem::perms(0600), ignored);
+      }
       opened.db = std::unique_ptr<StateDb>(new StateDb(std::move(impl)));
       return opened;
     } catch (const SQLite::Exception& error) {

@@ -1,8 +1,8 @@
 // Rights: every answer to "may this peer do that?", from what the kernel says of it and from nothing else.
 //
 // The broker's own uid and root may do everything. With a group, its members list, attach and load, release what is
-// theirs, and unload and pin what they loaded. Anybody else does not even get a connection. docs/protocol.md has the
-// table by request. Threads: any; it does not change.
+// theirs, and unload and pin what they loaded. Anybody else does not even get a connection. docs/protocol.md says
+// it by request. Threads: any; it does not change.
 #pragma once
 
 #include <sys/types.h>

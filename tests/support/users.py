@@ -47,7 +47,7 @@ def as_user(user: User, what: Callable[[], T]) -> T:
             os.setresgid(user.gid, user.gid, user.gid)
             os.setresuid(user.uid, user.uid, user.uid)
             try:
-                outcome = (True, what())
+                outcome: tuple[bool, Any] = (True, what())
             except BaseException:
                 outcome = (False, traceback.format_exc())
             with os.fdopen(writable, "wb") as pipe:
@@ -60,9 +60,9 @@ def as_user(user: User, what: Callable[[], T]) -> T:
         raw = pipe.read()
     _, status = os.waitpid(child, 0)
     assert status == 0, f"the child of {user} ended with {status}"
-    good, outcome = pickle.loads(raw)
-    assert good, f"as {user}: {outcome}"
-    return outcome  # type: ignore[no-any-return]
+    good, returned = pickle.loads(raw)
+    assert good, f"as {user}: {returned}"
+    return returned  # type: ignore[no-any-return]
 
 
 def error_of(what: Callable[[], Any]) -> type[OSError] | None:

@@ -20,7 +20,8 @@ namespace modelbroker {
 // For comparisons in this file.
 inline bool operator==(const BlockRecord& a, const BlockRecord& b) {
   const auto tie = [](const BlockRecord& r) {
-    return std::tie(r.block, r.names, r.type, r.path, r.pinned, r.ctime_ns);
+    return std::tie(r.block, r.names, r.type, r.path, r.pinned, r.ctime_ns, r.loader, r.source_uid, r.path_uid,
+                    r.name_loaders);
   };
   return tie(a) == tie(b);
 }
@@ -31,7 +32,12 @@ namespace fs = std::filesystem;
 using Records = std::vector<BlockRecord>;
 
 BlockRecord record(const std::string& block, const std::vector<std::string>& names, bool pinned = false) {
-  return {block, names, "unet", "/models/" + block, pinned, 1'700'000'000'123'456'789};
+  BlockRecord made{block, names, "unet", "/models/" + block, pinned, 1'700'000'000'123'456'789};
+  made.loader = 1500;
+  made.source_uid = 4'000'000'000;
+  made.path_uid = 1502;
+  for (const std::string& name : names) made.name_loaders.push_back(static_cast<std::uint32_t>(1600 + name.size()));
+  return made;
 }
 
 class StateDbTest : public ::testing::Test {
@@ -79,17 +85,18 @@ TEST_F(StateDbTest, ANewFileIsEmpty) {
 }
 
 TEST_F(StateDbTest, WhatIsAppliedIsThereWhenItIsOpenedAgain) {
-  const Records all{record("a", {"one", "eins", "un"}, true),
-                    record("b", {}),
-                    {"c",
-                     {"gr\xc3\xbc\xc3\x9f"
-                      "e; DROP TABLE names"},
-                     "",
-                     "",
-                     false,
-                     -5}};
+  Records all{record("a", {"one", "eins", "un"}, true),
+              record("b", {}),
+              {"c",
+               {"gr\xc3\xbc\xc3\x9f"
+                "e; DROP TABLE names"},
+               "",
+               "",
+               false,
+               -5}};
   ASSERT_TRUE(open().db->apply(all, {}));
-  EXPECT_EQ(records(), all);  // in the order of the blocks, their names in theirs
+  all.back().name_loaders = {all.back().loader};  // whoever loaded it, where nothing else is said
+  EXPECT_EQ(records(), all);                      // in the order of the blocks, their names in theirs
 }
 
 TEST_F(StateDbTest, ABlockIsReplacedErasedAndLeftAlone) {
