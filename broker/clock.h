@@ -5,6 +5,8 @@
 
 #include <chrono>
 
+#include "shm/os.h"
+
 namespace modelbroker {
 
 using Duration = std::chrono::nanoseconds;
@@ -30,6 +32,18 @@ class SystemClock final : public Clock {
     ::clock_gettime(CLOCK_BOOTTIME, &value);
     return TimePoint(std::chrono::seconds(value.tv_sec) + Duration(value.tv_nsec));
   }
+};
+
+// The same time from an Os: a broker has one source of it, which a test may bend.
+class OsClock final : public Clock {
+ public:
+  explicit OsClock(Os& os) : os_(os) {}
+  [[nodiscard]] TimePoint now() const noexcept override {
+    return TimePoint(Duration(static_cast<Duration::rep>(os_.boottime_ns())));
+  }
+
+ private:
+  Os& os_;
 };
 
 }  // namespace modelbroker

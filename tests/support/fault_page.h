@@ -26,12 +26,14 @@ struct FaultPage {
   std::atomic<std::uint64_t> failed;  // of them
   std::atomic<std::uint64_t> passed;  // of crash_point
 
-  std::array<char, 64> crash_point;   // wish: a name of kCrashPoints
-  std::array<char, 448> only;         // wish: ",open,fstat,"; empty: every call
-  std::array<char, 64> first_failed;  // told: the call that failed first
-  std::array<char, 4096> points;      // told at start: kCrashPoints, one a line
+  std::array<char, 64> crash_point;     // wish: a name of kCrashPoints
+  std::array<char, 448> only;           // wish: ",open,fstat,"; empty: every call
+  std::array<char, 64> first_failed;    // told: the call that failed first
+  std::array<char, 4096> points;        // told at start: kCrashPoints, one a line
+  std::atomic<std::uint64_t> clock_ns;  // the broker's time, armed or not; 0: the real one
 };
 static_assert(sizeof(FaultPage) <= FaultPage::kBytes);
-static_assert(offsetof(FaultPage, crash_point) == 64 && offsetof(FaultPage, points) == 640);
+static_assert(offsetof(FaultPage, crash_point) == 64 && offsetof(FaultPage, points) == 640 &&
+              offsetof(FaultPage, clock_ns) == 4736);
 
 }  // namespace modelbroker::testing

@@ -19,6 +19,7 @@ FAULTY = str(Path(BINARY).with_name("modelbroker_faulty"))
 _BYTES = 8192
 _WORDS = struct.Struct("8Q64s448s")  # armed, 5 wishes and counts, crash_point, only
 _FAILED, _POINTS = slice(576, 640), slice(640, 640 + 4096)
+_CLOCK = 640 + 4096
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,10 @@ class FaultPage:
     def crash_at(self, point: str, passing: int = 1) -> None:
         """From now on the broker kills itself when it passes that point."""
         self._arm(0, 0, 0, passing, point, "")
+
+    def set_clock(self, seconds: float) -> None:
+        """The broker's time from now on: since the machine's start; 0: the real one."""
+        struct.pack_into("Q", self._page, _CLOCK, int(seconds * 1e9))
 
     def disarm(self) -> Told:
         self._page[:8] = bytes(8)

@@ -45,6 +45,10 @@ void tell_points() {
 class PagedOs final : public testing::FaultyOs {
  public:
   explicit PagedOs(std::unique_ptr<Os> inner) : FaultyOs(*inner), inner_(std::move(inner)) {}
+  std::uint64_t boottime_ns() noexcept override {
+    const std::uint64_t told = page->clock_ns;
+    return told != 0 ? told : FaultyOs::boottime_ns();
+  }
 
  protected:
   int failing(const char* call) noexcept override {
