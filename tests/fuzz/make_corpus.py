@@ -1,6 +1,7 @@
 """Writes the hand-made part of tests/fuzz/corpus: a small file for each thing a target can meet.
 
-Files named `found-*` are inputs that broke something once; they are kept and not made here.
+Files named `found-*` are inputs that broke something once, `grown-*` what a long run found to reach
+code that the others do not; both are kept and not made here.
 Run: make corpus.
 """
 
@@ -239,7 +240,7 @@ def main() -> None:
         folder = CORPUS / target
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.iterdir():
-            if not path.name.startswith("found-"):
+            if not path.name.startswith(("found-", "grown-")):
                 path.unlink()
         for name, content in inputs.items():
             (folder / name).write_bytes(content)

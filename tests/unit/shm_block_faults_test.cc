@@ -64,6 +64,12 @@ class EveryCallFails : public testing::BlockFixture, public ::testing::WithParam
   FaultyOs faulty_;
 };
 
+// The errno tells the code, but a block that cannot be opened or looked at for the moment is not called damaged.
+bool fits(const Error& error, int error_number, const std::string& call) {
+  if (error.code == error_from_errno(error_number, "").code) return true;
+  return error_number == EIO && error.code == ErrorCode::kUnavailable && (call == "open" || call == "fstat");
+}
+
 TEST_P(EveryCallFails, WithATypedErrorAndNothingLeft) {
   for (const std::uint64_t payload_size : {std::uint64_t{10'000}, 5 * kMiB}) {
     std::vector<int> error_numbers{EFAULT, EIO};
@@ -80,7 +86,7 @@ TEST_P(EveryCallFails, WithATypedErrorAndNothingLeft) {
         faulty_.stop_failing();
         if (!lived) {
           ASSERT_FALSE(done) << lived.error().message;
-          ASSERT_EQ(lived.error().code, error_from_errno(error_number, "").code) << lived.error().message;
+          ASSERT_TRUE(fits(lived.error(), error_number, faulty_.first_failed())) << lived.error().message;
           ASSERT_NE(lived.error().message.find(std::strerror(error_number)), std::string::npos);
         }
         ASSERT_FALSE(temporary_left());
@@ -104,7 +110,7 @@ TEST_P(EveryCallFails, FromThenOnAndTheNextStartClearsUp) {
       const auto lived = live(payload_size);
       done = !faulty_.failed_one();
       faulty_.stop_failing();
-      ASSERT_TRUE(lived || lived.error().code == ErrorCode::kDataLoss) << lived.error().message;
+      ASSERT_TRUE(lived || fits(lived.error(), EIO, faulty_.first_failed())) << lived.error().message;
       ASSERT_EQ(open_descriptors(), descriptors);
       ASSERT_EQ(mappings_of(folder_.path()), 0U);
       // Nothing could be unlinked any more: what lies there is whole or bears `.tmp`.
