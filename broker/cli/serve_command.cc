@@ -31,7 +31,7 @@ Result<void> serve(const Config& config, const GivenFlags& flags, const Serving&
   start_log_thread();
   std::unique_ptr<Os> os =
       instrument(make_os({.directory = config.ram_directory, .disabled = config.disabled_features}));
-  const auto clock = std::make_unique<OsClock>(*os);
+  auto clock = std::make_unique<OsClock>(*os);
   MODELBROKER_ASSIGN(auto server, Server::start(*os, *clock, config, [flags](const Config& running) {
                        return reload_configuration(flags, running);
                      }));
