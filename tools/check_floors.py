@@ -11,9 +11,9 @@ BELOW: dict[str, tuple[str, ...]] = {
     "shm": (),
     "wire": ("shm",),
     "cpp_client": ("shm", "wire"),
-    "broker/clock.h": (),
+    "broker/clock.h": ("shm",),
     "broker/catalog": ("shm",),
-    "broker/ram": ("shm", "broker/catalog"),
+    "broker/ram": ("shm", "broker/clock.h", "broker/catalog"),
     "broker/workers": ("shm", "broker/clock.h"),
     "broker/server": (
         "shm",
@@ -23,7 +23,14 @@ BELOW: dict[str, tuple[str, ...]] = {
         "broker/ram",
         "broker/workers",
     ),
-    "broker/cli": ("shm", "wire", "cpp_client", "broker/ram", "broker/server"),
+    "broker/cli": (
+        "shm",
+        "wire",
+        "cpp_client",
+        "broker/clock.h",
+        "broker/ram",
+        "broker/server",
+    ),
     "broker": ("broker/cli",),
 }
 _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"')

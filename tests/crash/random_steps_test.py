@@ -1,5 +1,8 @@
-"""Random steps of load, attach, release, unload, pin, expiry, deaths and restarts on a broker with a
-clock of ours, each compared with a small model of the books (tests/support/reference_model.py)."""
+"""Random steps on a broker with a clock of ours, each compared with a small model of the books.
+
+Load, attach, release, unload, pin, expiry, eviction, deaths of workers and restarts of the broker;
+the model is tests/support/reference_model.py.
+"""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 
 #include <array>
+#include <cerrno>
 #include <iterator>
 #include <string>
 #include <vector>
@@ -70,7 +71,9 @@ class Honest {
 // Waits for the answer. False: the broker closed the connection.
 bool answered(Os& os, int socket) {
   pollfd item{socket, POLLIN, 0};
-  require(::poll(&item, 1, kPatienceMs) == 1, "every packet is answered, or the connection closed");
+  int ready = ::poll(&item, 1, kPatienceMs);
+  while (ready < 0 && errno == EINTR) ready = ::poll(&item, 1, kPatienceMs);  // libFuzzer's alarm
+  require(ready == 1, "every packet is answered, or the connection closed");
   const auto packet = os.receive(socket, wire::kPacketLimit, wire::kPacketDescriptors);
   if (!packet || packet->bytes.empty()) return false;
   const auto reply = wire::Reply::decode(testing::text_of(packet->bytes));

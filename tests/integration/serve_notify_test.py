@@ -1,4 +1,4 @@
-"""What a service manager hears, on a socket of the test's own, and the units that `make install` puts down."""
+"""What a service manager hears, on a socket of ours, and the units that are installed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -89,9 +90,9 @@ def test_the_watchdog_is_patted_by_the_loop_alone(
     # A broker that does not run says nothing: what is on its way is read, then nothing comes.
     os.kill(broker.pid, signal.SIGSTOP)
     manager._socket.settimeout(1)
-    with pytest.raises(TimeoutError):
-        while True:
-            manager.hear()
+    with suppress(TimeoutError):
+        while manager.hear():
+            pass
     os.kill(broker.pid, signal.SIGCONT)
     manager._socket.settimeout(60)
     manager.hear_until("WATCHDOG")

@@ -1,4 +1,4 @@
-"""A tmpfs of a given size, real, in a mount namespace of the command that uses it; gone with the command."""
+"""A real tmpfs of a given size, in a mount namespace of the command that uses it."""
 
 from __future__ import annotations
 
