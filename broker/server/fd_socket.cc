@@ -181,7 +181,8 @@ Result<FdSocket::Answer> FdSocket::offer_file(Session& session, const wire::Repl
                 "file.offer takes exactly one descriptor, and got " + std::to_string(descriptors.size()));
   }
   const auto how = books_.os.open_flags(descriptors.front().get());
-  if (!how || (*how & (O_ACCMODE | O_PATH)) != O_RDONLY) {
+  if (!how) return fail_errno(how.error().number, "looking at the descriptor");
+  if ((*how & (O_ACCMODE | O_PATH)) != O_RDONLY) {
     return fail(ErrorCode::kInvalidArgument, "file.offer takes a descriptor that is open for reading only");
   }
   const uid_t uid = session.peer.uid;

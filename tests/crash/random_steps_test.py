@@ -32,7 +32,7 @@ class Walk:
     def __init__(self, broker: FaultyBroker, sources: list[Path], peer: Socket, seed: int) -> None:
         self.broker, self.sources, self.peer = broker, sources, peer
         self.pick = random.Random(seed)
-        self.now = 1e6
+        self.now, self.requests = 1e6, 0
         broker.faults.set_clock(self.now)
         broker.start()
         self.workers: list[tuple[socket.socket, str]] = [self.new_worker() for _ in range(WORKERS)]
@@ -53,11 +53,20 @@ class Walk:
     def new_worker(self) -> tuple[socket.socket, str]:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         connection.settimeout(PATIENCE)
-        connection.connect(str(self.broker.run / "fds.sock"))
-        return connection, open_session(connection)
+        try:
+            connection.connect(str(self.broker.run / "fds.sock"))
+            return connection, open_session(connection)
+        except OSError:
+            connection.close()
+            raise
 
     def call(self, type_: str, data: dict[str, Any], worker: int = 0) -> dict[str, Any]:
-        return call(self.peer, type_, data, session=self.workers[worker][1])
+        return call(self.peer, type_, data, self.next_id(), session=self.workers[worker][1])
+
+    def next_id(self) -> str:
+        """A request that is sent again under its old number gets its old answer."""
+        self.requests += 1
+        return f"r{self.requests}"
 
     def size_of(self, model: int) -> int:
         size = int(
@@ -155,16 +164,20 @@ class Walk:
 
     def worker_dies(self) -> None:
         worker = self.pick.randrange(WORKERS)
-        self.workers[worker][0].close()
+        dead, self.workers[worker] = self.workers[worker][0], self.new_worker()
+        dead.close()
         for lease in sorted(lease for lease in self.leases if lease[0] == worker):
             self.books.release(self.leases.pop(lease), lease, self.now)
-        self.compare()
-        self.workers[worker] = self.new_worker()
 
     def unload(self) -> None:
         model = self.pick.randrange(len(self.sources))
         self.peer.send(
-            frame("model.unload_model", {"model": f"m{model}"}, session=self.workers[0][1])
+            frame(
+                "model.unload_model",
+                {"model": f"m{model}"},
+                self.next_id(),
+                session=self.workers[0][1],
+            )
         )
         entry = self.books.entries.get(model)
         if entry is not None and not entry.draining and entry.leases:
@@ -300,7 +313,7 @@ def sources(tmp_path: Path) -> list[Path]:
 
 @pytest.fixture
 def faulty() -> Iterator[FaultyBroker]:
-    broker = FaultyBroker("--grace", "1s")
+    broker = FaultyBroker("--grace", "1s", "--scrub-rate", "0")
     yield broker
     broker.stop()
 
@@ -319,4 +332,13 @@ def walk(broker: FaultyBroker, sources: list[Path], seed: int, steps: int) -> No
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_random_steps(faulty: FaultyBroker, sources: list[Path], seed: int) -> None:
-    walk(faulty, sources, seed, 2000)
+    walk(faulty, sources, seed, 3000)
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("seed", [11, 12, 13, 14])
+def test_a_hundred_thousand_random_steps(
+    faulty: FaultyBroker, sources: list[Path], seed: int
+) -> None:
+    walk(faulty, sources, seed, 25_000)

@@ -141,7 +141,7 @@ class World:
 
 @contextmanager
 def new_world(folder: Path, budget: str) -> Iterator[World]:
-    broker = FaultyBroker("--ram-budget", budget)
+    broker = FaultyBroker("--ram-budget", budget, "--scrub-rate", "0")
     try:
         broker.start()
         paths = {

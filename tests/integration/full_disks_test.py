@@ -1,0 +1,152 @@
+"""Disks that are full at the wrong moment: the RAM folder's, and the state database's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import modelbroker
+from modelbroker import ModelBrokerError, ResourceExhaustedError
+from support import files
+from support.broker import BrokerProcess, wait_until
+from support.small_tmpfs import with_tmpfs
+
+MIB = 1 << 20
+MakeBroker = Callable[..., BrokerProcess]
+
+
+def own(folder: Path, *command: str) -> list[str]:
+    """The command, with a folder that nobody else may write to."""
+    return ["sh", "-c", 'chmod 700 "$0" && exec "$@"', str(folder), *command]
+
+
+def start(make_broker: MakeBroker, folder: str, size: str, *flags: str) -> BrokerProcess:
+    """A broker with a small tmpfs over one of its folders, which we see through its process."""
+    broker = make_broker(*flags)
+    over = broker.folder / folder
+    over.mkdir(mode=0o700)
+    if folder == "shm":
+        broker.ram = over
+    command = with_tmpfs(over, size, own(over, *broker.serve_command()))
+    with broker.log.open("wb") as log:
+        broker.process = subprocess.Popen(command, env=broker.environment, stderr=log)
+    return broker
+
+
+def test_a_tmpfs_that_is_filled_from_outside_while_loads_run(
+    make_broker: MakeBroker, tmp_path: Path
+) -> None:
+    broker = start(make_broker, "shm", "64m", "--ram-budget", "60MiB")
+    modelbroker.connect(broker.endpoint, timeout=30).close()
+    broker.ram = Path(f"/proc/{broker.pid}/root{broker.ram}")
+    sources = [files.write_random(tmp_path / f"m{i}.safetensors", 12, seed=i) for i in range(6)]
+    right = [source.read_bytes()[-4096:] for source in sources]
+    stop, filler = threading.Event(), broker.ram / "filler"
+
+    def fill() -> None:
+        """Takes what is free, and gives it back, again and again."""
+        while not stop.is_set():
+            try:
+                with filler.open("wb", buffering=0) as file:
+                    for _ in range(64):
+                        file.write(bytes(MIB))
+            except OSError:
+                pass
+            stop.wait(0.02)
+            filler.unlink(missing_ok=True)
+            stop.wait(0.02)
+
+    outsider = threading.Thread(target=fill)
+    outsider.start()
+    served, refused = 0, 0
+    try:
+        with broker.connect() as client:
+            for step in range(120):
+                i = step * 5 % len(sources)
+                try:
+                    with client.attach(sources[i]) as weights:
+                        assert weights.numpy()["t3"].tobytes()[-4096:] == right[i]
+                        served += 1
+                except ResourceExhaustedError:
+                    refused += 1
+    finally:
+        stop.set()
+        outsider.join()
+    filler.unlink(missing_ok=True)
+    assert broker.alive(), broker.output()
+    assert served > 0
+    assert refused > 0, "it was never full: the test shows nothing"
+    with broker.connect() as client:
+
+        def exact() -> bool:
+            books = client.status().tiers["ram"]
+            return books.made + books.draining == broker.bytes_in_ram() and books.reserved == 0
+
+        wait_until(exact)
+        assert client.load(sources[0]).outcome in ("loaded", "resident")
+
+
+def test_a_full_disk_of_the_state_database_costs_names_and_nothing_else(
+    make_broker: MakeBroker, tmp_path: Path
+) -> None:
+    broker = start(make_broker, "run", "1m")
+    run = Path(f"/proc/{broker.pid}/root{broker.run}")
+    wait_until(lambda: (run / "fds.sock").exists() or not broker.alive())
+    seen_from_here(broker, run)
+    with modelbroker.connect(broker.endpoint, timeout=30) as client:
+        source = files.write_random(tmp_path / "m.safetensors", 2)
+        client.load(source)
+        fill_up(run / "filler")
+        other = files.write_random(tmp_path / "other.safetensors", 2, seed=1)
+        for count in range(40):  # each is written to the database
+            client.load(other, name=f"alias-{count}-" + "x" * 200)
+        assert client.attach("other" if "other" in names(client) else names(client)[0])
+        assert "names may be lost" in broker.output()
+        (run / "filler").unlink()
+        client.pin("m")
+        assert broker.alive()
+
+
+def seen_from_here(broker: BrokerProcess, run: Path) -> None:
+    """The sockets under a short name: the broker's folder is in its mount namespace."""
+    link = broker.folder / "r"
+    link.symlink_to(run)
+    broker.run = link
+    broker.environment["MODELBROKER_ENDPOINT"] = broker.endpoint
+
+
+def names(client: modelbroker.Broker) -> list[str]:
+    return [model.name for model in client.list()]
+
+
+def fill_up(path: Path) -> None:
+    with path.open("wb", buffering=0) as file:
+        for size in (65536, 4096, 512):
+            try:
+                while True:
+                    file.write(os.urandom(size))
+            except OSError:
+                continue
+
+
+def test_a_start_on_a_full_disk_says_so(make_broker: MakeBroker) -> None:
+    """Not without its database: what was acknowledged before could be forgotten."""
+    broker = make_broker()
+    over = broker.folder / "run"
+    over.mkdir(mode=0o700)
+    script = 'head -c 2000000 /dev/zero > "$0/filler" 2>/dev/null; exec "$@"'
+    full = ["sh", "-c", script, str(over), *broker.serve_command()]
+    command = with_tmpfs(over, "1m", own(over, *full))
+    done = subprocess.run(
+        command, env=broker.environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode != 0
+    assert str(over) in done.stderr
+    assert "others" not in done.stderr, "it was refused for another reason"
+    with pytest.raises(ModelBrokerError):
+        modelbroker.connect(broker.endpoint, timeout=0.2)
