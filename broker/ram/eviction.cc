@@ -8,7 +8,7 @@ namespace modelbroker {
 
 double value_when_used(double age, double seconds_to_load, std::uint64_t bytes) noexcept {
   constexpr double kGibibyte = 1ULL << 30;
-  constexpr double kNoise = 0.1;  // seconds that any load may take longer on a busy machine
+  constexpr double kNoise = 1.0;  // seconds that a load may take longer on a busy machine, and nobody minds
   const double gibibytes = static_cast<double>(std::max<std::uint64_t>(bytes, 1)) / kGibibyte;
   const double cost = std::max(1.0, std::max(0.0, seconds_to_load - kNoise) / gibibytes);
   return age + std::exp2(std::round(std::log2(cost)));

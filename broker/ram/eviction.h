@@ -3,7 +3,8 @@
 // GreedyDual-Size (Cao and Irani, "Cost-Aware WWW Proxy Caching Algorithms", USITS 1997): each block has a value,
 // age + seconds to reload / size; the age of the cache rises to the value of what was evicted last. With equal costs
 // it is least recently used; what is slow to read again for its size stays longer. Costs are rounded to powers of two,
-// and all that comes at 1 GiB a second costs the same: else the noise of measured loads would decide among equals.
+// and all that comes at 1 GiB a second, give or take a second, costs the same: else the noise of measured loads would
+// decide among equals.
 // Threads: the broker's only.
 #pragma once
 

@@ -2,7 +2,8 @@
 //
 // What fits is admitted at once. Else the least valuable blocks that nobody has and that together make the room are
 // evicted, and the asker waits for their memory. Where that is not enough: a refusal with numbers; an asker with a
-// deadline waits in a bounded queue, first come first served, until shortly before it.
+// deadline waits in a bounded queue in the order of arrival, until shortly before it; who cannot be served yet holds up
+// nobody.
 // Threads: the loop's. Failure: resource_exhausted.
 #pragma once
 
