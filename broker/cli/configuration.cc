@@ -86,7 +86,7 @@ std::optional<std::string> text_of(SettingKind kind, const toml::node& node) {
   }
   if (const auto value = node.value_exact<std::int64_t>(); value && number) return std::to_string(*value);
   if (const auto value = node.value_exact<double>(); value && fraction) return number_text(*value);
-  if (const auto value = node.value_exact<std::string>(); value && kind != kCount) return value;
+  if (auto value = node.value_exact<std::string>(); value && kind != kCount) return value;
   return std::nullopt;
 }
 
@@ -145,7 +145,9 @@ class FileReader {
       }
       const toml::table* const inner = node.as_table();
       if (inner == nullptr) {
-        return wrong(node.source(), section + ": wrong type: [" + section + "] is a section of " + known_keys(section));
+        std::string what = section;
+        what.append(": wrong type: [").append(section).append("] is a section of ").append(known_keys(section));
+        return wrong(node.source(), what);
       }
       MODELBROKER_TRY(read_section(section, *inner));
     }

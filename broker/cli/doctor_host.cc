@@ -137,7 +137,8 @@ std::string remove_ipc(Os& os, const std::string& etc) {
   std::vector<std::string> files{etc + "/systemd/logind.conf"};
   if (auto extra = os.list_directory(etc + "/systemd/logind.conf.d")) {
     std::ranges::sort(*extra);
-    for (const std::string& name : *extra) files.push_back(etc + "/systemd/logind.conf.d/" + name);
+    const std::string folder = etc + "/systemd/logind.conf.d/";
+    for (const std::string& name : *extra) files.push_back(folder + name);
   }
   std::string value = "yes";  // systemd's default
   for (const std::string& file : files) {

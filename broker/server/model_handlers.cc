@@ -222,7 +222,8 @@ void Server::attach(Session& session, const wire::Attach& data, const Reply<wire
 
 // `evicted`: the name of a model that was here before and is loaded again.
 void Server::attach_by_load(Loads::Ask ask, const Reply<wire::AttachReply>& reply, const std::string& evicted) {
-  loads_->start(std::move(ask), [this, reply, id = ask.session, evicted](Result<Loads::Outcome> outcome) {
+  const SessionId id = ask.session;
+  loads_->start(std::move(ask), [this, reply, id, evicted](Result<Loads::Outcome> outcome) {
     if (!outcome) {
       Error error = outcome.error();
       if (!evicted.empty() && error.code == ErrorCode::kPermissionDenied) {

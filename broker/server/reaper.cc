@@ -66,6 +66,7 @@ bool Reaper::evict(Resident& resident, const std::string& reason) {
   const std::vector<std::string> names = resident.names;
   EvictedNames::Model model{resident.path, resident.type, resident.keep_alive, 0, resident.path_uid};
   std::vector<uid_t> loaders;
+  loaders.reserve(names.size());
   for (const std::string& name : names) loaders.push_back(books_.store.loader_of(name));
   const std::uint64_t bytes = resident.bytes();
   wire::EventData data = event_of(resident);

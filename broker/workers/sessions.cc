@@ -15,14 +15,14 @@ Result<Session*> Sessions::open(Peer peer, std::string token, TimePoint now) {
   const SessionId id = next_++;
   Session& session = sessions_[id];
   session.id = id;
-  session.peer = peer;
+  session.peer = std::move(peer);
   session.token = std::move(token);
   session.last_heard = now;
   if (!session.token.empty()) by_token_[session.token] = id;
   return &session;
 }
 
-Result<Sessions::Plain> Sessions::plain(Peer peer, const std::string& route, TimePoint now) {
+Result<Sessions::Plain> Sessions::plain(const Peer& peer, const std::string& route, TimePoint now) {
   // One session a process: a worker that connects again finds its leases.
   const std::string key =
       std::to_string(peer.uid) + ":" + (peer.pid != 0 ? std::to_string(peer.pid) : "route:" + route);

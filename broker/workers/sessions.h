@@ -44,7 +44,7 @@ class Sessions {
     Session* session = nullptr;
     bool is_new = false;
   };
-  [[nodiscard]] Result<Plain> plain(Peer peer, const std::string& route, TimePoint now);
+  [[nodiscard]] Result<Plain> plain(const Peer& peer, const std::string& route, TimePoint now);
 
   [[nodiscard]] Session* find(SessionId id);
   [[nodiscard]] Session* find_token(const std::string& token);
