@@ -100,10 +100,12 @@ second-ways: build deps ## integration and crash tests with each kernel feature 
 	    --junit-xml=$(BUILD)/torture/without-$$feature.xml || failed="$$failed $$feature"; \
 	done; test -z "$$failed" || { echo "Failed without:$$failed"; exit 1; }
 
-asan: ## unit and integration tests under address and undefined behaviour sanitizers
+ASAN_TESTS ?= tests/integration
+
+asan: ## unit and integration tests (ASAN_TESTS=...: these) under address and undefined behaviour sanitizers
 	$(MAKE) build deps PRESET=asan
 	ctest --preset asan --parallel $(JOBS)
-	MODELBROKER_BINARY="$(CURDIR)/$(BUILD)/asan/bin/modelbroker" $(PYTEST) -m "not slow and not torture" tests/integration
+	MODELBROKER_BINARY="$(CURDIR)/$(BUILD)/asan/bin/modelbroker" $(PYTEST) -m "not slow and not torture" $(ASAN_TESTS)
 
 tsan: ## what shares threads under the thread sanitizer
 	$(MAKE) build PRESET=tsan
