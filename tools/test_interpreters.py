@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 _SUPPORTED = ("3.10", "3.11", "3.12", "3.13")
@@ -49,21 +50,36 @@ def run(version: str, interpreter: str) -> bool:
         (folder / ".ready").touch()
     command = [python, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider"]
     environment = {**os.environ, "PYTHONPATH": str(_ROOT / "python_client")}
-    return subprocess.run([*command, *light_tests()], cwd=_ROOT, env=environment).returncode == 0
+    done = subprocess.run(
+        [*command, *light_tests()],
+        cwd=_ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    print(f"==> Python {version}\n{done.stdout}", flush=True)
+    return done.returncode == 0
 
 
 def main() -> int:
     own = ".".join(map(str, sys.version_info[:2]))
     failed, lines = [], []
+    found = {version: find(version) for version in _SUPPORTED if version != own}
+    with ThreadPoolExecutor(2) as pool:
+        runs = {
+            version: pool.submit(run, version, interpreter)
+            for version, interpreter in found.items()
+            if interpreter is not None
+        }
     for version in _SUPPORTED:
         if version == own:
             lines.append(f"Python {version}: all tests, with torch")
             continue
-        interpreter = find(version)
-        if interpreter is None:
+        if version not in runs:
             lines.append(f"Python {version}: not tested, no such interpreter here")
             continue
-        held = run(version, interpreter)
+        held = runs[version].result()
         lines.append(f"Python {version}: client tests {'passed' if held else 'FAILED'}")
         if not held:
             failed.append(version)
