@@ -176,12 +176,12 @@ def test_attach_and_evict_in_turn_from_many_threads(
 
     def work(seed: int) -> None:
         with broker.connect() as client:
-            for step in range(15):
+            for step in range(40):
                 i = (seed * 3 + step * 5) % len(sources)
                 try:
                     with client.attach(sources[i], timeout=20) as weights:
-                        last = weights.numpy()["t1"]
-                        assert last.tobytes()[-1000:] == right[i]
+                        # No name for the array: it would hold the lease into the next attach.
+                        assert weights.numpy()["t1"].tobytes()[-1000:] == right[i]
                         right_ones[0] += 1
                 except ResourceExhaustedError:
                     refused[0] += 1
@@ -189,7 +189,7 @@ def test_attach_and_evict_in_turn_from_many_threads(
     with ThreadPoolExecutor(6) as pool:
         for future in [pool.submit(work, seed) for seed in range(6)]:
             future.result(200)
-    assert right_ones[0] > 30
+    assert right_ones[0] > 100
     with broker.connect() as client:
         for model in client.list():
             client.unload(model.name, wait=True)
