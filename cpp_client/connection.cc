@@ -42,6 +42,18 @@ void poll(std::span<zmq::pollitem_t> items, Timeout timeout) {
   }
 }
 
+// A call of libzmq's that does not wait may still meet a signal.
+template <class Call>
+auto again_if_interrupted(Call call) {
+  while (true) {
+    try {
+      return call();
+    } catch (const zmq::error_t& error) {
+      if (error.num() != EINTR) throw;
+    }
+  }
+}
+
 bool readable(int socket, Clock::time_point end) {
   while (true) {
     pollfd item{socket, POLLIN, 0};
@@ -132,14 +144,14 @@ Result<wire::Reply> Connection::exchange(std::string_view type, const Encode& en
                                     .session = state.token,
                                     .deadline_ms = static_cast<std::uint64_t>(timeout.count())});
   try {
-    (void)state.socket.send(zmq::buffer(bytes), zmq::send_flags::dontwait);
+    (void)again_if_interrupted([&] { return state.socket.send(zmq::buffer(bytes), zmq::send_flags::dontwait); });
     while (true) {
       // The session's connection is watched too: its end is how a broker's death shows.
       zmq::pollitem_t items[] = {{state.socket.handle(), 0, ZMQ_POLLIN, 0},
                                  {nullptr, state.session_socket.get(), ZMQ_POLLIN, 0}};
       poll(items, left(end, kLongestPoll));
       zmq::message_t message;
-      while (state.socket.recv(message, zmq::recv_flags::dontwait)) {
+      while (again_if_interrupted([&] { return state.socket.recv(message, zmq::recv_flags::dontwait); })) {
         auto reply = wire::Reply::decode(message.to_string_view());
         // One request at a time: what has no id (it could not be read) is about ours.
         if (!reply || reply->request_id() == id || reply->request_id().empty()) return reply;

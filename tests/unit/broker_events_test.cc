@@ -16,6 +16,17 @@
 namespace modelbroker {
 namespace {
 
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define MODELBROKER_SANITIZED
+#endif
+#endif
+#ifdef MODELBROKER_SANITIZED
+constexpr bool kSanitized = true;
+#else
+constexpr bool kSanitized = false;
+#endif
+
 constexpr const char* kBoot = "0123456789abcdef0123456789abcdef";
 
 class Subscriber {
@@ -159,8 +170,10 @@ TEST_F(EventsTest, ASubscriberThatDoesNotReadCostsNoTimeAndLittleMemory) {
   flood(3000);
   const std::uint64_t before = anonymous_bytes();
   flood(50'000);
-  // 50 MB, if it were kept.
-  EXPECT_LT(anonymous_bytes(), before + (8U << 20));
+  // 50 MB, if it were kept. (Sanitizers keep what is freed, and notes about it: there it is counted below alone.)
+  if (!kSanitized) {
+    EXPECT_LT(anonymous_bytes(), before + (8U << 20));
+  }
   std::uint64_t seq = 0;
   int heard = 0;
   while (const auto event = silent.next(200)) {
