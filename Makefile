@@ -107,8 +107,9 @@ asan: ## unit and integration tests (ASAN_TESTS=...: these) under address and un
 	ctest --preset asan --parallel $(JOBS)
 	MODELBROKER_BINARY="$(CURDIR)/$(BUILD)/asan/bin/modelbroker" $(PYTEST) -m "not slow and not torture" $(ASAN_TESTS)
 
-tsan: ## what shares threads under the thread sanitizer
-	$(MAKE) build PRESET=tsan
+tsan: $(BUILD)/.packages ## what shares threads under the thread sanitizer
+	cmake --preset tsan --log-level=WARNING
+	cmake --build --preset tsan --parallel $(JOBS) --target threads_tests
 	ctest --preset tsan --parallel $(JOBS) --label-regex threads
 
 SECONDS ?= 60

@@ -87,6 +87,12 @@ function(modelbroker_test source)
 
   modelbroker_executable(${name} SOURCES ${source}
     LIBRARIES ${arg_LIBRARIES} GTest::gtest_main GTest::gmock)
+  if("threads" IN_LIST arg_LABELS)  # all that `make tsan` needs to build
+    if(NOT TARGET threads_tests)
+      add_custom_target(threads_tests)
+    endif()
+    add_dependencies(threads_tests ${name})
+  endif()
   # PRE_TEST: a sanitizer build is not slowed by running each program to ask for its tests.
   gtest_discover_tests(${name}
     TEST_PREFIX ${kind}/${name}:
