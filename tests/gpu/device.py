@@ -138,7 +138,7 @@ def torch_view(va: int, size: int) -> Any:
     import torch
 
     class Memory:
-        __cuda_array_interface__ = {  # noqa: RUF012
+        __cuda_array_interface__ = {  # noqa: RUF012  its readers want an attribute
             "shape": (size,),
             "typestr": "|u1",
             "data": (va, False),

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,24 @@ def loading(broker: BrokerProcess) -> list[str]:
     return [m["name"] for m in broker.cli_json("ps") if m["state"] == "loading"]
 
 
+@dataclass(frozen=True)
+class Tight:
+    """A broker with room for one of two files."""
+
+    broker: BrokerProcess
+    first: Path
+    second: Path
+
+
+@pytest.fixture
+def tight(make_broker: MakeBroker, tmp_path: Path) -> Tight:
+    return Tight(
+        make_broker("--ram-budget", "40MiB").start(),
+        files.write_random(tmp_path / "first.safetensors", 25, seed=1),
+        files.write_random(tmp_path / "second.safetensors", 25, seed=2),
+    )
+
+
 def test_twenty_who_want_one_file_are_one_load(broker: BrokerProcess, tmp_path: Path) -> None:
     source = files.write_random(tmp_path / "m.safetensors", 40)
     clients = [broker.connect() for _ in range(20)]
@@ -39,12 +58,8 @@ def test_twenty_who_want_one_file_are_one_load(broker: BrokerProcess, tmp_path: 
         client.close()
 
 
-def test_who_has_time_waits_for_room_and_who_has_none_is_refused(
-    make_broker: MakeBroker, tmp_path: Path
-) -> None:
-    broker = make_broker("--ram-budget", "40MiB").start()
-    first = files.write_random(tmp_path / "first.safetensors", 25, seed=1)
-    second = files.write_random(tmp_path / "second.safetensors", 25, seed=2)
+def test_who_has_time_waits_for_room_and_who_has_none_is_refused(tight: Tight) -> None:
+    broker, first, second = tight.broker, tight.first, tight.second
     with broker.connect() as client, broker.connect() as other:
         weights = client.attach(first)
         with pytest.raises(ResourceExhaustedError):
@@ -59,12 +74,8 @@ def test_who_has_time_waits_for_room_and_who_has_none_is_refused(
         assert [model.name for model in client.list()] == ["second"]
 
 
-def test_a_deadline_ends_with_the_numbers_of_the_refusal(
-    make_broker: MakeBroker, tmp_path: Path
-) -> None:
-    broker = make_broker("--ram-budget", "40MiB").start()
-    first = files.write_random(tmp_path / "first.safetensors", 25, seed=1)
-    second = files.write_random(tmp_path / "second.safetensors", 25, seed=2)
+def test_a_deadline_ends_with_the_numbers_of_the_refusal(tight: Tight) -> None:
+    broker, first, second = tight.broker, tight.first, tight.second
     with broker.connect() as client, client.attach(first):
         began = time.monotonic()
         with pytest.raises((ResourceExhaustedError, DeadlineExceededError)) as caught:
@@ -91,12 +102,8 @@ def test_who_cannot_be_served_yet_holds_up_nobody(make_broker: MakeBroker, tmp_p
         assert "held" not in {model.name for model in client.list()}
 
 
-def test_a_waiting_load_is_cancelled_by_another_client(
-    make_broker: MakeBroker, tmp_path: Path
-) -> None:
-    broker = make_broker("--ram-budget", "40MiB").start()
-    first = files.write_random(tmp_path / "first.safetensors", 25, seed=1)
-    second = files.write_random(tmp_path / "second.safetensors", 25, seed=2)
+def test_a_waiting_load_is_cancelled_by_another_client(tight: Tight) -> None:
+    broker, first, second = tight.broker, tight.first, tight.second
     with broker.connect() as client, broker.connect() as other, client.attach(first):
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(other.load, second, timeout=60)
@@ -126,12 +133,8 @@ def test_a_running_load_is_cancelled_and_its_memory_given_back(
         wait_until(broker.is_empty)
 
 
-def test_a_load_that_nobody_waits_for_any_more_is_given_up(
-    make_broker: MakeBroker, tmp_path: Path
-) -> None:
-    broker = make_broker("--ram-budget", "40MiB").start()
-    first = files.write_random(tmp_path / "first.safetensors", 25, seed=1)
-    second = files.write_random(tmp_path / "second.safetensors", 25, seed=2)
+def test_a_load_that_nobody_waits_for_any_more_is_given_up(tight: Tight) -> None:
+    broker, first, second = tight.broker, tight.first, tight.second
     with broker.connect() as client, client.attach(first):
         command = broker.cli  # a process of its own, to be ended
         thread = threading.Thread(

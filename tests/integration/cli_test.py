@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from support import files
-from support.broker import BINARY, BrokerProcess, wait_until
+from support.broker import BrokerProcess, running, wait_until
 from support.features import needs
 from support.workers import HOLDER, workers
 
@@ -27,24 +26,6 @@ USAGE, INVALID, NOT_FOUND, TAKEN, EXHAUSTED = 2, 10, 11, 12, 15
 DATA_LOSS, UNAVAILABLE, UNIMPLEMENTED = 17, 18, 21
 
 MakeBroker = Callable[..., BrokerProcess]
-
-
-@contextmanager
-def running(broker: BrokerProcess, *arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
-    """A command that goes on; killed at the end if it still does."""
-    process = subprocess.Popen(
-        [BINARY, *map(str, arguments)],
-        env=broker.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
 
 
 @pytest.fixture

@@ -9,15 +9,15 @@ import re
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from support import files
-from support.broker import BINARY, BrokerProcess
+from support.broker import BINARY, BrokerProcess, running
 from support.listener import let_it_read_for_a_while, sparse_model
 
 USAGE = 2
@@ -25,21 +25,10 @@ INVALID_ARGUMENT, UNAVAILABLE, CANCELLED = 10, 18, 20
 BIG = 1024  # MB: still being read when the broker is stopped for a moment
 
 
-@contextmanager
-def command(broker: BrokerProcess, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """`modelbroker events`, once it listens."""
-    process = subprocess.Popen(
-        [BINARY, "events", *arguments],
-        env=broker.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+def command(
+    broker: BrokerProcess, *arguments: str
+) -> AbstractContextManager[subprocess.Popen[str]]:
+    return running(broker, "events", *arguments)
 
 
 def line_of(process: subprocess.Popen[str]) -> str:

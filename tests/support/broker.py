@@ -11,7 +11,8 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,24 @@ class BrokerProcess:
         books = self.books()
         used = ("reserved", "made", "draining", "pinned", "leased", "models", "leases")
         return not self.blocks() and all(books[word] == 0 for word in used)
+
+
+@contextmanager
+def running(broker: BrokerProcess, *arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
+    """A command that goes on; killed at the end if it still does."""
+    process = subprocess.Popen(
+        [BINARY, *map(str, arguments)],
+        env=broker.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def wait_until(what: object, seconds: float = 30, every: float = 0.01) -> None:
