@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import socket
 import struct
 from collections.abc import Iterator
@@ -195,3 +196,32 @@ def test_a_broker_that_has_no_descriptor_left_refuses_and_lives(
         resource.prlimit(broker.pid, resource.RLIMIT_NOFILE, (LIMIT, LIMIT))
         with broker.connect() as later:
             assert_served(broker, later, model)
+
+
+def test_a_broker_that_dies_in_a_flood_is_back_with_every_block(model: Path) -> None:
+    """Under --supervise; the flood meets the next broker too, and comes before everybody else."""
+    supervised = SmallBroker("--supervise").start()
+    try:
+        supervised.cli("load", model)
+        block = supervised.blocks()
+        with supervised.connect() as client, client.attach("m") as weights:
+            first = client.status().pid
+            with flood(supervised, *SOCKETS):
+                os.kill(first, signal.SIGKILL)
+                wait_until(lambda: "was killed by SIGKILL" in supervised.output())
+                wait_until(lambda: all(listening(supervised, name) for name in SOCKETS))
+                with flood(supervised, *SOCKETS):
+                    assert client.status().pid != first
+                    assert_served(supervised, client, model)
+                    assert supervised.blocks() == block
+                    assert client.status().tiers["ram"].leases == 1
+            assert len(weights) == 4
+        assert supervised.terminate() == 0
+        assert supervised.blocks() == []
+    finally:
+        supervised.stop()
+
+
+def listening(broker: BrokerProcess, name: str) -> bool:
+    with socket.socket(socket.AF_UNIX, SOCKETS[name]) as one:
+        return one.connect_ex(str(broker.run / name)) == 0
