@@ -4,7 +4,6 @@
 // deadline_exceeded when it takes longer than the timeout, else the error that the broker answered.
 #pragma once
 
-#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -13,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "cpp_client/options.h"
 #include "shm/error.h"
 #include "shm/fd.h"
 #include "shm/os.h"
@@ -20,13 +20,6 @@
 #include "wire/frame.h"
 
 namespace modelbroker::client {
-
-using Timeout = std::chrono::milliseconds;  // zero: as long as it takes
-
-struct ConnectOptions {
-  std::string endpoint;   // "" : MODELBROKER_ENDPOINT, else the default places
-  Timeout timeout{2000};  // how long to wait for a broker that is just starting
-};
 
 class Connection {
  public:
