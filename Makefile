@@ -64,9 +64,13 @@ build: $(BUILD)/.packages $(BUILD)/env ## build everything (PRESET=release, debu
 demo: build deps ## install what is missing, build, load real models, attach, kill, and print what it showed
 	$(PYTHON) tools/demo.py --broker "$(BROKER)"
 
-bench: build deps ## measure loads and attaches beside their baselines; JSON lines in build/bench.jsonl, and a table
-	PYTHONPATH=tools $(PYTHON) bench/core_bench.py --broker "$(BROKER)" \
-	  --floor "$(BUILD)/$(PRESET)/bin/load_floor_bench" --output $(BUILD)/bench.jsonl
+# ONLY="round_trip restart": these; SIZE=200MB: smaller files, a check that they work; RUNS=2: fewer of each.
+BENCH = $(PYTHON) bench/run_all.py --broker "$(BROKER)" --binaries "$(BUILD)/$(PRESET)/bin" \
+  $(if $(SIZE),--size $(SIZE)) $(if $(RUNS),--runs $(RUNS)) \
+  --command "make $@$(if $(ONLY), ONLY='$(ONLY)')$(if $(SIZE), SIZE=$(SIZE))$(if $(RUNS), RUNS=$(RUNS))"
+
+bench: build deps ## measure beside baselines (ONLY, SIZE, RUNS); JSON lines in build/bench.jsonl, and a table
+	$(BENCH) $(if $(ONLY),--only $(ONLY)) --output $(BUILD)/bench.jsonl
 
 install: build ## install the broker below PREFIX (/usr/local)
 	cmake --install $(BUILD)/$(PRESET) --prefix $(PREFIX)
