@@ -4,6 +4,7 @@ measure WHICH PATH ENDPOINT          for a line "memory": what it has; for anoth
                                      the weights, touches them, says how long
 attach|dict NAME ENDPOINT COUNT      quantiles of attaches, of attaches and state_dict
 open|load PATH COUNT                 the same with safetensors: safe_open, load_file
+tensorize PATH OUT                   writes a file of tensorizer's
 ping ENDPOINT COUNT                  quantiles of round trips to the broker
 echo ENDPOINT COUNT                  the same to zmq_echo_bench, by pyzmq and msgpack
 churn PATH ENDPOINT                  loads and unloads until its input ends
@@ -70,7 +71,7 @@ def _runai(path: str, _: str) -> Any:
     from runai_model_streamer import SafetensorsStreamer
 
     streamer = SafetensorsStreamer()
-    _kept.append(streamer)
+    _kept.append(streamer.__enter__())
     streamer.stream_file(path)
     return dict(streamer.get_tensors())
 
@@ -137,6 +138,17 @@ def measure(which: str, path: str, endpoint: str) -> None:
         opened = time.perf_counter()
         touch(tensors)
         say(opened=opened - began, seconds=time.perf_counter() - began)
+
+
+def tensorize(path: str, out: str) -> None:
+    """tensorizer reads no format but its own."""
+    import safetensors.torch
+    import tensorizer
+
+    serializer = tensorizer.TensorSerializer(out)
+    serializer.write_state_dict(safetensors.torch.load_file(path))
+    serializer.close()
+    say(written=True)
 
 
 # ---- calls, one after another
@@ -249,6 +261,7 @@ def attach_often(name: str, endpoint: str) -> None:
 
 _WHAT: dict[str, Callable[..., None]] = {
     "measure": measure,
+    "tensorize": tensorize,
     "attach": attach,
     "dict": attach_dict,
     "open": open_file,

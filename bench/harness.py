@@ -311,9 +311,9 @@ class Run:
             torch.save(safetensors.torch.load_file(path), out)
         return out
 
-    def said(self, *arguments: str) -> dict[str, Any]:
+    def said(self, *arguments: str, python: str = sys.executable) -> dict[str, Any]:
         """The one thing that a fresh worker says."""
-        worker = self.worker(*arguments)
+        worker = self.worker(*arguments, python=python)
         heard = worker.hear()
         worker.end()
         return heard
@@ -334,9 +334,11 @@ class Run:
         self.stack.callback(shutil.rmtree, folder, ignore_errors=True)
         return folder
 
-    def fresh(self, which: str, path: Path | str, endpoint: str = "", **how: Any) -> float:
+    def fresh(
+        self, which: str, path: Path | str, endpoint: str = "", python: str = sys.executable
+    ) -> float:
         """Seconds in one fresh worker to get at the weights and touch every page, no imports."""
-        worker = self.worker("measure", which, str(path), endpoint, **how)
+        worker = self.worker("measure", which, str(path), endpoint, python=python)
         worker.hear()
         seconds = float(worker.ask()["seconds"])
         worker.end()
@@ -374,6 +376,9 @@ def common_arguments(parser: argparse.ArgumentParser) -> None:
     release = ROOT / "build/release/bin"
     parser.add_argument("--broker", default=str(release / "modelbroker"), help="the binary")
     parser.add_argument("--binaries", default=str(release), help="folder of the C++ bench programs")
+    parser.add_argument(
+        "--peers", default=str(ROOT / "build/peers"), help="made by install_peers.py"
+    )
     parser.add_argument("--size", type=parse_size, help="of the file, e.g. 200MB (default: 2.7 GB)")
     parser.add_argument("--runs", type=int, default=5, help="of each; the best counts (default: 5)")
     parser.add_argument("--folder", help="generated files go there and stay (default: a new one)")
@@ -383,10 +388,10 @@ def common_arguments(parser: argparse.ArgumentParser) -> None:
 
 def typed_command() -> str:
     """The command without folders of this machine."""
+    of_this_machine = ("--broker", "--binaries", "--peers", "--folder", "--output", "--command")
     words, skip = [f"bench/{Path(sys.argv[0]).name}"], False
     for word in sys.argv[1:]:
-        option = word.split("=")[0]
-        if skip or option in ("--broker", "--binaries", "--folder", "--output", "--command"):
+        if skip or word.split("=")[0] in of_this_machine:
             skip = not skip and "=" not in word
             continue
         words.append(word)

@@ -1,7 +1,7 @@
 """P10: the broker is killed with 100 blocks resident and held, and started again.
 
-From exec to the word that it is ready, as a service manager hears it, and to the first attach that it
-answers; bytes that it read from the disk meanwhile, whose page cache was dropped before. Beside
+From exec to the word that it is ready, as a service manager hears it, and to the first attach that
+it answers; bytes that it read from the disk meanwhile, the files' page cache dropped before. Beside
 loading the files again, and a start with nothing to adopt.
 """
 

@@ -39,6 +39,7 @@ def start(name: str, arguments: argparse.Namespace, folder: Path, lines: Path) -
     """The command of one program."""
     command = [sys.executable, str(Path(__file__).with_name(f"{name}_bench.py"))]
     command += ["--broker", arguments.broker, "--binaries", arguments.binaries]
+    command += ["--peers", arguments.peers]
     command += ["--folder", str(folder), "--runs", str(arguments.runs), "--output", str(lines)]
     command += ["--command", arguments.command or harness.typed_command()]
     if arguments.size is not None:

@@ -38,7 +38,8 @@ def once(
     asking.wait()
     starts, lengths = taken[:, 0], taken[:, 1] / 1e9
     before = (starts < began - 10**6) & (starts > taken[0, 0] + _SETTLE_S * 1e9)
-    within = (starts + taken[:, 1] > began) & (starts < ended)
+    # By their start: by their end, the long ones would be over-represented.
+    within = (starts >= began) & (starts < ended)
     return (ended - began) / 1e9, lengths[before], lengths[within]
 
 
