@@ -22,7 +22,7 @@ PY_SOURCES  := python_client tests tools bench
 export MODELBROKER_BINARY := $(BROKER)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo bench bench-peers test test-fast torture second-ways format check tidy asan tsan fuzz corpus lock install clean
+.PHONY: help deps build demo bench bench-peers picture test test-fast torture second-ways format check tidy asan tsan fuzz corpus lock install clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,11 @@ bench: build deps ## measure beside baselines (ONLY, SIZE, RUNS); JSON lines in 
 
 bench-peers: build deps $(BUILD)/peers/failed ## the same for loads, beside tensorizer, runai-model-streamer and fastsafetensors too
 	$(BENCH) --peers $(BUILD)/peers --only $(or $(ONLY),cold_load warm_load peer_loads) --output $(BUILD)/bench-peers.jsonl
+
+FIGURES ?= $(wildcard $(BUILD)/bench.jsonl $(BUILD)/bench-peers.jsonl)
+
+picture: ## docs/numbers.svg from the benchmarks' lines (FIGURES="a.jsonl b.jsonl": these)
+	python3 tools/draw_numbers.py $(FIGURES) docs/numbers.svg
 
 $(BUILD)/peers/failed: bench/install_peers.py $(VENV)/.ready
 	$(PYTHON) bench/install_peers.py $(BUILD)/peers

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 _SCALES = {"s": ((1e-6, 1e9, "ns"), (1e-3, 1e6, "us"), (1.0, 1e3, "ms"))}
-# The order in which a line's fields are written; the test compares them with docs.
+# The order in which a line's fields are written; bench/README.md says what they are.
 FIELDS = (
     "bench",
     "goal_id",

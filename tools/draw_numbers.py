@@ -19,7 +19,7 @@ _EXAMPLES = """Examples:
 
 @dataclass(frozen=True)
 class Panel:
-    """A metric of ours beside baselines, named as in the lines; a name may go on ("tensorizer 2")."""
+    """A metric of ours beside baselines: as the lines name them, or how that begins."""
 
     title: str
     metric: str

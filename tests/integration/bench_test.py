@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -57,7 +58,7 @@ def left_of(process: int) -> list[str]:
 
 
 def check_line(line: dict[str, Any], bench: str) -> None:
-    """One figure, as docs/performance.md describes it."""
+    """One figure, as bench/README.md describes it."""
     assert line["bench"] == bench
     if "left_out" in line:
         assert line["reason"]
@@ -168,9 +169,13 @@ def test_peers_that_are_not_there_are_named(tmp_path: Path, sockets: Path) -> No
     assert all(f"{name}: no such version" in done.stderr for name in names)
 
 
-def test_no_program_is_forgotten() -> None:
+def test_no_program_and_no_field_is_forgotten() -> None:
     programs = {path.stem.removesuffix("_bench") for path in BENCH.glob("*_bench.py")}
     assert programs == {*run_all.PROGRAMS, *run_all.PEERS}
+    readme = (BENCH / "README.md").read_text()
+    first_cells = re.findall(r"^\| `(\w+(?:\.py)?)` \|", readme, re.MULTILINE)
+    assert {f"{name}_bench.py" for name in programs} == {c for c in first_cells if ".py" in c}
+    assert tuple(cell for cell in first_cells if ".py" not in cell) == figures.FIELDS
 
 
 @pytest.mark.parametrize("name", [*run_all.PROGRAMS, *run_all.PEERS])
