@@ -10,7 +10,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 _OURS, _THEIRS = "#2a7f62", "#8a8f98"
-_WIDTH, _ROW, _LEFT, _BAR = 760, 26, 210, 420
+_WIDTH, _ROW, _LEFT, _BAR = 800, 26, 240, 430
 _EXAMPLES = """Examples:
   tools/draw_numbers.py bench/results/2026-11-27.jsonl docs/numbers.svg
   tools/draw_numbers.py build/bench.jsonl build/bench-peers.jsonl numbers.svg
