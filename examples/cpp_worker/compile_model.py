@@ -1,0 +1,95 @@
+"""Compiles a sentence-embedding model ahead of time to a package without weights.
+
+    compile_model.py MODEL_FOLDER model.pt2
+
+MODEL_FOLDER is as transformers saves it. Only its config.json is read: the weights are given when
+the package is used, by the worker here or by any program that calls load_constants. Takes half a
+minute and needs g++. Inputs: input_ids, attention_mask (int64, [sentences, tokens]); output: unit
+vectors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+_CONTEXT = 512  # tokens; the most that the package takes is the model's own, if that is less
+
+
+def embedder(folder: Path) -> Any:
+    """The network `m`, its mean over the words that count, scaled to length 1. Weights: random."""
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    class Embedder(torch.nn.Module):
+        def __init__(self, network: torch.nn.Module) -> None:
+            super().__init__()
+            self.m = network
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            states = self.m(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            mask = attention_mask[..., None]
+            return torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1))
+
+    config = AutoConfig.from_pretrained(folder)
+    return Embedder(AutoModel.from_config(config)).eval()  # type: ignore[no-untyped-call]
+
+
+def compile_to(folder: Path, package: Path) -> None:
+    """Writes the package whole or not at all."""
+    import torch
+
+    network = embedder(folder)
+    longest = min(_CONTEXT, network.m.config.max_position_embeddings)
+    sentences, tokens = (
+        torch.export.Dim("sentences", max=1024),
+        torch.export.Dim("tokens", max=longest),
+    )
+    example = torch.zeros((2, 16), dtype=torch.int64)
+    with torch.no_grad():
+        program = torch.export.export(
+            network,
+            (example, torch.ones_like(example)),
+            dynamic_shapes=({0: sentences, 1: tokens}, {0: sentences, 1: tokens}),
+        )
+        package.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = package.with_name(f".{os.getpid()}.{package.name}")
+        try:
+            torch._inductor.aoti_compile_and_package(
+                program,
+                package_path=str(unfinished),
+                inductor_configs={"aot_inductor.package_constants_in_so": False},
+            )
+            unfinished.replace(package)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="of the model: config.json lies in it")
+    parser.add_argument("package", type=Path, help="the file to write; it must end in .pt2")
+    arguments = parser.parse_args()
+    if not (arguments.folder / "config.json").is_file():
+        parser.error(f"{arguments.folder} has no config.json: name a model's folder")
+    if arguments.package.suffix != ".pt2":
+        parser.error(f"{arguments.package} does not end in .pt2, as torch wants it")
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        parser.error("there is no C++ compiler: install g++, or set CXX to one")
+    # The compiler's leftovers are of no use to anybody else.
+    with tempfile.TemporaryDirectory(prefix="modelbroker-compile-") as cache:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+        compile_to(arguments.folder, arguments.package)
+    print(f"{arguments.package}: {arguments.package.stat().st_size / 1e6:.1f} MB, no weights in it")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
