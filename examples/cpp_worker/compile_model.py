@@ -5,12 +5,14 @@
 MODEL_FOLDER is as transformers saves it. Only its config.json is read: the weights are given when
 the package is used, by the worker here or by any program that calls load_constants. Takes half a
 minute and needs g++. Inputs: input_ids, attention_mask (int64, [sentences, tokens]); output: unit
-vectors.
+vectors. The package's metadata says what constants it wants and what inputs it takes, for torch
+itself looks at neither.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import sys
@@ -18,7 +20,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-_CONTEXT = 512  # tokens; the most that the package takes is the model's own, if that is less
+_SENTENCES = 1024  # at most, in one run
+# How safetensors calls them.
+_WORDS = {
+    "torch.float32": "F32",
+    "torch.float16": "F16",
+    "torch.bfloat16": "BF16",
+    "torch.int64": "I64",
+}
 
 
 def embedder(folder: Path) -> Any:
@@ -40,16 +49,40 @@ def embedder(folder: Path) -> Any:
     return Embedder(AutoModel.from_config(config)).eval()  # type: ignore[no-untyped-call]
 
 
+def constants_of(network: Any) -> dict[str, dict[str, object]]:
+    """Type and shape of each; "from" says if the weights' file has it, or how to make it."""
+    import torch
+
+    def source(name: str, value: torch.Tensor) -> str:
+        if name in network.state_dict():
+            return "file"
+        if not value.any():
+            return "zeros"
+        if torch.equal(value.flatten(), torch.arange(value.numel())):
+            return "count"  # 0, 1, 2, ...
+        raise SystemExit(f"error: {name} is in no file, and is neither zeros nor a count")
+
+    return {
+        name: {
+            "dtype": _WORDS[str(value.dtype)],
+            "shape": list(value.shape),
+            "from": source(name, value),
+        }
+        for name, value in [*network.named_parameters(), *network.named_buffers()]
+    }
+
+
 def compile_to(folder: Path, package: Path) -> None:
     """Writes the package whole or not at all."""
     import torch
 
     network = embedder(folder)
-    longest = min(_CONTEXT, network.m.config.max_position_embeddings)
-    sentences, tokens = (
-        torch.export.Dim("sentences", max=1024),
-        torch.export.Dim("tokens", max=longest),
-    )
+    config = network.m.config
+    longest: int = config.max_position_embeddings
+    limits = {"sentences": _SENTENCES, "tokens": longest, "vocabulary": config.vocab_size}
+    about = {"constants": json.dumps(constants_of(network)), "limits": json.dumps(limits)}
+    sentences = torch.export.Dim("sentences", max=_SENTENCES)
+    tokens = torch.export.Dim("tokens", max=longest)
     example = torch.zeros((2, 16), dtype=torch.int64)
     with torch.no_grad():
         program = torch.export.export(
@@ -63,7 +96,10 @@ def compile_to(folder: Path, package: Path) -> None:
             torch._inductor.aoti_compile_and_package(
                 program,
                 package_path=str(unfinished),
-                inductor_configs={"aot_inductor.package_constants_in_so": False},
+                inductor_configs={
+                    "aot_inductor.package_constants_in_so": False,
+                    "aot_inductor.metadata": about,
+                },
             )
             unfinished.replace(package)
         finally:
