@@ -70,7 +70,8 @@ class Broker {
 
  private:
   explicit Broker(std::shared_ptr<client::Link> link) noexcept;
-  [[nodiscard]] client::Link& link();
+  [[nodiscard]] Result<client::Link*> link();  // a fresh one in a forked child
+  [[nodiscard]] Result<void> set_pinned(const std::string& model, bool pinned);
   std::shared_ptr<client::Link> link_;
 };
 

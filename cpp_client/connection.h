@@ -53,14 +53,12 @@ class Connection {
   explicit Connection(std::unique_ptr<State> state) noexcept;
   using Encode = std::function<std::string(const wire::RequestHead&)>;
   [[nodiscard]] Result<wire::Reply> exchange(std::string_view type, const Encode& encode, Timeout timeout);
-  [[nodiscard]] static Result<Connection> open(Os& os, const wire::Endpoint& endpoint, Fd session_socket);
-  template <class Reply, class M>
-  [[nodiscard]] Result<std::pair<Reply, std::vector<Fd>>> exchange_packet(std::string_view type, const M& data,
-                                                                          const std::vector<int>& descriptors);
   std::unique_ptr<State> state_;
 };
 
 // Opens a file to be offered: no fifo hangs it, and what is no regular file is refused by name.
 [[nodiscard]] Result<Fd> open_source(Os& os, const std::string& path);
+// "no broker answers at ...", with the remedy.
+[[nodiscard]] Error no_broker(const std::vector<wire::Endpoint>& tried);
 
 }  // namespace modelbroker::client

@@ -35,8 +35,6 @@ class Weights {
   [[nodiscard]] std::uint64_t generation() const noexcept;
   [[nodiscard]] Mode mode() const noexcept;
   [[nodiscard]] std::string_view page_kind() const noexcept;  // "2MiB" or "4KiB"
-  // The tensors' bytes, one after the other as in the file.
-  [[nodiscard]] std::span<const std::byte> payload() const noexcept;
 
   // In the order of the file.
   [[nodiscard]] Result<std::span<const Tensor>> tensors() const;
@@ -49,9 +47,10 @@ class Weights {
   // Keeps mapping and lease for as long as it lives, for what outlives this object.
   [[nodiscard]] std::shared_ptr<const void> hold() const noexcept;
 
+  struct Attached;  // inside
+
  private:
   friend class Broker;
-  struct Attached;
   explicit Weights(std::shared_ptr<const Attached> attached) noexcept;
   std::shared_ptr<const Attached> attached_;
 };

@@ -199,7 +199,7 @@ enum class Access : std::uint8_t { kReadOnly, kPrivate };  // kPrivate: copy-on-
 
 class BlockView {
  public:
-  // Maps a block from a read-only descriptor at a 2 MiB-aligned address and checks header and manifest.
+  // Maps a block from a read-only descriptor at a 2 MiB-aligned address and checks its header.
   // The descriptor is not kept: the mapping holds the file.
   [[nodiscard]] static Result<BlockView> map(Os& os, const Fd& fd, Access access);
 
@@ -208,7 +208,8 @@ class BlockView {
   ~BlockView();
 
   [[nodiscard]] const BlockHeader& header() const noexcept;
-  [[nodiscard]] const Manifest& manifest() const noexcept;
+  // Checks and decodes it: work that grows with the number of tensors, so only on demand, and not kept.
+  [[nodiscard]] Result<Manifest> read_manifest() const;
   [[nodiscard]] std::span<const std::byte> payload() const noexcept;
   [[nodiscard]] std::span<std::byte> writable_payload() noexcept;  // only with kPrivate; else empty
 

@@ -14,18 +14,11 @@ Result<void> check_chunk_table(std::span<const std::byte> block, const BlockHead
   return fail(ErrorCode::kDataLoss, "the block's chunk table does not agree with its digest");
 }
 
-Result<Manifest> manifest_in(std::span<const std::byte> block, const BlockHeader& header) {
-  const auto encoded = block.subspan(header.layout.manifest.offset, header.layout.manifest.size);
-  if (hash64(encoded) != header.manifest_hash) return fail(ErrorCode::kDataLoss, "the block's manifest is damaged");
-  return Manifest::decode(encoded, header.layout.payload.size);
-}
-
 }  // namespace
 
 struct BlockView::State {
   Mapping mapping;
   BlockHeader header;
-  Manifest manifest;
   Access access = Access::kReadOnly;
 };
 
@@ -46,12 +39,18 @@ Result<BlockView> BlockView::map(Os& os, const Fd& fd, Access access) {
   const std::span<const std::byte> bytes = state->mapping.bytes();
   MODELBROKER_ASSIGN(state->header, BlockHeader::decode(bytes.first(kPage), size));
   MODELBROKER_TRY(check_chunk_table(bytes, state->header));
-  MODELBROKER_ASSIGN(state->manifest, manifest_in(bytes, state->header));
   return BlockView(std::move(state));
 }
 
 const BlockHeader& BlockView::header() const noexcept { return state_->header; }
-const Manifest& BlockView::manifest() const noexcept { return state_->manifest; }
+
+Result<Manifest> BlockView::read_manifest() const {
+  const BlockHeader& header = state_->header;
+  const std::span<const std::byte> encoded = std::span<const std::byte>(state_->mapping.bytes())
+                                                 .subspan(header.layout.manifest.offset, header.layout.manifest.size);
+  if (hash64(encoded) != header.manifest_hash) return fail(ErrorCode::kDataLoss, "the block's manifest is damaged");
+  return Manifest::decode(encoded, header.layout.payload.size);
+}
 
 std::span<const std::byte> BlockView::payload() const noexcept {
   const ByteRange& range = state_->header.layout.payload;

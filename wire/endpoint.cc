@@ -18,7 +18,7 @@ std::string environment(const char* name) {
 }  // namespace
 
 Result<Endpoint> Endpoint::in(const std::string& run_directory) {
-  Endpoint endpoint{run_directory};
+  Endpoint endpoint{.run_directory = run_directory};
   if (run_directory.empty() || run_directory.front() != '/') {
     return fail(ErrorCode::kInvalidArgument, "the run directory '" + run_directory + "' must be an absolute path");
   }
@@ -57,8 +57,9 @@ Result<std::vector<Endpoint>> endpoints_to_try(const std::string& explicit_endpo
   }
   std::vector<Endpoint> endpoints;
   MODELBROKER_ASSIGN(auto own, Endpoint::in(default_run_directory()));
+  own.owned = own.run_directory.starts_with("/tmp/");
   endpoints.push_back(own);
-  if (own.run_directory != "/run/modelbroker") endpoints.push_back(Endpoint{"/run/modelbroker"});
+  if (own.run_directory != "/run/modelbroker") endpoints.push_back(Endpoint{.run_directory = "/run/modelbroker"});
   return endpoints;
 }
 

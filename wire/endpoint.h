@@ -10,9 +10,11 @@
 
 namespace modelbroker::wire {
 
-// The sockets of one broker, and its run directory.
+// The sockets of one broker, and its run directory. `owned`: a default place where anybody may make such a folder, so
+// that only a broker of our own uid or root's is to be trusted.
 struct Endpoint {
   std::string run_directory;
+  bool owned = false;
   [[nodiscard]] std::string broker_path() const { return run_directory + "/broker.sock"; }
   [[nodiscard]] std::string broker() const { return "ipc://" + broker_path(); }
   [[nodiscard]] std::string fds() const { return run_directory + "/fds.sock"; }

@@ -10,10 +10,10 @@
 #include "broker/cli/commands.h"
 #include "broker/cli/json.h"
 #include "broker/cli/output.h"
-#include "broker/cli/paths.h"
 #include "broker/ram/sizes.h"
 #include "cpp_client/connection.h"
 #include "cpp_client/events.h"
+#include "cpp_client/paths.h"
 #include "shm/block.h"
 
 namespace modelbroker::cli {
@@ -81,7 +81,7 @@ void watch_progress(const Common& common, const std::string& path, const Fd& don
 }
 
 Result<void> load(const Common& common, Connection& connection, const LoadArguments& arguments) {
-  const std::string path = absolute_path(arguments.path);
+  const std::string path = client::absolute_path(arguments.path);
   MODELBROKER_ASSIGN(const Fd file, client::open_source(plain_os(), path));
   wire::LoadModel request;
   MODELBROKER_ASSIGN(request.file, connection.offer_file(file));
@@ -122,7 +122,7 @@ Result<void> load(const Common& common, Connection& connection, const LoadArgume
 
 Result<void> unload(const Common& common, Connection& connection, const std::string& model, bool wait) {
   wire::UnloadModel request;
-  request.model = name_or_path(model);
+  request.model = client::name_or_path(model);
   request.wait = wait;
   MODELBROKER_ASSIGN(const auto unloaded,
                      connection.request<wire::UnloadModelReply>("model.unload_model", request, wait ? kNoEnd : kShort));
@@ -220,11 +220,11 @@ Result<Manifest> read_manifest(Connection& connection, const std::string& model)
   if (attached.blocks.empty()) return fail(ErrorCode::kInternal, "the broker granted no block");
   MODELBROKER_ASSIGN(const Fd block, connection.open_block(attached.blocks.front().block));
   MODELBROKER_ASSIGN(const BlockView view, BlockView::map(plain_os(), block, Access::kReadOnly));
-  return view.manifest();
+  return view.read_manifest();
 }
 
 Result<void> show(const Common& common, Connection& connection, const std::string& word, bool tensors) {
-  const std::string model = name_or_path(word);
+  const std::string model = client::name_or_path(word);
   MODELBROKER_ASSIGN(const auto found,
                      connection.request<wire::ModelGetReply>("model.get", wire::ModelName{model}, kShort));
   Json json = to_json(found.model);
@@ -260,7 +260,7 @@ Result<void> show(const Common& common, Connection& connection, const std::strin
 Result<void> set_pinned(const Common& common, Connection& connection, const std::string& model, bool pinned) {
   MODELBROKER_ASSIGN(const auto reply,
                      connection.request<wire::PinReply>(pinned ? "model.pin" : "model.unpin",
-                                                        wire::ModelName{name_or_path(model)}, kShort));
+                                                        wire::ModelName{client::name_or_path(model)}, kShort));
   if (common.json) {
     print(to_json(reply));
   } else {
@@ -271,7 +271,7 @@ Result<void> set_pinned(const Common& common, Connection& connection, const std:
 
 Result<void> cancel(const Common& common, Connection& connection, const std::string& model) {
   MODELBROKER_ASSIGN(const auto reply, connection.request<wire::CancelReply>(
-                                           "model.cancel", wire::ModelName{name_or_path(model)}, kShort));
+                                           "model.cancel", wire::ModelName{client::name_or_path(model)}, kShort));
   if (common.json) {
     print(to_json(reply));
   } else {

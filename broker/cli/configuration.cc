@@ -11,7 +11,7 @@
 #include <set>
 #include <sstream>
 
-#include "broker/cli/paths.h"
+#include "cpp_client/paths.h"
 #include "shm/os.h"
 #include "wire/endpoint.h"
 #include "wire/frame.h"
@@ -189,8 +189,8 @@ Result<void> apply_file(Config& config, const std::string& text, const std::stri
 }
 
 std::string configuration_file(const GivenFlags& flags) {
-  if (!flags.config_file.empty()) return absolute_path(flags.config_file);
-  if (const std::string named = environment("MODELBROKER_CONFIG"); !named.empty()) return absolute_path(named);
+  if (!flags.config_file.empty()) return client::absolute_path(flags.config_file);
+  if (const std::string named = environment("MODELBROKER_CONFIG"); !named.empty()) return client::absolute_path(named);
   std::vector<std::string> places;
   if (const std::string folder = environment("CONFIGURATION_DIRECTORY"); !folder.empty()) {
     places.push_back(folder + "/config.toml");

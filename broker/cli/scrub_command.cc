@@ -7,10 +7,10 @@
 #include "broker/cli/commands.h"
 #include "broker/cli/json.h"
 #include "broker/cli/output.h"
-#include "broker/cli/paths.h"
 #include "broker/ram/sizes.h"
 #include "cpp_client/connection.h"
 #include "cpp_client/events.h"
+#include "cpp_client/paths.h"
 
 namespace modelbroker::cli {
 namespace {
@@ -37,7 +37,7 @@ Result<wire::ScrubReply> ask(client::Connection& connection, const std::vector<s
   if (models.empty()) return connection.request<wire::ScrubReply>("cache.scrub", wire::Scrub{}, kNoEnd);
   wire::ScrubReply all;
   for (const std::string& model : models) {
-    const wire::Scrub request{name_or_path(model)};
+    const wire::Scrub request{client::name_or_path(model)};
     MODELBROKER_ASSIGN(const auto found, connection.request<wire::ScrubReply>("cache.scrub", request, kNoEnd));
     all.bytes += found.bytes;
     all.damaged += found.damaged;

@@ -6,8 +6,8 @@
 #include <cmath>
 #include <sstream>
 
-#include "broker/cli/paths.h"
 #include "broker/ram/sizes.h"
+#include "cpp_client/paths.h"
 #include "shm/block_format.h"
 #include "shm/os.h"
 #include "wire/frame.h"
@@ -106,7 +106,8 @@ Result<void> check_features(const Setting& setting, const std::string& list) {
 
 Result<std::string> text_of(const Setting& setting, const std::string& value) {
   if (value.find('\0') != std::string::npos) return refuse(setting, value);
-  if (setting.kind == kPath) return value.empty() ? Result<std::string>(refuse(setting, value)) : absolute_path(value);
+  if (setting.kind == kPath)
+    return value.empty() ? Result<std::string>(refuse(setting, value)) : client::absolute_path(value);
   if (setting.kind == kInstance && !valid_instance(value)) return refuse(setting, value);
   if (setting.kind == kFeatures) MODELBROKER_TRY(check_features(setting, value));
   if (setting.kind == kChoice && std::ranges::count(words(setting.choices, '|'), value) == 0) {
@@ -141,7 +142,7 @@ Result<std::vector<std::string>> paths_of(const Setting& setting, const std::vec
   std::vector<std::string> paths;
   for (const std::string& value : values) {
     if (value.empty() || value.find('\0') != std::string::npos) return refuse(setting, value);
-    paths.push_back(absolute_path(value));
+    paths.push_back(client::absolute_path(value));
   }
   return paths;
 }

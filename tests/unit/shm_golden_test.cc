@@ -109,7 +109,7 @@ TEST_F(CompactGolden, IsMapped) {
   const Fd fd(::open((folder_ / name_.file_name()).c_str(), O_RDONLY | O_CLOEXEC));
   const auto view = BlockView::map(*os_, fd, Access::kReadOnly);
   ASSERT_TRUE(view) << view.error().message;
-  EXPECT_EQ(view->manifest(), golden_manifest());
+  EXPECT_EQ(view->read_manifest().value(), golden_manifest());
   expect_golden_payload(view->payload());
 }
 

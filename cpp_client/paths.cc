@@ -1,10 +1,10 @@
-#include "broker/cli/paths.h"
+#include "cpp_client/paths.h"
 
 #include <algorithm>
 #include <filesystem>
 #include <system_error>
 
-namespace modelbroker::cli {
+namespace modelbroker::client {
 
 std::string absolute_path(const std::string& path) {
   std::error_code error;
@@ -26,4 +26,4 @@ std::string name_or_path(const std::string& word) {
   return is_path ? absolute_path(word) : word;
 }
 
-}  // namespace modelbroker::cli
+}  // namespace modelbroker::client

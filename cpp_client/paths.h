@@ -3,7 +3,7 @@
 
 #include <string>
 
-namespace modelbroker::cli {
+namespace modelbroker::client {
 
 // Absolute and without "." and "..", links left as they are; as given where there is no working directory.
 [[nodiscard]] std::string absolute_path(const std::string& path);
@@ -12,4 +12,4 @@ namespace modelbroker::cli {
 // an existing file, or has a folder and a suffix of ours.
 [[nodiscard]] std::string name_or_path(const std::string& word);
 
-}  // namespace modelbroker::cli
+}  // namespace modelbroker::client

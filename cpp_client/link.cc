@@ -1,0 +1,311 @@
+#include "cpp_client/link.h"
+
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include "cpp_client/connection.h"
+
+namespace modelbroker::client {
+namespace {
+
+constexpr Timeout kPatience{30'000};  // how long a call without a timeout waits for a broker that is gone
+constexpr Timeout kErrandTimeout{1000};
+constexpr Timeout kErrandsAgain{1000};
+constexpr Timeout kForever{60'000};
+// A broker that comes back soon is met soon; one that stays away costs little.
+constexpr Timeout kBackoffFirst{20};
+constexpr Timeout kBackoffSoon{100};
+constexpr Timeout kBackoffMost{500};
+constexpr int kSoonTries = 100;
+constexpr std::size_t kRestatedAtOnce = 1000;  // far below the limits of one message
+constexpr std::size_t kMostIdle = 16;
+
+// Its thread runs none of the program's signal handlers.
+std::thread without_signals(std::function<void()> work) {
+  sigset_t all;
+  sigset_t before;
+  sigfillset(&all);
+  ::pthread_sigmask(SIG_SETMASK, &all, &before);
+  std::thread thread(std::move(work));
+  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  return thread;
+}
+
+}  // namespace
+
+Result<std::shared_ptr<Link>> Link::make(Os& os, wire::Endpoint endpoint) {
+  auto wake = os.event_fd();
+  if (!wake) return fail_errno(wake.error().number, "connecting to " + endpoint.broker());
+  return std::shared_ptr<Link>(new Link(os, std::move(endpoint), std::move(*wake)), [](Link* link) {
+    if (link->pid_ == ::getpid()) delete link;
+  });
+}
+
+Link::Link(Os& os, wire::Endpoint endpoint, Fd wake)
+    : os_(os), endpoint_(std::move(endpoint)), pid_(::getpid()), wake_(std::move(wake)) {
+  keeper_ = without_signals([this] { keep(); });
+}
+
+Link::~Link() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+    if (session_) session_->close();
+  }
+  os_.event_fd_signal(wake_.get());
+  keeper_.join();
+}
+
+std::string Link::next_id() {
+  const std::lock_guard lock(mutex_);
+  return prefix_ + "-" + std::to_string(next_number_++);
+}
+
+// ---- calls
+
+Result<wire::Reply> Link::exchange(const Session& session, std::string_view id, std::string_view type,
+                                   const Channel::Encode& encode, const Deadline& deadline) {
+  std::optional<Channel> channel;
+  std::uint64_t epoch = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    epoch = epoch_;
+    if (!idle_.empty()) {
+      channel = std::move(idle_.back());
+      idle_.pop_back();
+    }
+  }
+  if (!channel) {
+    MODELBROKER_ASSIGN(channel, Channel::connect(context_, endpoint_.broker()));
+  }
+  auto reply = channel->ask(encode, id, type, deadline, session);
+  if (!channel->spoilt()) {
+    const std::lock_guard lock(mutex_);
+    if (epoch == epoch_ && idle_.size() < kMostIdle) idle_.push_back(std::move(*channel));
+  }
+  return reply;
+}
+
+Result<Link::Granted> Link::attach(wire::Attach data, const Deadline& deadline, const Fd* file) {
+  settle(deadline);
+  while (true) {
+    MODELBROKER_ASSIGN(const SharedSession session, session_for(deadline));
+    Result<wire::AttachReply> reply = [&]() -> Result<wire::AttachReply> {
+      MODELBROKER_TRY(offer(data, file, *session, deadline));
+      const std::string id = next_id();
+      auto answer = ask<wire::AttachReply>(*session, id, "model.attach", data, deadline);
+      if (!answer && answer.error().code == ErrorCode::kDeadlineExceeded) {
+        // Nobody waits any more, but a lease may be granted yet: find out and end it.
+        const std::lock_guard lock(mutex_);
+        errands_.push_back({session, id, data});
+      }
+      return answer;
+    }();
+    if (!reply) {
+      os_.event_fd_signal(wake_.get());
+      if (!is_lost(reply.error())) return tl::unexpected(std::move(reply).error());
+      lose(session);
+      continue;
+    }
+    wire::HeldLease held{.lease = reply->lease, .model = reply->model, .blocks = {}};
+    for (const wire::BlockGrant& block : reply->blocks) held.blocks.push_back(block.block);
+    const std::lock_guard lock(mutex_);
+    if (session_ != session) continue;  // over, and the lease with it
+    const Key key = next_number_++;
+    held_.emplace(key, std::move(held));
+    return Granted{std::move(*reply), std::make_shared<const HeldLease>(shared_from_this(), key)};
+  }
+}
+
+Result<Fd> Link::open_block(const std::string& block, const Deadline& deadline) {
+  return with_session<Fd>(deadline,
+                          [&](Session& session) { return session.open_block(block, deadline.left(kExchange)); });
+}
+
+// ---- the session
+
+Link::SharedSession Link::current() const {
+  const std::lock_guard lock(mutex_);
+  return session_;
+}
+
+Result<Link::SharedSession> Link::session_for(const Deadline& deadline) {
+  const Deadline patience(std::max(deadline.left(kPatience), Timeout{1}));
+  Timeout backoff = kBackoffFirst;
+  while (true) {
+    if (auto session = current()) return session;
+    const auto opened = open(patience);
+    if (opened) continue;
+    if (!is_lost(opened.error())) return tl::unexpected(opened.error());
+    if (patience.passed()) {
+      Error error = no_broker({endpoint_});
+      error.message += " (" + opened.error().message + ")";
+      return tl::unexpected(std::move(error));
+    }
+    std::this_thread::sleep_for(patience.left(backoff));
+    backoff = std::min(2 * backoff, kBackoffMost);
+  }
+}
+
+Result<void> Link::open(const Deadline& deadline) {
+  const std::unique_lock renewing(renewing_, deadline.left(kPatience));
+  if (!renewing) return tl::unexpected(lost("another thread is still connecting"));
+  return current() ? Result<void>() : open_session(deadline);
+}
+
+Result<void> Link::open_session(const Deadline& deadline) {
+  MODELBROKER_ASSIGN(SharedSession session,
+                     Session::open(os_, endpoint_, std::max(deadline.left(kExchange), Timeout{50})));
+  std::map<Key, wire::HeldLease> held;
+  {
+    const std::lock_guard lock(mutex_);  // none is added meanwhile: attach() wants a session
+    held = held_;
+  }
+  MODELBROKER_ASSIGN(const std::vector<Key> gone, restate(*session, held));
+  {
+    const std::lock_guard lock(mutex_);
+    for (const Key key : gone) held_.erase(key);
+    session_ = std::move(session);
+  }
+  os_.event_fd_signal(wake_.get());  // the keeper has another descriptor to look at
+  return {};
+}
+
+// The keys of those that this broker does not have.
+Result<std::vector<Link::Key>> Link::restate(const Session& session, const std::map<Key, wire::HeldLease>& held) {
+  std::vector<Key> gone;
+  for (auto next = held.begin(); next != held.end();) {
+    wire::Restate some;
+    std::map<std::uint64_t, Key> stated;
+    for (; next != held.end() && some.leases.size() < kRestatedAtOnce; ++next) {
+      some.leases.push_back(next->second);
+      stated.emplace(next->second.lease, next->first);
+    }
+    MODELBROKER_ASSIGN(const auto reply,
+                       ask<wire::RestateReply>(session, next_id(), "lease.restate", some, Deadline(kExchange)));
+    for (const std::uint64_t lease : reply.restated) stated.erase(lease);
+    for (const auto& [lease, key] : stated) gone.push_back(key);
+  }
+  return gone;
+}
+
+void Link::lose(const SharedSession& session) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (session_ == session) session_.reset();
+    // Fresh sockets connect at once.
+    idle_.clear();
+    ++epoch_;
+  }
+  session->close();
+  os_.event_fd_signal(wake_.get());
+}
+
+// ---- leases
+
+void Link::drop(Key key) {
+  if (pid_ != ::getpid()) return;  // a forked child: the lease is its parent's
+  const std::lock_guard lock(mutex_);
+  const auto found = held_.find(key);
+  if (found == held_.end()) return;
+  if (session_) {
+    errands_.push_back({session_, prefix_ + "-" + std::to_string(next_number_++), wire::Detach{found->second.lease}});
+  }
+  held_.erase(found);  // without a session it has ended already
+  os_.event_fd_signal(wake_.get());
+}
+
+// Tells the broker of leases that have ended, and what became of abandoned attaches.
+void Link::settle(const Deadline& deadline) {
+  std::size_t count = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    count = errands_.size();
+  }
+  if (count == 0) return;
+  const std::unique_lock settling(settling_, deadline.left(kErrandTimeout));
+  if (!settling) return;
+  while (true) {
+    Errand errand;
+    {
+      const std::lock_guard lock(mutex_);
+      if (errands_.empty()) return;
+      errand = std::move(errands_.front());
+      errands_.pop_front();
+    }
+    if (!run(errand)) {  // the broker is slow: later
+      const std::lock_guard lock(mutex_);
+      errands_.push_back(std::move(errand));
+      return;
+    }
+  }
+}
+
+// False when it got no answer and should be run again.
+bool Link::run(const Errand& errand) {
+  if (errand.session != current()) return true;  // its lease ended with its session
+  const Deadline soon(kErrandTimeout);
+  const auto done = [&](const Error& error) {
+    if (is_lost(error)) lose(errand.session);
+    return error.code != ErrorCode::kDeadlineExceeded;
+  };
+  if (const auto* detach = std::get_if<wire::Detach>(&errand.data)) {
+    const auto reply = ask<wire::DetachReply>(*errand.session, errand.id, "model.detach", *detach, soon);
+    return reply || done(reply.error());
+  }
+  const auto reply =
+      ask<wire::AttachReply>(*errand.session, errand.id, "model.attach", std::get<wire::Attach>(errand.data), soon);
+  if (!reply) return done(reply.error());
+  const std::string id = next_id();
+  const std::lock_guard lock(mutex_);
+  errands_.push_back({errand.session, id, wire::Detach{reply->lease}});
+  return true;
+}
+
+// ---- the keeper: keeps leases alive behind the program's back
+
+void Link::keep() {
+  Timeout most = kForever;
+  Timeout backoff = kBackoffFirst;
+  int tries = 0;
+  while (true) {
+    wait_for_something(most);
+    {
+      const std::lock_guard lock(mutex_);
+      if (stopping_) return;
+    }
+    const Tended tended = tend();
+    most = tended == Tended::kErrands ? kErrandsAgain : kForever;
+    if (tended == Tended::kUnreachable) {
+      most = backoff;
+      backoff = std::min(2 * backoff, ++tries < kSoonTries ? kBackoffSoon : kBackoffMost);
+    } else {
+      backoff = kBackoffFirst;
+      tries = 0;
+    }
+  }
+}
+
+void Link::wait_for_something(Timeout most) const {
+  const SharedSession session = current();
+  pollfd items[] = {{wake_.get(), POLLIN, 0}, {session ? session->descriptor() : -1, POLLRDHUP, 0}};
+  (void)::poll(items, 2, static_cast<int>(most.count()));
+  os_.event_fd_drain(wake_.get());
+}
+
+Link::Tended Link::tend() {
+  if (const SharedSession session = current(); session && session->hung_up()) lose(session);
+  bool orphaned = false;
+  {
+    const std::lock_guard lock(mutex_);
+    orphaned = !session_ && !held_.empty();
+  }
+  if (orphaned && !open(Deadline(kExchange))) return Tended::kUnreachable;
+  settle(Deadline(kErrandTimeout));
+  const std::lock_guard lock(mutex_);
+  return errands_.empty() ? Tended::kIdle : Tended::kErrands;
+}
+
+}  // namespace modelbroker::client

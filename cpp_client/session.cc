@@ -1,0 +1,124 @@
+#include "cpp_client/session.h"
+
+#include <poll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <random>
+#include <span>
+
+#include "cpp_client/deadline.h"
+
+namespace modelbroker::client {
+namespace {
+
+constexpr Timeout kLongest{10'000};  // the broker answers these from its books: longer means that it hangs
+constexpr auto* kLostKey = "session_lost";
+
+bool readable(int socket, const Deadline& deadline) {
+  while (true) {
+    pollfd item{socket, POLLIN, 0};
+    const int ready = ::poll(&item, 1, static_cast<int>(deadline.left(kLongest).count()));
+    if (ready > 0) return true;
+    if ((ready < 0 && errno != EINTR) || deadline.passed()) return false;
+  }
+}
+
+// Anybody may make a folder in /tmp: there the peer's uid must be ours or root's.
+Result<void> check_peer(Os& os, const wire::Endpoint& endpoint, int socket) {
+  const auto peer = os.peer_credentials(socket);
+  if (!peer) return fail_errno(peer.error().number, "asking who serves " + endpoint.fds());
+  if (peer->uid == 0 || peer->uid == os.uid()) return {};
+  return fail(ErrorCode::kPermissionDenied, endpoint.fds() + " is served by uid " + std::to_string(peer->uid) +
+                                                ", not by you: name it with MODELBROKER_ENDPOINT if that is what "
+                                                "you want");
+}
+
+}  // namespace
+
+Error lost(std::string message) { return {ErrorCode::kUnavailable, std::move(message), {{kLostKey, 1}}}; }
+
+bool is_lost(const Error& error) {
+  return error.details.contains(kLostKey) || error.details.contains("unknown_session");
+}
+
+std::string random_prefix() {
+  std::random_device device;
+  const std::uint64_t value = (std::uint64_t{device()} << 32U) | device();
+  std::string text;
+  for (unsigned i = 0; i < 16; ++i) text += "0123456789abcdef"[(value >> (4 * i)) & 15U];
+  return text;
+}
+
+Result<std::unique_ptr<Session>> Session::open(Os& os, const wire::Endpoint& endpoint, Timeout timeout) {
+  // A stale socket file refuses; one that accepts has a broker behind it.
+  auto socket = os.connect_seqpacket(endpoint.fds());
+  if (!socket) {
+    if (socket.error().number == EACCES) {
+      return fail(ErrorCode::kPermissionDenied,
+                  "you may not connect to " + endpoint.fds() + ": it belongs to another user's broker");
+    }
+    Error error = error_from_errno(socket.error().number, "connecting to " + endpoint.fds());
+    return tl::unexpected(lost(std::move(error.message)));
+  }
+  if (endpoint.owned) MODELBROKER_TRY(check_peer(os, endpoint, socket->get()));
+  std::unique_ptr<Session> session(new Session(os, endpoint.fds(), std::move(*socket)));
+  MODELBROKER_ASSIGN(auto opened,
+                     session->exchange<wire::SessionOpenReply>("session.open", wire::Empty{}, {}, timeout));
+  session->token_ = std::move(opened.first.session);
+  session->boot_id_ = std::move(opened.first.boot_id);
+  return session;
+}
+
+bool Session::hung_up() const {
+  pollfd item{socket_.get(), POLLRDHUP, 0};
+  return ::poll(&item, 1, 0) > 0;
+}
+
+void Session::close() noexcept { (void)::shutdown(socket_.get(), SHUT_RDWR); }
+
+template <class Reply, class M>
+Result<std::pair<Reply, std::vector<Fd>>> Session::exchange(std::string_view type, const M& data,
+                                                            const std::vector<int>& descriptors, Timeout timeout) {
+  const std::lock_guard lock(exchanging_);
+  const std::string id = std::to_string(next_id_++);
+  const std::string bytes = wire::encode_request({.request_id = id, .type = type}, data);
+  const auto gone = [&](const Errno& error) {
+    Error told = error_from_errno(error.number, "talking to the broker at " + path_);
+    const bool ended = error.number == EPIPE || error.number == ECONNRESET || error.number == ENOTCONN;
+    return tl::unexpected(ended ? lost(std::move(told.message)) : std::move(told));
+  };
+  if (auto sent = os_.send(socket_.get(), std::as_bytes(std::span(bytes)), descriptors); !sent) {
+    return gone(sent.error());
+  }
+  const Deadline deadline(timeout.count() > 0 ? std::min(timeout, kLongest) : kLongest);
+  while (true) {
+    if (!readable(socket_.get(), deadline)) {
+      return fail(ErrorCode::kDeadlineExceeded,
+                  "the broker at " + path_ + " did not answer " + std::string(type) + ": does it hang?");
+    }
+    auto packet = os_.receive(socket_.get(), wire::kPacketLimit, wire::kPacketDescriptors);
+    if (!packet) return gone(packet.error());
+    if (packet->bytes.empty()) return tl::unexpected(lost("the broker at " + path_ + " closed the connection"));
+    MODELBROKER_ASSIGN(
+        auto reply, wire::Reply::decode({reinterpret_cast<const char*>(packet->bytes.data()), packet->bytes.size()}));
+    // Not ours: the late reply of an exchange that was given up. Without an id: about what could not be read.
+    if (reply.request_id() != id && !reply.request_id().empty()) continue;
+    MODELBROKER_ASSIGN(auto content, reply.template data<Reply>());
+    return std::pair(std::move(content), std::move(packet->descriptors));
+  }
+}
+
+Result<std::string> Session::offer_file(const Fd& file, Timeout timeout) {
+  MODELBROKER_ASSIGN(auto reply, exchange<wire::FileOfferReply>("file.offer", wire::Empty{}, {file.get()}, timeout));
+  return std::move(reply.first.file);
+}
+
+Result<Fd> Session::open_block(const std::string& block, Timeout timeout) {
+  MODELBROKER_ASSIGN(auto reply, exchange<wire::BlockOpenReply>("block.open", wire::BlockOpen{block}, {}, timeout));
+  if (reply.second.size() != 1) return fail(ErrorCode::kInternal, "the broker sent no descriptor");
+  return std::move(reply.second.front());
+}
+
+}  // namespace modelbroker::client

@@ -1,0 +1,64 @@
+// Session: one connection to the fd socket, and the life of all leases that are granted on it.
+//
+// Threads: any; request and reply are one step under a lock. Failure: `lost` errors (see is_lost) when the connection
+// has ended or the broker does not know the session, deadline_exceeded, else what the broker answered.
+#pragma once
+
+#include <cstdint>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "cpp_client/options.h"
+#include "shm/error.h"
+#include "shm/fd.h"
+#include "shm/os.h"
+#include "wire/endpoint.h"
+#include "wire/frame.h"
+
+namespace modelbroker::client {
+
+// The session is over; on another one the same request may go well.
+[[nodiscard]] Error lost(std::string message);
+[[nodiscard]] bool is_lost(const Error& error);
+// Ids that no other process uses.
+[[nodiscard]] std::string random_prefix();
+
+class Session {
+ public:
+  // Connects and opens a session. lost where nobody listens; permission_denied if it is not ours to use.
+  [[nodiscard]] static Result<std::unique_ptr<Session>> open(Os& os, const wire::Endpoint& endpoint, Timeout timeout);
+  ~Session() = default;
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+
+  [[nodiscard]] const std::string& token() const noexcept { return token_; }
+  [[nodiscard]] const std::string& boot_id() const noexcept { return boot_id_; }
+  // For poll(): POLLRDHUP when the broker has gone away. Replies on it belong to their callers.
+  [[nodiscard]] int descriptor() const noexcept { return socket_.get(); }
+  [[nodiscard]] bool hung_up() const;
+  // Ends it, and wakes whoever waits on it.
+  void close() noexcept;
+
+  // Hands in a file; the handle is good for one load or attach.
+  [[nodiscard]] Result<std::string> offer_file(const Fd& file, Timeout timeout);
+  // A descriptor of a block that this session leases.
+  [[nodiscard]] Result<Fd> open_block(const std::string& block, Timeout timeout);
+
+ private:
+  Session(Os& os, std::string path, Fd socket) : os_(os), path_(std::move(path)), socket_(std::move(socket)) {}
+  template <class Reply, class M>
+  [[nodiscard]] Result<std::pair<Reply, std::vector<Fd>>> exchange(std::string_view type, const M& data,
+                                                                   const std::vector<int>& descriptors,
+                                                                   Timeout timeout);
+  Os& os_;
+  std::string path_;
+  Fd socket_;
+  std::mutex exchanging_;
+  std::uint64_t next_id_ = 0;
+  std::string token_, boot_id_;
+};
+
+}  // namespace modelbroker::client

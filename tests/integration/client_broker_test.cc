@@ -1,0 +1,329 @@
+// The C++ client against a real broker process.
+#include "cpp_client/broker.h"
+
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+
+#include <atomic>
+#include <cstring>
+#include <fstream>
+#include <optional>
+#include <set>
+#include <thread>
+
+#include "tests/support/broker_process.h"
+#include "tests/support/child.h"
+#include "tests/support/safetensors_file.h"
+#include "tests/support/watchdog.h"
+
+namespace modelbroker {
+namespace {
+
+using testing::Child;
+
+constexpr std::size_t kMiB = std::size_t{1} << 20;
+
+char byte_of(std::size_t i) { return static_cast<char>(i * 131 + i / 251); }
+
+std::string payload_of(std::size_t size) {
+  std::string bytes(size, '\0');
+  for (std::size_t i = 0; i < size; ++i) bytes[i] = byte_of(i);
+  return bytes;
+}
+
+class ClientBroker : public ::testing::Test {
+ protected:
+  // A file of two tensors: "m" of `size` bytes, then "z" of 6 F16 numbers.
+  std::string write_model(const std::string& name, std::size_t size) {
+    const std::string path = process_ / name;
+    const std::string z = R"("z":{"dtype":"F16","shape":[2,3],"data_offsets":[)" + std::to_string(size) + "," +
+                          std::to_string(size + 12) + "]}";
+    const std::string header = R"({"__metadata__":{"made":"here"},)" + testing::u8_tensor("m", 0, size) + "," + z + "}";
+    testing::write_file(path, testing::safetensors_bytes(header, payload_of(size + 12)));
+    return path;
+  }
+  Broker connect() {
+    auto broker = Broker::connect({.endpoint = process_.endpoint(), .timeout = Timeout(60'000)});
+    if (!broker) throw std::runtime_error(broker.error().message);
+    return std::move(*broker);
+  }
+  static Weights attach(Broker& broker, const std::string& model, const AttachOptions& options = {}) {
+    auto weights = broker.attach(model, options);
+    if (!weights) throw std::runtime_error(weights.error().message);
+    return std::move(*weights);
+  }
+  static std::uint64_t leases(Broker& broker) { return broker.status().value().tiers.at("ram").leases; }
+  template <class Condition>
+  static void wait_until(Condition condition) {
+    while (!condition()) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  static bool right(const Weights& weights, std::size_t size) {
+    const auto tensor = weights.tensor("m");
+    if (!tensor || tensor->bytes.size() != size) return false;
+    for (std::size_t i = 0; i < size; i += 97) {
+      if (static_cast<char>(tensor->bytes[i]) != byte_of(i)) return false;
+    }
+    return true;
+  }
+
+  const testing::Watchdog watchdog_;
+  testing::BrokerProcess process_;
+};
+
+TEST_F(ClientBroker, LoadsAndAttaches) {
+  Broker broker = connect();
+  const auto loaded = broker.load(write_model("file.safetensors", 5 * kMiB), {.name = "model"});
+  ASSERT_TRUE(loaded) << loaded.error().message;
+  EXPECT_EQ(loaded->model, "model");
+  EXPECT_EQ(loaded->outcome, "loaded");
+  EXPECT_EQ(loaded->payload_bytes, 5 * kMiB + 12);
+
+  const Weights weights = attach(broker, "model");
+  EXPECT_EQ(weights.model(), "model");
+  EXPECT_EQ(weights.generation(), loaded->generation);
+  EXPECT_EQ(weights.page_kind(), loaded->page_kind);
+  const auto tensors = weights.tensors();
+  ASSERT_TRUE(tensors) << tensors.error().message;
+  ASSERT_EQ(tensors->size(), 2U);
+  EXPECT_EQ((*tensors)[0].name, "m");
+  EXPECT_EQ((*tensors)[1].name, "z");
+  EXPECT_EQ((*tensors)[1].dtype, "F16");
+  EXPECT_EQ(std::vector<std::uint64_t>((*tensors)[1].shape.begin(), (*tensors)[1].shape.end()),
+            (std::vector<std::uint64_t>{2, 3}));
+  EXPECT_EQ((*tensors)[1].bytes.size(), 12U);
+  EXPECT_EQ((*tensors)[1].bytes.data(), (*tensors)[0].bytes.data() + 5 * kMiB);
+  EXPECT_TRUE(right(weights, 5 * kMiB));
+  EXPECT_EQ(weights.metadata().value(), (std::map<std::string, std::string>{{"made", "here"}}));
+
+  const auto missing = weights.tensor("nothing");
+  ASSERT_FALSE(missing);
+  EXPECT_EQ(missing.error().code, ErrorCode::kNotFound);
+  EXPECT_NE(missing.error().message.find("'nothing'"), std::string::npos);
+
+  const auto models = broker.list();
+  ASSERT_EQ(models->size(), 1U);
+  EXPECT_EQ(models->front().state, "resident");
+  ASSERT_EQ(models->front().leases.size(), 1U);
+  EXPECT_EQ(models->front().leases.front().pid, static_cast<std::uint64_t>(::getpid()));
+}
+
+TEST_F(ClientBroker, ErrorsAreTheBrokers) {
+  Broker broker = connect();
+  EXPECT_EQ(broker.attach("nobody").error().code, ErrorCode::kNotFound);
+  EXPECT_EQ(broker.load("/no/such/file").error().code, ErrorCode::kNotFound);
+  EXPECT_EQ(broker.load("/dev/null").error().code, ErrorCode::kInvalidArgument);
+  testing::write_file(process_ / "broken.safetensors", "x");
+  EXPECT_EQ(broker.load(process_ / "broken.safetensors").error().code, ErrorCode::kDataLoss);
+  EXPECT_EQ(broker.unload("nobody").error().code, ErrorCode::kNotFound);
+  EXPECT_EQ(broker.pin("nobody").error().code, ErrorCode::kNotFound);
+  EXPECT_EQ(Broker::connect({.endpoint = "tcp://somewhere"}).error().code, ErrorCode::kInvalidArgument);
+  const auto nowhere = Broker::connect({.endpoint = "ipc:///no/such/broker.sock", .timeout = Timeout(10)});
+  EXPECT_EQ(nowhere.error().code, ErrorCode::kUnavailable);
+  EXPECT_NE(nowhere.error().message.find("modelbroker serve"), std::string::npos);
+}
+
+TEST_F(ClientBroker, PinsAndUnloads) {
+  Broker broker = connect();
+  const std::string path = write_model("m.safetensors", kMiB);
+  ASSERT_TRUE(broker.load(path, {.pin = true}));
+  EXPECT_TRUE(broker.list()->front().pinned);
+  ASSERT_TRUE(broker.unpin("m"));
+  EXPECT_FALSE(broker.list()->front().pinned);
+  std::optional<Weights> weights = attach(broker, path);
+  const auto unloaded = broker.unload("m");
+  ASSERT_TRUE(unloaded) << unloaded.error().message;
+  EXPECT_GT(unloaded->draining, kMiB);
+  EXPECT_TRUE(right(*weights, kMiB));
+  weights.reset();
+  wait_until([&] { return broker.status()->tiers.at("ram").draining == 0; });
+}
+
+TEST_F(ClientBroker, WritesStayInThePrivateMapping) {
+  Broker broker = connect();
+  ASSERT_TRUE(broker.load(write_model("m.safetensors", 5 * kMiB)));
+  const Weights mine = attach(broker, "m");
+  const Weights other = attach(broker, "m", {.mode = Mode::kReadOnly});
+  const Tensor tensor = mine.tensor("m").value();
+  const std::span<std::byte> bytes = mine.writable(tensor);
+  ASSERT_EQ(bytes.data(), tensor.bytes.data());
+  bytes[1] = ~bytes[1];
+  EXPECT_NE(other.tensor("m")->bytes[1], bytes[1]);
+  EXPECT_TRUE(other.writable(*other.tensor("m")).empty());
+  // Not even by changing its mind.
+  const auto page = reinterpret_cast<std::uintptr_t>(other.tensor("m")->bytes.data()) / 4096 * 4096;
+  EXPECT_NE(::mprotect(reinterpret_cast<void*>(page), 4096, PROT_READ | PROT_WRITE), 0);
+}
+
+TEST_F(ClientBroker, TheLeaseEndsWithTheLastHolder) {
+  Broker broker = connect();
+  ASSERT_TRUE(broker.load(write_model("m.safetensors", kMiB)));
+  std::optional<Weights> first = attach(broker, "m");
+  std::optional<Weights> copy = first;
+  std::shared_ptr<const void> held = first->hold();
+  const std::byte* const byte = first->tensor("m")->bytes.data() + 7;
+  EXPECT_EQ(leases(broker), 1U);
+  first.reset();
+  EXPECT_EQ(leases(broker), 1U);
+  copy.reset();
+  EXPECT_EQ(leases(broker), 1U);
+  EXPECT_EQ(static_cast<char>(*byte), byte_of(7));
+  held.reset();
+  EXPECT_EQ(leases(broker), 0U);  // the next request tells it first
+}
+
+TEST_F(ClientBroker, WeightsOutliveTheirBrokerObject) {
+  Broker watcher = connect();
+  std::optional<Weights> weights;
+  {
+    Broker broker = connect();
+    ASSERT_TRUE(broker.load(write_model("m.safetensors", kMiB)));
+    weights = attach(broker, "m");
+  }
+  EXPECT_EQ(leases(watcher), 1U);
+  EXPECT_TRUE(right(*weights, kMiB));
+  weights.reset();
+  wait_until([&] { return leases(watcher) == 0; });
+}
+
+TEST_F(ClientBroker, ABrokerThatDiesIsMetAgain) {
+  Broker broker = connect();
+  ASSERT_TRUE(broker.load(write_model("m.safetensors", 5 * kMiB)));
+  const Weights weights = attach(broker, "m");
+  const std::string before = broker.status()->boot_id;
+  for (int round = 0; round < 5; ++round) {
+    process_.kill();
+    EXPECT_TRUE(right(weights, 5 * kMiB));
+    process_.start();
+    // Without a call of ours: another client sees that the lease was stated again.
+    Broker watcher = connect();
+    wait_until([&] { return leases(watcher) == 1; });
+    EXPECT_EQ(watcher.list()->front().leases.front().pid, static_cast<std::uint64_t>(::getpid()));
+    EXPECT_NE(broker.status()->boot_id, before);
+    EXPECT_TRUE(right(attach(broker, "m"), 5 * kMiB));
+  }
+}
+
+TEST_F(ClientBroker, ACallThatRunsWhileTheBrokerDiesIsAnsweredByTheNext) {
+  Broker broker = connect();
+  ASSERT_TRUE(broker.load(write_model("m.safetensors", kMiB)));
+  std::atomic<bool> stop = false;
+  std::atomic<int> answered = 0;
+  std::jthread asking([&] {
+    while (!stop) {
+      const auto weights = broker.attach("m");
+      EXPECT_TRUE(weights) << weights.error().message;
+      EXPECT_TRUE(weights && right(*weights, kMiB));
+      ++answered;
+    }
+  });
+  for (int round = 0; round < 10; ++round) {
+    const int before = answered;
+    wait_until([&] { return answered > before + 3; });
+    process_.kill();
+    process_.start();
+  }
+  stop = true;
+}
+
+TEST_F(ClientBroker, ABrokerThatStaysAwayIsUnavailableWithinTheDeadline) {
+  Broker broker = connect();
+  ASSERT_TRUE(broker.load(write_model("m.safetensors", kMiB)));
+  const Weights weights = attach(broker, "m");
+  process_.kill();
+  const auto gone = broker.attach("m", {.timeout = Timeout(50)});
+  ASSERT_FALSE(gone);
+  EXPECT_EQ(gone.error().code, ErrorCode::kUnavailable);
+  EXPECT_NE(gone.error().message.find("modelbroker serve"), std::string::npos);
+  EXPECT_TRUE(right(weights, kMiB));
+  process_.start();
+  EXPECT_TRUE(broker.status());
+}
+
+TEST_F(ClientBroker, AnAttachThatIsGivenUpLeavesNoLease) {
+  Broker broker = connect();
+  ASSERT_TRUE(broker.load(write_model("m.safetensors", kMiB)));
+  ASSERT_TRUE(broker.status());
+  process_.freeze();
+  const auto late = broker.attach("m", {.timeout = Timeout(50)});
+  process_.thaw();
+  ASSERT_FALSE(late);
+  EXPECT_EQ(late.error().code, ErrorCode::kDeadlineExceeded);
+  wait_until([&] { return leases(broker) == 0; });
+  ASSERT_TRUE(broker.unload("m", {.wait = true}));
+}
+
+TEST_F(ClientBroker, ManyThreadsShareOne) {
+  Broker broker = connect();
+  ASSERT_TRUE(broker.load(write_model("m.safetensors", kMiB)));
+  {
+    std::vector<std::jthread> threads;
+    for (int thread = 0; thread < 8; ++thread) {
+      threads.emplace_back([&] {
+        for (int i = 0; i < 50; ++i) {
+          const auto weights = broker.attach("m");
+          ASSERT_TRUE(weights) << weights.error().message;
+          ASSERT_TRUE(right(*weights, kMiB));
+          ASSERT_TRUE(broker.list());
+        }
+      });
+    }
+  }
+  EXPECT_EQ(leases(broker), 0U);
+}
+
+TEST_F(ClientBroker, AForkedChildHasASessionOfItsOwn) {
+  Broker broker = connect();
+  ASSERT_TRUE(broker.load(write_model("m.safetensors", kMiB)));
+  std::optional<Weights> weights = attach(broker, "m");
+  Child child([&](const Child::Parent& parent) {
+    if (!right(*weights, kMiB)) return 1;
+    weights.reset();  // the parent's lease: not ours to end
+    const auto own = broker.attach("m");
+    if (!own || !right(*own, kMiB)) return 2;
+    parent.say("attached");
+    parent.wait();
+    return 0;
+  });
+  ASSERT_EQ(child.hear(), "attached");
+  std::set<std::uint64_t> holders;
+  const std::vector<Model> models = broker.list().value();
+  for (const Holder& holder : models.front().leases) holders.insert(holder.pid);
+  EXPECT_EQ(holders,
+            (std::set<std::uint64_t>{static_cast<std::uint64_t>(::getpid()), static_cast<std::uint64_t>(child.pid())}));
+  child.let_go();
+  EXPECT_EQ(child.wait(), 0);
+  wait_until([&] { return leases(broker) == 1; });
+  EXPECT_TRUE(right(*weights, kMiB));
+}
+
+// Anonymous memory of this process, in bytes.
+std::size_t anonymous() {
+  std::ifstream file("/proc/self/smaps_rollup");
+  std::string word;
+  std::size_t kib = 0;
+  while (file >> word) {
+    if (word == "Anonymous:") file >> kib;
+  }
+  return kib * 1024;
+}
+
+TEST_F(ClientBroker, NoWeightIsCopied) {
+  constexpr std::size_t kSize = 64 * kMiB;
+  Broker broker = connect();
+  ASSERT_TRUE(broker.load(write_model("m.safetensors", kSize)));
+  ASSERT_TRUE(broker.attach("m")->tensors());
+  const std::size_t before = anonymous();
+  const Weights weights = attach(broker, "m");
+  const Tensor tensor = weights.tensor("m").value();
+  unsigned sum = 0;
+  for (std::size_t i = 0; i < kSize; i += 4096) sum += static_cast<unsigned>(tensor.bytes[i]);
+  EXPECT_GT(sum, 0U);
+  EXPECT_LT(anonymous(), before + kSize / 8);
+  // A page that is written is: the counter counts.
+  const std::span<std::byte> bytes = weights.writable(tensor);
+  for (std::size_t i = 0; i < kSize; i += 4096) bytes[i] = std::byte{1};
+  EXPECT_GE(anonymous(), before + kSize);
+}
+
+}  // namespace
+}  // namespace modelbroker

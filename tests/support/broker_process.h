@@ -1,0 +1,66 @@
+// BrokerProcess: a real `modelbroker serve` with folders of its own, for C++ tests as for any client.
+//
+// The test names the program: MODELBROKER_PROGRAM, a compile definition. start() and kill() may alternate: the folders
+// stay. Threads: the test's own.
+#pragma once
+
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "tests/support/temp_directory.h"
+
+namespace modelbroker::testing {
+
+class BrokerProcess {
+ public:
+  BrokerProcess() { start(); }
+  ~BrokerProcess() {
+    if (pid_ > 0) stop();
+  }
+  BrokerProcess(const BrokerProcess&) = delete;
+  BrokerProcess& operator=(const BrokerProcess&) = delete;
+
+  void start() {
+    const std::vector<std::string> words{MODELBROKER_PROGRAM, "serve",    "--run-directory", folder_ / "run",
+                                         "--ram-directory",   "/dev/shm", "--instance",      instance_,
+                                         "--ram-budget",      "256MiB",   "--log-level",     "error"};
+    pid_ = ::fork();
+    if (pid_ < 0) throw std::runtime_error("fork");
+    if (pid_ > 0) return;
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    std::vector<char*> arguments;
+    for (const std::string& word : words) arguments.push_back(const_cast<char*>(word.c_str()));
+    arguments.push_back(nullptr);
+    ::execv(arguments.front(), arguments.data());
+    ::_exit(127);
+  }
+  // SIGKILL: the crash that every client must survive.
+  void kill() { end(SIGKILL); }
+  // A clean stop, which frees every block.
+  void stop() { end(SIGTERM); }
+  void freeze() const { ::kill(pid_, SIGSTOP); }
+  void thaw() const { ::kill(pid_, SIGCONT); }
+
+  [[nodiscard]] std::string operator/(const std::string& name) const { return folder_ / name; }
+  [[nodiscard]] std::string endpoint() const { return "ipc://" + (folder_ / "run/broker.sock"); }
+
+ private:
+  void end(int signal) {
+    ::kill(pid_, signal);
+    while (::waitpid(pid_, nullptr, 0) < 0 && errno == EINTR) {
+    }
+    pid_ = -1;
+  }
+
+  TempDirectory folder_;
+  std::string instance_ = "c" + std::to_string(::getpid());
+  pid_t pid_ = -1;
+};
+
+}  // namespace modelbroker::testing
