@@ -6,6 +6,7 @@ PYTHON  := $(VENV)/bin/python
 JOBS    ?= 2
 PREFIX  ?= /usr/local
 PRESET  := release
+EXAMPLES := $(BUILD)/examples
 BROKER  := $(CURDIR)/$(BUILD)/$(PRESET)/bin/modelbroker
 
 # The CPU build is small; the other one is the same version with everything in it.
@@ -22,7 +23,7 @@ PY_SOURCES  := python_client tests tools bench examples
 export MODELBROKER_BINARY := $(BROKER)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo bench test test-fast torture second-ways format check tidy asan tsan fuzz corpus lock install clean
+.PHONY: help deps build examples demo bench test test-fast torture second-ways format check tidy asan tsan fuzz corpus lock install clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,8 +62,14 @@ build: $(BUILD)/.packages $(BUILD)/env ## build everything (PRESET=release, debu
 	cmake --preset $(PRESET) --log-level=WARNING
 	cmake --build --preset $(PRESET) --parallel $(JOBS)
 
-demo: build deps ## install what is missing, build, load real models, attach, kill, and print what it showed
-	$(PYTHON) tools/demo.py --broker "$(BROKER)"
+examples: build deps ## build the C++ example as a user would, against what `make install` installs, and compile its model
+	cmake --install $(BUILD)/$(PRESET) --prefix $(EXAMPLES)/prefix > $(BUILD)/examples-install.log
+	cmake -G Ninja -S examples/cpp_worker -B $(EXAMPLES)/cpp_worker --log-level=WARNING -DCMAKE_PREFIX_PATH="$(CURDIR)/$(EXAMPLES)/prefix;$$($(PYTHON) -c 'import torch; print(torch.utils.cmake_prefix_path)')"
+	cmake --build $(EXAMPLES)/cpp_worker --parallel $(JOBS)
+	$(PYTHON) tools/compiled_model.py $(EXAMPLES)
+
+demo: examples ## install what is missing, build, load real models, attach, kill, and print what it showed
+	$(PYTHON) tools/demo.py --broker "$(BROKER)" --examples $(EXAMPLES)
 
 bench: build deps ## measure loads and attaches beside their baselines; JSON lines in build/bench.jsonl, and a table
 	PYTHONPATH=tools $(PYTHON) bench/core_bench.py --broker "$(BROKER)" \
@@ -73,7 +80,7 @@ install: build ## install the broker below PREFIX (/usr/local)
 
 # ---- tests
 
-test: build deps ## every test: unit, integration, crash, Python; what was skipped is listed with its reason
+test: build deps examples ## every test: unit, integration, crash, Python; what was skipped is listed with its reason
 	ctest --preset $(PRESET) --parallel $(JOBS)
 	$(PYTEST)
 	$(PYTHON) tools/test_interpreters.py

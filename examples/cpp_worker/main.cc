@@ -120,11 +120,10 @@ json greeting(const Network& network) {
           {"pid", ::getpid()},
           {"model", network.weights().model()},
           {"generation", network.weights().generation()},
-          {"constants",
-           {{"shared", placement.shared},
-            {"shared_bytes", placement.shared_bytes},
-            {"made", placement.made},
-            {"grown", placement.grown}}}};
+          {"shared", placement.shared.size()},
+          {"shared_bytes", placement.shared_bytes},
+          {"own", placement.own},
+          {"grown", placement.grown}};
 }
 
 Result<json> answer(Network& network, const std::string& line, const std::optional<Batch>& usual) {
@@ -133,7 +132,7 @@ Result<json> answer(Network& network, const std::string& line, const std::option
     MODELBROKER_ASSIGN(request, parse(line, "the request"));
   }
   if (request.value("memory", json(false)) == true) {
-    const example::Mapped memory = example::mapped(network.weights().payload());
+    const example::Mapped memory = example::mapped(network.placement().shared);
     return json{{"resident", memory.resident}, {"memory", memory.proportional}, {"copied", memory.copied}};
   }
   Batch batch;

@@ -1,6 +1,6 @@
 """Prints sentences as token numbers, in the JSON that embed_worker reads.
 
-    make_tokens.py MODEL_FOLDER "A cat sleeps." | embed_worker MODEL PACKAGE
+make_tokens.py MODEL_FOLDER "A cat sleeps." | embed_worker MODEL PACKAGE
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@
 #include <modelbroker/torch.h>
 
 #include <exception>
-#include <span>
 #include <string_view>
 #include <utility>
 
@@ -22,7 +21,11 @@ using nlohmann::json;
 
 namespace {
 
-constexpr std::string_view kPrefix = "m.";  // compile_model.py's name for the network in it
+// compile_model.py compiles the model as a part, `m`, of what it compiles.
+std::string_view name_in_file(std::string_view name) {
+  if (name.starts_with("m.")) name.remove_prefix(2);
+  return name;
+}
 
 }  // namespace
 
@@ -61,8 +64,7 @@ Result<at::Tensor> Network::constant(const std::string& name, const json& about)
   if (from == "zeros") return at::zeros(shape, type);
   if (from == "count") return at::arange(c10::multiply_integers(shape), type).reshape(shape);
 
-  std::string_view in_file = name;
-  if (in_file.starts_with(kPrefix)) in_file.remove_prefix(kPrefix.size());
+  const std::string_view in_file = name_in_file(name);
   MODELBROKER_ASSIGN(const modelbroker::Tensor tensor, weights_.tensor(in_file));
   MODELBROKER_ASSIGN(at::Tensor view, modelbroker::to_torch(weights_, tensor));
   if (view.scalar_type() != type || view.sizes() != at::IntArrayRef(shape)) {
@@ -82,15 +84,15 @@ Result<at::Tensor> Network::run(const Batch& batch) {
 }
 
 Placement Network::placement() const {
-  Placement found{.grown = grown_};
-  const std::span<const std::byte> mapping = weights_.payload();
+  Placement found;
+  found.grown = grown_;
   for (const auto& [name, tensor] : loader_->get_runner()->extract_constants_map(/*use_inactive=*/false)) {
-    const auto* const begin = static_cast<const std::byte*>(tensor.const_data_ptr());
-    if (begin >= mapping.data() && begin + tensor.nbytes() <= mapping.data() + mapping.size()) {
-      ++found.shared;
+    const Result<modelbroker::Tensor> in_file = weights_.tensor(name_in_file(name));
+    if (in_file && in_file->bytes.data() == tensor.const_data_ptr()) {
+      found.shared.insert(tensor.const_data_ptr());
       found.shared_bytes += tensor.nbytes();
     } else {
-      found.made.push_back(name);
+      found.own.push_back(name);
     }
   }
   return found;

@@ -13,8 +13,10 @@
 
 #include <cstddef>
 #include <memory>
+#include <set>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "batch.h"
@@ -23,9 +25,10 @@ namespace example {
 
 // Where the constants lie that the network computes with, as it says itself.
 struct Placement {
-  std::size_t shared = 0, shared_bytes = 0;  // in the broker's memory
-  std::vector<std::string> made;             // in this process's own
-  std::size_t grown = 0;                     // private bytes that giving them cost
+  std::set<const void*> shared;  // addresses in the broker's memory: each is the weights' own tensor
+  std::size_t shared_bytes = 0;
+  std::vector<std::string> own;  // names of those in this process's memory
+  std::size_t grown = 0;         // private bytes that giving them cost
 };
 
 class Network {

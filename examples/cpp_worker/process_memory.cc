@@ -1,6 +1,5 @@
 #include "process_memory.h"
 
-#include <cstdint>
 #include <cstdio>
 #include <fstream>
 #include <sstream>
@@ -25,16 +24,16 @@ std::size_t private_bytes() {
   return 0;
 }
 
-Mapped mapped(std::span<const std::byte> memory) {
-  const auto first = reinterpret_cast<std::uintptr_t>(memory.data());
-  const std::uintptr_t last = first + memory.size();
+Mapped mapped(const std::set<const void*>& addresses) {
   Mapped found;
   std::ifstream smaps("/proc/self/smaps");
   bool counts = false;
   for (std::string line; std::getline(smaps, line);) {
-    std::uintptr_t begin = 0, end = 0;
-    if (std::sscanf(line.c_str(), "%zx-%zx ", &begin, &end) == 2) {
-      counts = begin < last && first < end;
+    void* begin = nullptr;
+    void* end = nullptr;
+    if (std::sscanf(line.c_str(), "%p-%p ", &begin, &end) == 2) {
+      const auto first = addresses.lower_bound(begin);
+      counts = first != addresses.end() && *first < end;
       continue;
     }
     if (!counts) continue;
