@@ -64,7 +64,9 @@ build: $(BUILD)/.packages $(BUILD)/env ## build everything (PRESET=release, debu
 
 examples: build deps ## build the C++ example as a user would, against what `make install` installs, and compile its model
 	cmake --install $(BUILD)/$(PRESET) --prefix $(EXAMPLES)/prefix > $(BUILD)/examples-install.log
-	cmake -G Ninja -S examples/cpp_worker -B $(EXAMPLES)/cpp_worker --log-level=WARNING -DCMAKE_PREFIX_PATH="$(CURDIR)/$(EXAMPLES)/prefix;$$($(PYTHON) -c 'import torch; print(torch.utils.cmake_prefix_path)')"
+	cmake -G Ninja -S examples/cpp_worker -B $(EXAMPLES)/cpp_worker --log-level=ERROR \
+	  -DCMAKE_CXX_COMPILER_LAUNCHER="$$(command -v ccache)" \
+	  -DCMAKE_PREFIX_PATH="$(CURDIR)/$(EXAMPLES)/prefix;$$($(PYTHON) -c 'import torch; print(torch.utils.cmake_prefix_path)')"
 	cmake --build $(EXAMPLES)/cpp_worker --parallel $(JOBS)
 	$(PYTHON) tools/compiled_model.py $(EXAMPLES)
 

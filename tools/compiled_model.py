@@ -56,7 +56,7 @@ def _alone(cache: Path) -> Iterator[None]:
 def compiled_model(folder: Path, cache: Path) -> Path:
     """The package, from `cache` if it is there; CalledProcessError if it cannot be compiled."""
     cache.mkdir(parents=True, exist_ok=True)
-    package = cache / f"model-{_key(folder)}.pt2"
+    package = cache / f"model-{_key(folder)}"
     with _alone(cache):
         if not package.exists():
             subprocess.run(

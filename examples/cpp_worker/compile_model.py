@@ -1,6 +1,6 @@
 """Compiles a sentence-embedding model ahead of time to a package without weights.
 
-    compile_model.py MODEL_FOLDER model.pt2
+    compile_model.py MODEL_FOLDER PACKAGE_FOLDER
 
 MODEL_FOLDER is as transformers saves it. Only its config.json is read: the weights are given when
 the package is used, by the worker here or by any program that calls load_constants. Takes half a
@@ -17,6 +17,8 @@ import os
 import shutil
 import sys
 import tempfile
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +74,8 @@ def constants_of(network: Any) -> dict[str, dict[str, object]]:
     }
 
 
-def compile_to(folder: Path, package: Path) -> None:
-    """Writes the package whole or not at all."""
+def compile_to(folder: Path, package: Path, work: Path) -> None:
+    """Makes the package in `work`, then moves it."""
     import torch
 
     network = embedder(folder)
@@ -90,20 +92,19 @@ def compile_to(folder: Path, package: Path) -> None:
             (example, torch.ones_like(example)),
             dynamic_shapes=({0: sentences, 1: tokens}, {0: sentences, 1: tokens}),
         )
-        package.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = package.with_name(f".{os.getpid()}.{package.name}")
-        try:
-            torch._inductor.aoti_compile_and_package(
-                program,
-                package_path=str(unfinished),
-                inductor_configs={
-                    "aot_inductor.package_constants_in_so": False,
-                    "aot_inductor.metadata": about,
-                },
-            )
-            unfinished.replace(package)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        zipped = work / "model.pt2"
+        torch._inductor.aoti_compile_and_package(
+            program,
+            package_path=str(zipped),
+            inductor_configs={
+                "aot_inductor.package_constants_in_so": False,
+                "aot_inductor.metadata": about,
+            },
+        )
+    # Unpacked: else each worker unpacks it anew, and one that is killed leaves that behind.
+    with zipfile.ZipFile(zipped) as archive:
+        archive.extractall(work / "package")
+    (work / "package").rename(package)
 
 
 def main() -> int:
@@ -111,19 +112,21 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="of the model: config.json lies in it")
-    parser.add_argument("package", type=Path, help="the file to write; it must end in .pt2")
+    parser.add_argument("package", type=Path, help="the folder to write")
     arguments = parser.parse_args()
     if not (arguments.folder / "config.json").is_file():
         parser.error(f"{arguments.folder} has no config.json: name a model's folder")
-    if arguments.package.suffix != ".pt2":
-        parser.error(f"{arguments.package} does not end in .pt2, as torch wants it")
+    if arguments.package.exists():
+        parser.error(f"{arguments.package} is there already: remove it, or name another")
     if shutil.which(os.environ.get("CXX", "g++")) is None:
         parser.error("there is no C++ compiler: install g++, or set CXX to one")
-    # The compiler's leftovers are of no use to anybody else.
-    with tempfile.TemporaryDirectory(prefix="modelbroker-compile-") as cache:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
-        compile_to(arguments.folder, arguments.package)
-    print(f"{arguments.package}: {arguments.package.stat().st_size / 1e6:.1f} MB, no weights in it")
+    warnings.simplefilter("ignore", FutureWarning)  # of torch, about torch
+    arguments.package.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".compile-", dir=arguments.package.parent) as work:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = work + "/cache"
+        compile_to(arguments.folder, arguments.package, Path(work))
+    size = sum(path.stat().st_size for path in arguments.package.rglob("*"))
+    print(f"{arguments.package}: {size / 1e6:.1f} MB, no weights in it")
     return 0
 
 

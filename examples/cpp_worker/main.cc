@@ -35,15 +35,15 @@ using nlohmann::json;
 constexpr std::string_view kUsage = R"(usage: embed_worker [options] MODEL PACKAGE
 
 Embeds sentences with a network whose weights are the broker's. MODEL: its name with the broker, or a path.
-PACKAGE: what compile_model.py wrote. Standard input, a JSON object a line:
+PACKAGE: the folder that compile_model.py wrote. Standard input, a JSON object a line:
   {"input_ids": [[101, ...], ...], "attention_mask": [[1, ...], ...], "vectors": true}
 Without input_ids, or with an empty line, the sentences of --tokens are embedded. {"memory": true}: what it costs.
 
   --endpoint ENDPOINT  of the broker (default: the usual place)
   --tokens FILE        a request like those above
 
-  compile_model.py FOLDER minilm.pt2
-  make_tokens.py FOLDER "A cat sleeps." | embed_worker FOLDER/model.safetensors minilm.pt2
+  compile_model.py FOLDER minilm.compiled
+  make_tokens.py FOLDER "A cat sleeps." | embed_worker FOLDER/model.safetensors minilm.compiled
 )";
 
 struct Arguments {

@@ -27,6 +27,12 @@ std::string_view name_in_file(std::string_view name) {
   return name;
 }
 
+// torch adds a stack trace to what it says.
+std::string first_line(const std::exception& error) {
+  const std::string_view text = error.what();
+  return std::string(text.substr(0, text.find('\n')));
+}
+
 }  // namespace
 
 Result<Network> Network::load(const std::string& package, Weights weights) {
@@ -34,7 +40,8 @@ Result<Network> Network::load(const std::string& package, Weights weights) {
   try {
     MODELBROKER_TRY(network.open(package));
   } catch (const std::exception& error) {
-    return fail(ErrorCode::kInvalidArgument, "opening '" + package + "', is it from compile_model.py? " + error.what());
+    return fail(ErrorCode::kInvalidArgument,
+                "'" + package + "' is not what compile_model.py writes: " + first_line(error));
   }
   return network;
 }
@@ -79,7 +86,7 @@ Result<at::Tensor> Network::run(const Batch& batch) {
     const c10::InferenceMode guard;
     return loader_->run({batch.input_ids, batch.attention_mask}).at(0);
   } catch (const std::exception& error) {
-    return fail(ErrorCode::kInternal, std::string("running the network: ") + error.what());
+    return fail(ErrorCode::kInternal, "running the network: " + first_line(error));
   }
 }
 
