@@ -29,6 +29,7 @@ int main(int argc, char** argv) {
   add_scrub_command(app, common, action);
   add_clean_command(app, common, action);
   add_doctor_command(app, common, action);
+  add_bench_command(app, common, action);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

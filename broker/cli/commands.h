@@ -28,5 +28,6 @@ void add_events_command(CLI::App& app, Common& common, Action& action);
 void add_scrub_command(CLI::App& app, Common& common, Action& action);
 void add_clean_command(CLI::App& app, Common& common, Action& action);
 void add_doctor_command(CLI::App& app, Common& common, Action& action);
+void add_bench_command(CLI::App& app, Common& common, Action& action);
 
 }  // namespace modelbroker::cli

@@ -1,0 +1,273 @@
+// `modelbroker bench`: a user's own numbers on their file and machine, beside what they use today.
+#include <sys/stat.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <optional>
+
+#include "bench_python.h"
+#include "broker/cli/bench/processes.h"
+#include "broker/cli/bench/worker.h"
+#include "broker/cli/commands.h"
+#include "broker/cli/output.h"
+#include "broker/ram/sizes.h"
+#include "cpp_client/broker.h"
+#include "cpp_client/connection.h"
+#include "cpp_client/paths.h"
+
+namespace modelbroker::cli {
+namespace {
+
+struct Arguments {
+  std::string model, png, python = "python3";
+  unsigned workers = 4, runs = 3;
+  bool no_torch_load = false, as_worker = false;
+};
+
+// One way to get at weights, and what it cost. Nothing where it was not measured.
+struct Way {
+  std::string name;                         // "modelbroker", "safetensors", "torch.load"
+  std::string missing;                      // why it was not measured
+  std::optional<double> worker_seconds{};   // one worker, every page touched
+  std::optional<double> opened_seconds{};   // of that, until it had its tensors
+  std::optional<double> workers_seconds{};  // the slowest of all at once
+  std::optional<double> workers_bytes{};    // PSS of the weights, all together
+};
+
+struct Results {
+  std::string file;
+  std::uint64_t payload_bytes = 0;
+  std::string page_kind;
+  double load_seconds = 0;    // best of the runs, the file in the page cache
+  double attach_seconds = 0;  // best of the runs, nothing touched
+  std::vector<Way> ways;
+};
+
+// Starts `count` workers, lets them go at once, and hears them.
+Result<void> measure(Way& way, const std::vector<std::string>& words, unsigned count) {
+  std::vector<Process> workers;
+  for (unsigned i = 0; i < count; ++i) {
+    MODELBROKER_ASSIGN(auto worker, Process::start(words));
+    workers.push_back(std::move(worker));
+  }
+  for (Process& worker : workers) MODELBROKER_TRY(worker.hear());
+  for (const Process& worker : workers) worker.prompt();
+  double slowest = 0;
+  double opened = 0;
+  for (Process& worker : workers) {
+    MODELBROKER_ASSIGN(const Json told, worker.hear());
+    slowest = std::max(slowest, told.value("seconds", 0.0));
+    opened = std::max(opened, told.value("opened", 0.0));
+  }
+  double bytes = 0;
+  for (Process& worker : workers) {
+    worker.prompt();
+    MODELBROKER_ASSIGN(const Json told, worker.hear());
+    bytes += told.value("memory", 0.0);
+  }
+  for (Process& worker : workers) MODELBROKER_TRY(worker.finish());
+  const auto keep_best = [](std::optional<double>& best, double value) {
+    best = std::min(best.value_or(value), value);
+  };
+  if (count == 1) {
+    keep_best(way.worker_seconds, slowest);
+    keep_best(way.opened_seconds, opened);
+  } else {
+    keep_best(way.workers_seconds, slowest);
+    way.workers_bytes = bytes;
+  }
+  return {};
+}
+
+Result<void> measure_often(Way& way, const std::vector<std::string>& words, const Arguments& arguments,
+                           const std::string& said) {
+  for (unsigned run = 0; run < arguments.runs; ++run) {
+    std::fprintf(stderr, "%s, run %u of %u\n", said.c_str(), run + 1, arguments.runs);
+    MODELBROKER_TRY(measure(way, words, 1));
+    if (arguments.workers > 1) MODELBROKER_TRY(measure(way, words, arguments.workers));
+  }
+  return {};
+}
+
+double seconds_since(std::chrono::steady_clock::time_point began) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+}
+
+Result<void> measure_broker(Results& results, const Arguments& arguments, const Folder& folder) {
+  MODELBROKER_ASSIGN(const BenchBroker broker, BenchBroker::start(folder));
+  ::setenv("MODELBROKER_ENDPOINT", broker.endpoint().c_str(), 1);  // for the workers; NOLINT(concurrency-mt-unsafe)
+  MODELBROKER_ASSIGN(auto client, Broker::connect({.endpoint = broker.endpoint(), .timeout = Timeout(20'000)}));
+  std::fprintf(stderr, "loading %s\n", results.file.c_str());
+  MODELBROKER_ASSIGN(Loaded loaded,
+                     client.load(results.file, {.name = "model"}));  // what is not in the page cache is now
+  results.load_seconds = loaded.seconds;
+  for (unsigned run = 1; run < arguments.runs; ++run) {
+    if (Interrupted::yes()) return fail(ErrorCode::kCancelled, "interrupted");
+    MODELBROKER_TRY(client.unload("model", {.wait = true}));
+    MODELBROKER_ASSIGN(loaded, client.load(results.file, {.name = "model"}));
+    results.load_seconds = std::min(results.load_seconds, loaded.seconds);
+  }
+  results.payload_bytes = loaded.payload_bytes;
+  results.page_kind = loaded.page_kind;
+  results.attach_seconds = 1e9;
+  for (unsigned i = 0; i < 100; ++i) {
+    const auto began = std::chrono::steady_clock::now();
+    MODELBROKER_TRY(client.attach("model"));
+    results.attach_seconds = std::min(results.attach_seconds, seconds_since(began));
+  }
+  Way& way = results.ways.emplace_back(Way{.name = "modelbroker", .missing = ""});
+  return measure_often(way, {this_program(), "bench", "--as-worker", "model"}, arguments, "modelbroker");
+}
+
+Result<void> measure_python(Results& results, const Arguments& arguments, const Folder& folder, const Json& has) {
+  const auto python = [&](std::vector<std::string> words) {
+    words.insert(words.begin(), {arguments.python, "-c", kBenchPython});
+    return words;
+  };
+  Way& safetensors = results.ways.emplace_back(Way{.name = "safetensors", .missing = ""});
+  if (!has.value("safetensors", false) || !has.value("torch", false)) {
+    safetensors.missing = "safetensors and torch are not installed for " + arguments.python;
+  } else {
+    MODELBROKER_TRY(
+        measure_often(safetensors, python({"worker", "safetensors", results.file}), arguments, "safetensors"));
+  }
+  Way& torch_load = results.ways.emplace_back(Way{.name = "torch.load", .missing = ""});
+  if (arguments.no_torch_load) {
+    torch_load.missing = "--no-torch-load";
+  } else if (!has.value("safetensors", false) || !has.value("torch", false)) {
+    torch_load.missing = results.ways[1].missing;
+  } else {
+    std::fprintf(stderr, "writing a checkpoint for torch.load, of the same size, into a temporary folder\n");
+    MODELBROKER_ASSIGN(auto convert, Process::start(python({"convert", results.file, folder / "model.pt"})));
+    MODELBROKER_TRY(convert.finish());
+    MODELBROKER_TRY(
+        measure_often(torch_load, python({"worker", "torch", folder / "model.pt"}), arguments, "torch.load"));
+  }
+  return {};
+}
+
+std::string seconds_text(const std::optional<double>& seconds) {
+  if (!seconds) return "-";
+  char text[32];
+  std::snprintf(text, sizeof text, *seconds < 0.1 ? "%.4f s" : "%.2f s", *seconds);
+  return text;
+}
+
+Json to_json(const Results& results, const Arguments& arguments) {
+  Json json{{"file", results.file},
+            {"payload_bytes", results.payload_bytes},
+            {"page_kind", results.page_kind},
+            {"workers", arguments.workers},
+            {"runs", arguments.runs},
+            {"load_seconds", results.load_seconds},
+            {"attach_seconds", results.attach_seconds},
+            {"ways", Json::array()}};
+  const auto value = [](const std::optional<double>& number) { return number ? Json(*number) : Json(nullptr); };
+  for (const Way& way : results.ways) {
+    Json one{{"name", way.name},
+             {"worker_seconds", value(way.worker_seconds)},
+             {"opened_seconds", value(way.opened_seconds)},
+             {"workers_seconds", value(way.workers_seconds)},
+             {"workers_bytes", value(way.workers_bytes)}};
+    if (!way.missing.empty()) one["missing"] = way.missing;
+    json["ways"].push_back(std::move(one));
+  }
+  return json;
+}
+
+void print(const Results& results, const Arguments& arguments) {
+  std::printf("%s: %s of weights, %s pages\n", wire::printable(results.file, 4096).c_str(),
+              format_size(results.payload_bytes).c_str(), results.page_kind.c_str());
+  std::printf("loaded once for all, from the page cache: %s; attached, nothing touched: %.0f us\n\n",
+              seconds_text(results.load_seconds).c_str(), results.attach_seconds * 1e6);
+  const std::string all = std::to_string(arguments.workers) + " workers";
+  Table table({"", "one worker", "its tensors after", all + " at once", "memory of " + all});
+  for (const Way& way : results.ways) {
+    table.add({way.name, seconds_text(way.worker_seconds), seconds_text(way.opened_seconds),
+               seconds_text(way.workers_seconds),
+               way.workers_bytes ? format_size(static_cast<std::uint64_t>(*way.workers_bytes)) : "-"});
+  }
+  table.print();
+  for (const Way& way : results.ways) {
+    if (!way.missing.empty()) std::printf("%s was not measured: %s\n", way.name.c_str(), way.missing.c_str());
+  }
+  std::printf(
+      "\nA worker's time: until it has its tensors and has read from each of their pages; libraries imported before.\n"
+      "Best of %u; memory: the proportional set size of the weights. safetensors shares the page cache, which the\n"
+      "kernel may drop; the broker's block stays.\n",
+      arguments.runs);
+}
+
+Result<Json> ask_python(const Arguments& arguments) {
+  MODELBROKER_ASSIGN(auto process, Process::start({arguments.python, "-c", kBenchPython, "has"}));
+  auto has = process.hear();
+  if (!has && has.error().code != ErrorCode::kCancelled) {
+    std::fprintf(stderr, "no '%s' here: the broker is measured alone (--python names another)\n",
+                 arguments.python.c_str());
+    return Json::object();
+  }
+  return has;
+}
+
+Result<void> bench(const Common& common, const Arguments& arguments) {
+  const Interrupted guard;
+  const std::unique_ptr<Os> os = make_plain_os();
+  Results results;
+  results.file = client::absolute_path(arguments.model);
+  MODELBROKER_TRY(client::open_source(*os, results.file));
+  MODELBROKER_ASSIGN(const Json has, ask_python(arguments));
+  if (!arguments.png.empty() && !has.value("matplotlib", false)) {
+    return fail(ErrorCode::kFailedPrecondition,
+                "--png wants matplotlib, which " + arguments.python + " has not: 'pip install matplotlib', or --json");
+  }
+  MODELBROKER_ASSIGN(const Folder folder, Folder::make());
+  MODELBROKER_TRY(measure_broker(results, arguments, folder));
+  MODELBROKER_TRY(measure_python(results, arguments, folder, has));
+  const Json json = to_json(results, arguments);
+  if (!arguments.png.empty()) {
+    MODELBROKER_ASSIGN(auto plot, Process::start({arguments.python, "-c", kBenchPython, "plot", arguments.png}));
+    plot.write(json.dump());
+    MODELBROKER_TRY(plot.finish());
+  }
+  if (common.json) {
+    std::printf("%s\n", json.dump(2, ' ', false, Json::error_handler_t::replace).c_str());
+  } else {
+    print(results, arguments);
+  }
+  return {};
+}
+
+}  // namespace
+
+void add_bench_command(CLI::App& app, Common& common, Action& action) {
+  auto* const command =
+      app.add_subcommand("bench", "measure loading and attaching of your file here, beside what you use today");
+  auto arguments = std::make_shared<Arguments>();
+  command->add_option("MODEL", arguments->model, "a .safetensors file")->required();
+  command->add_option("--workers", arguments->workers, "how many start at once (default 4)")->check(CLI::Range(1, 64));
+  command->add_option("--runs", arguments->runs, "of which the best counts (default 3)")->check(CLI::Range(1, 100));
+  command->add_option("--python", arguments->python, "whose safetensors and torch are measured (default: python3)");
+  command->add_flag("--no-torch-load", arguments->no_torch_load,
+                    "leave torch.load out; it wants the file once more in TMPDIR, and memory for each worker");
+  command->add_option("--png", arguments->png, "also draw the figures into this file (with matplotlib)");
+  command->add_flag("--json", common.json, "print JSON");
+  command->add_flag("--as-worker", arguments->as_worker)->group("");  // inside
+  command->footer(
+      "A broker of its own is started and stopped: yours is not disturbed. safetensors and torch.load are measured "
+      "where "
+      "the Python has them.\n"
+      "Examples:\n  modelbroker bench ./model.safetensors\n"
+      "  modelbroker bench ./model.safetensors --workers 8 --python venv/bin/python --png bench.png");
+  command->callback([&common, &action, arguments] {
+    action = [&common, arguments] {
+      if (arguments->as_worker) return run_bench_worker(arguments->model);
+      const Result<void> done = bench(common, *arguments);
+      return done ? kExitOk : report(done.error(), common.json);
+    };
+  });
+}
+
+}  // namespace modelbroker::cli

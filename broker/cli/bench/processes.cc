@@ -1,0 +1,177 @@
+#include "broker/cli/bench/processes.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+#include <atomic>
+#include <cerrno>
+#include <cstdlib>
+#include <filesystem>
+#include <utility>
+
+#include "shm/block_format.h"
+
+namespace modelbroker::cli {
+namespace {
+
+std::atomic<bool> interrupted = false;
+std::array<struct sigaction, 2> before_interruption{};
+constexpr std::array<int, 2> kSignals{SIGINT, SIGTERM};
+
+Error cancelled() { return {ErrorCode::kCancelled, "interrupted"}; }
+
+// In the child: becomes the program, with our ends of the pipes as its input and output.
+[[noreturn]] void become(const std::vector<std::string>& words, int in, int out, const std::string& log) {
+  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+  ::dup2(in, STDIN_FILENO);
+  ::dup2(out, STDOUT_FILENO);
+  if (!log.empty()) {
+    const int file = ::open(log.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+    ::dup2(file, STDERR_FILENO);
+  }
+  std::vector<char*> arguments;
+  arguments.reserve(words.size() + 1);
+  for (const std::string& word : words) arguments.push_back(const_cast<char*>(word.c_str()));
+  arguments.push_back(nullptr);
+  ::execvp(arguments.front(), arguments.data());
+  ::_exit(127);
+}
+
+}  // namespace
+
+Interrupted::Interrupted() {
+  struct sigaction action {};
+  action.sa_handler = [](int) { interrupted = true; };  // without SA_RESTART: waits end
+  for (std::size_t i = 0; i < kSignals.size(); ++i) ::sigaction(kSignals.at(i), &action, &before_interruption.at(i));
+}
+
+Interrupted::~Interrupted() {
+  for (std::size_t i = 0; i < kSignals.size(); ++i) ::sigaction(kSignals.at(i), &before_interruption.at(i), nullptr);
+}
+
+bool Interrupted::yes() noexcept { return interrupted; }
+
+Result<Process> Process::start(const std::vector<std::string>& words, const std::string& log) {
+  std::array<int, 2> in{};
+  std::array<int, 2> out{};
+  if (::pipe2(in.data(), O_CLOEXEC) != 0) return fail_errno(errno, "starting " + words.front());
+  Fd theirs_in(in[0]);
+  Fd ours_in(in[1]);
+  if (::pipe2(out.data(), O_CLOEXEC) != 0) return fail_errno(errno, "starting " + words.front());
+  Fd ours_out(out[0]);
+  Fd theirs_out(out[1]);
+  const pid_t pid = ::fork();
+  if (pid < 0) return fail_errno(errno, "starting " + words.front());
+  if (pid == 0) become(words, theirs_in.get(), theirs_out.get(), log);
+  Process process;
+  process.name_ = words.front();
+  process.pid_ = pid;
+  process.in_ = std::move(ours_in);
+  process.out_ = std::move(ours_out);
+  return process;
+}
+
+Process::Process(Process&& other) noexcept
+    : name_(std::move(other.name_)),
+      pid_(std::exchange(other.pid_, -1)),
+      in_(std::move(other.in_)),
+      out_(std::move(other.out_)),
+      heard_(std::move(other.heard_)) {}
+
+Process::~Process() {
+  if (pid_ <= 0) return;
+  signal(SIGKILL);
+  (void)wait();
+}
+
+void Process::signal(int number) const { ::kill(pid_, number); }
+
+int Process::wait() {
+  int status = 0;
+  while (::waitpid(pid_, &status, 0) < 0 && errno == EINTR) {
+  }
+  pid_ = -1;
+  return status;
+}
+
+void Process::write(const std::string& text) const {
+  std::string_view left = text;
+  while (!left.empty()) {
+    const ssize_t written = ::write(in_.get(), left.data(), left.size());
+    if (written <= 0 && errno != EINTR) return;  // it is gone: hear() tells
+    if (written > 0) left.remove_prefix(static_cast<std::size_t>(written));
+  }
+}
+
+void Process::prompt() const { write("\n"); }
+
+Result<Json> Process::hear() {
+  while (true) {
+    if (const std::size_t end = heard_.find('\n'); end != std::string::npos) {
+      const std::string line = heard_.substr(0, end);
+      heard_.erase(0, end + 1);
+      Json json = Json::parse(line, nullptr, false);
+      if (json.is_object()) return json;
+      continue;  // a library that talks
+    }
+    std::array<char, 4096> buffer{};
+    const ssize_t got = ::read(out_.get(), buffer.data(), buffer.size());
+    if (Interrupted::yes()) return tl::unexpected(cancelled());
+    if (got == 0) return fail(ErrorCode::kUnavailable, "'" + name_ + "' ended without an answer");
+    if (got < 0 && errno != EINTR) return fail_errno(errno, "hearing '" + name_ + "'");
+    if (got > 0) heard_.append(buffer.data(), static_cast<std::size_t>(got));
+  }
+}
+
+Result<void> Process::finish() {
+  in_.reset();
+  const int status = wait();
+  if (Interrupted::yes()) return tl::unexpected(cancelled());
+  if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return {};
+  if (WIFEXITED(status) && WEXITSTATUS(status) == 127) {
+    return fail(ErrorCode::kNotFound, "'" + name_ + "' cannot be run: name another with --python");
+  }
+  return fail(ErrorCode::kUnavailable, "'" + name_ + "' failed: what it said stands above");
+}
+
+Result<Folder> Folder::make() {
+  const char* const chosen = std::getenv("TMPDIR");  // NOLINT(concurrency-mt-unsafe): nobody calls setenv
+  std::string path = std::string(chosen != nullptr && *chosen != '\0' ? chosen : "/tmp") + "/modelbroker-bench.XXXXXX";
+  if (::mkdtemp(path.data()) == nullptr) return fail_errno(errno, "making a folder '" + path + "'");
+  return Folder(std::move(path));
+}
+
+Folder::~Folder() {
+  std::error_code ignored;
+  if (!path_.empty()) std::filesystem::remove_all(path_, ignored);
+}
+
+std::string this_program() {
+  std::error_code error;
+  const auto path = std::filesystem::read_symlink("/proc/self/exe", error);
+  return error ? "modelbroker" : path.string();
+}
+
+Result<BenchBroker> BenchBroker::start(const Folder& folder) {
+  const std::string instance = "bench-" + std::to_string(::getpid());
+  const std::string endpoint = "ipc://" + (folder / "run/broker.sock");
+  MODELBROKER_ASSIGN(auto process,
+                     Process::start({this_program(), "serve", "--run-directory", folder / "run", "--instance", instance,
+                                     "--ram-directory", "/dev/shm", "--log-level", "warn"},
+                                    folder / "log"));
+  return BenchBroker(std::move(process), instance, endpoint);
+}
+
+BenchBroker::~BenchBroker() {
+  if (process_.pid() <= 0) return;
+  process_.signal(SIGTERM);  // a clean stop frees the memory
+  (void)process_.finish();
+  // A lock stays for the next broker of its instance: this one has none.
+  (void)::unlink(("/dev/shm/" + lock_file_name(::geteuid(), instance_)).c_str());
+}
+
+}  // namespace modelbroker::cli
