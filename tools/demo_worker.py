@@ -1,6 +1,7 @@
 """The demo's workers: each runs in a process of its own and answers by JSON lines.
 
-demo_worker.py embed   broker|stock FOLDER ENDPOINT     a line for each line that it reads
+demo_worker.py embed   broker|stock FOLDER ENDPOINT     a line for each line that it reads:
+                                                        empty, or {"vectors": true}
 demo_worker.py measure broker|safetensors|torch PATH ENDPOINT
 """
 
@@ -69,14 +70,15 @@ def embed(which: str, folder: str, endpoint: str) -> None:
     batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
     mask = batch["attention_mask"][..., None]
     say(ready=True, pid=os.getpid())
-    for _ in sys.stdin:
+    for line in sys.stdin:
         with torch.inference_mode():
             states = model(**batch).last_hidden_state
             vectors = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1))
+        wanted = json.loads(line) if line.strip() else {}
         say(
             digest=hashlib.sha256(vectors.numpy().tobytes()).hexdigest(),
             shape=list(vectors.shape),
-            alike=float(vectors[0] @ vectors[1]),
+            **({"vectors": vectors.tolist()} if wanted.get("vectors") else {}),
         )
 
 
