@@ -7,7 +7,6 @@
 
 #include <atomic>
 #include <string>
-#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -62,6 +61,7 @@ void clients(const std::string& endpoint, int count, const Amount& amount) {
   std::atomic<std::uint64_t> requests{0};
   const auto began = Clock::now();
   std::vector<std::jthread> threads;
+  threads.reserve(static_cast<std::size_t>(count));
   for (int i = 0; i < count; ++i) {
     threads.emplace_back([&] {
       Client client(endpoint);
@@ -76,7 +76,7 @@ void clients(const std::string& endpoint, int count, const Amount& amount) {
 
 int main(int argc, char** argv) {
   const std::vector<std::string> words(argv + 1, argv + argc);
-  const std::string_view what = words.empty() ? "" : words[0];
+  const std::string what = words.empty() ? "" : words[0];
   if (what == "ping" && words.size() == 3) {
     Client client(words[1]);
     write(take(Amount::parse(words[2]), [&] { client.ping(); }));

@@ -11,7 +11,6 @@
 
 #include <atomic>
 #include <string>
-#include <string_view>
 #include <thread>
 #include <vector>
 #include <zmq.hpp>
@@ -93,6 +92,7 @@ void clients(const std::string& endpoint, std::size_t bytes, int count, const Am
   std::atomic<std::uint64_t> requests{0};
   const auto began = Clock::now();
   std::vector<std::jthread> threads;
+  threads.reserve(static_cast<std::size_t>(count));
   for (int i = 0; i < count; ++i) {
     threads.emplace_back([&] {
       Asker asker(endpoint, bytes);
@@ -107,7 +107,7 @@ void clients(const std::string& endpoint, std::size_t bytes, int count, const Am
 
 int main(int argc, char** argv) {
   const std::vector<std::string> words(argv + 1, argv + argc);
-  const std::string_view what = words.empty() ? "" : words[0];
+  const std::string what = words.empty() ? "" : words[0];
   if (what == "serve" && words.size() == 2) serve(words[1]);
   if (what == "ask" && words.size() == 4) {
     Asker asker(words[1], std::stoul(words[2]));
