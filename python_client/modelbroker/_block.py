@@ -1,7 +1,8 @@
 """Blocks as docs/block-format.md describes them: header and manifest, read from a descriptor.
 
 The broker has checked every hash when it made or adopted the block; here the header must be one,
-must be of a version that we read, and everything that it names must lie inside the file.
+must be of a version that we read, and everything that it names must lie inside the file. The
+manifest, whose decoding grows with the number of tensors, is read when it is first asked for.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import msgpack  # type: ignore[import-untyped, unused-ignore]
 
@@ -24,35 +25,32 @@ _HEADER = struct.Struct("<8sHHIQQQQQQ")
 _LARGEST_MANIFEST = 128 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
-    """One tensor: `offset` counts bytes from the payload's start."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
+# Name, dtype, shape, offset from the payload's start, bytes: of one tensor, as msgpack has it.
+Entry: TypeAlias = "tuple[str, str, tuple[int, ...], int, int]"
 
 
-@dataclass(frozen=True, slots=True)
-class Contents:
-    """What a block holds."""
+class Header(NamedTuple):
+    """Where everything stands in a block."""
 
+    block: str
     size: int
-    payload_offset: int
+    payload: int
     payload_size: int
-    metadata: dict[str, str]
-    tensors: tuple[TensorEntry, ...]
+    manifest: int
+    manifest_size: int
 
 
-def read_contents(descriptor: int, name: str) -> Contents:
-    """Reads and checks header and manifest; the payload is not touched."""
+def read_header(descriptor: int, name: str) -> Header:
+    """Reads and checks the header; nothing else of the block is touched."""
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode) or found.st_size < _PAGE:
         raise DataLossError(f"block {name} is not a block")
-    header = _HEADER.unpack(_read(descriptor, _HEADER.size, 0, name))
-    magic, _, min_reader, _, size, payload, payload_size, manifest, manifest_size, _ = header
+    raw = os.pread(descriptor, _HEADER.size, 0)
+    if len(raw) < _HEADER.size:
+        raise DataLossError(f"block {name} is shorter than its header says")
+    magic, _, min_reader, _, size, payload, payload_size, manifest, manifest_size, _ = (
+        _HEADER.unpack(raw)
+    )
     if magic != _MAGIC:
         raise DataLossError(f"block {name} does not begin as a block does")
     if min_reader > _READER_VERSION:
@@ -63,35 +61,20 @@ def read_contents(descriptor: int, name: str) -> Contents:
     inside = payload + payload_size <= size and manifest + manifest_size <= size
     if size != found.st_size or not inside or manifest_size > _LARGEST_MANIFEST:
         raise DataLossError(f"block {name}: its header does not fit its size")
-    raw = _read(descriptor, manifest_size, manifest, name)
+    return Header(name, size, payload, payload_size, manifest, manifest_size)
+
+
+def decode_manifest(raw: Any, header: Header) -> tuple[dict[str, str], Sequence[Entry]]:
+    """The file's metadata and the tensors, of a manifest's bytes."""
     try:
-        metadata, tensors = _manifest_of(msgpack.unpackb(raw), payload_size)
+        manifest = msgpack.unpackb(raw, use_list=False)
+        entries: Sequence[Entry] = manifest["tensors"]
+        for name, dtype, shape, offset, nbytes in entries:
+            fits = 0 <= offset <= header.payload_size - nbytes
+            if not fits or bytes_of(dtype, shape) not in (nbytes, None):
+                raise DataLossError(f"tensor {name!r} does not fit its dtype, shape or block")
+        return dict(manifest["metadata"]), entries
     except DataLossError:
         raise
     except Exception as error:
-        raise DataLossError(f"block {name}: its manifest is damaged ({error!r})") from None
-    return Contents(size, payload, payload_size, metadata, tensors)
-
-
-def _read(descriptor: int, size: int, offset: int, name: str) -> bytes:
-    parts = []
-    while size > 0:
-        part = os.pread(descriptor, size, offset)
-        if not part:
-            raise DataLossError(f"block {name} is shorter than its header says")
-        parts.append(part)
-        offset += len(part)
-        size -= len(part)
-    return b"".join(parts)
-
-
-def _manifest_of(
-    manifest: dict[str, Any], payload_size: int
-) -> tuple[dict[str, str], tuple[TensorEntry, ...]]:
-    tensors = []
-    for name, dtype, shape, offset, nbytes in manifest["tensors"]:
-        expected = bytes_of(dtype, shape)
-        if offset + nbytes > payload_size or expected not in (nbytes, None):
-            raise DataLossError(f"tensor {name!r} does not fit its dtype, shape or block")
-        tensors.append(TensorEntry(name, dtype, tuple(shape), offset, nbytes))
-    return dict(manifest["metadata"]), tuple(tensors)
+        raise DataLossError(f"block {header.block}: its manifest is damaged ({error!r})") from None

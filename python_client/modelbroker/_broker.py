@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
-from ._block import read_contents
+from ._block import read_header
 from ._deadline import Deadline
 from ._endpoint import endpoints_to_try
 from ._errors import (
@@ -255,19 +255,16 @@ class Broker:
         return self._open_link().attach(data, left)
 
     def _map(self, reply: Data, lease: Lease, mode: Mode) -> Weights:
-        memories = []
-        metadata: dict[str, str] = {}
+        blocks = []
         for block in reply["blocks"]:
             descriptor = self._open_block(str(block["block"]), str(block["path"]))
             try:
-                contents = read_contents(descriptor, str(block["block"]))
-                memory = Memory(descriptor, contents.size, mode, keeps=lease)
+                header = read_header(descriptor, str(block["block"]))
+                blocks.append((Memory(descriptor, header.size, mode, keeps=lease), header))
             finally:
                 os.close(descriptor)
-            metadata |= contents.metadata
-            memories.append((memory, contents.payload_offset, contents.tensors))
         generation = max(int(block["generation"]) for block in reply["blocks"])
-        return Weights(str(reply["model"]), generation, mode, metadata, memories)
+        return Weights(str(reply["model"]), generation, mode, blocks)
 
     def _open_block(self, name: str, path: str) -> int:
         try:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from ._block import TensorEntry
-from ._dtypes import numpy_dtype, torch_dtype, torch_shape
+from ._block import Header, decode_manifest
+from ._dtypes import numpy_dtype, torch_carrier, torch_dtype, torch_shape
 from ._errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 
 if TYPE_CHECKING:
@@ -28,41 +28,43 @@ class AppliedReport:
     still_on_meta: list[str]  # parameters and buffers without memory: make them real before use
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
-    """A tensor's entry and the array of bytes of the block that holds it."""
+class Placed(NamedTuple):
+    """Where a tensor is: `start` counts bytes in the array of its block."""
 
-    entry: TensorEntry
-    bytes: np.ndarray[Any, np.dtype[np.uint8]]
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    nbytes: int
+    block: np.ndarray[Any, np.dtype[np.uint8]]
+
+    def bytes(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """The tensor's, one-dimensional."""
+        return self.block[self.start : self.start + self.nbytes]
 
 
 class TensorView:
     """One tensor of a model: what it is, and its memory in the form that you want."""
 
-    __slots__ = ("_placed",)
+    __slots__ = ("_placed", "name")
 
-    def __init__(self, placed: Placed) -> None:
+    def __init__(self, name: str, placed: Placed) -> None:
+        self.name = name  # as in the file
         self._placed = placed
-
-    @property
-    def name(self) -> str:
-        """As in the file."""
-        return self._placed.entry.name
 
     @property
     def dtype(self) -> str:
         """The safetensors word, e.g. "BF16"."""
-        return self._placed.entry.dtype
+        return self._placed.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Row-major."""
-        return self._placed.entry.shape
+        return self._placed.shape
 
     @property
     def nbytes(self) -> int:
         """Bytes of the tensor."""
-        return self._placed.entry.nbytes
+        return self._placed.nbytes
 
     def torch(self) -> torch.Tensor:
         """A CPU tensor with a storage of its own over the shared memory."""
@@ -74,7 +76,7 @@ class TensorView:
 
     def raw(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """The tensor's bytes, one-dimensional."""
-        return self._placed.bytes
+        return self._placed.bytes()
 
     def __repr__(self) -> str:
         return f"<TensorView {self.name} {self.dtype} {list(self.shape)}>"
@@ -83,11 +85,14 @@ class TensorView:
 def _as_torch(placed: Placed) -> torch.Tensor:
     import torch
 
-    entry = placed.entry
-    dtype, shape = torch_dtype(entry.dtype), torch_shape(entry.dtype, entry.shape)
-    if entry.nbytes == 0:
-        return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(placed.bytes, dtype=dtype).view(shape)
+    dtype, shape, start, nbytes, block = placed
+    carrier, seen_as = torch_carrier(dtype)
+    if dtype == "F4":
+        shape = torch_shape(dtype, shape)
+    if nbytes == 0:
+        return torch.empty(shape, dtype=torch_dtype(dtype))
+    tensor = torch.from_numpy(np.ndarray(shape, carrier, block, start))
+    return tensor if seen_as is None else tensor.view(seen_as)
 
 
 class Weights(Mapping[str, TensorView]):
@@ -106,26 +111,25 @@ class Weights(Mapping[str, TensorView]):
         model: str,
         generation: int,
         mode: Mode,
-        metadata: dict[str, str],
-        memories: list[tuple[Memory, int, tuple[TensorEntry, ...]]],
+        blocks: list[tuple[Memory, Header]],
     ) -> None:
-        """For Broker.attach. `memories`: mapping, payload's offset in it, its tensors."""
+        """For Broker.attach. `blocks`: one a source file, mapped; later names win."""
         self.model = model
         self.generation = generation
         self.mode: Mode = mode
-        self.metadata = metadata
-        self._placed: dict[str, Placed] | None = {}
-        for memory, payload, entries in memories:
-            whole = np.asarray(memory)
-            for entry in entries:
-                start = payload + entry.offset
-                self._placed[entry.name] = Placed(entry, whole[start : start + entry.nbytes])
+        self._blocks: list[tuple[Memory, Header]] | None = blocks
+        self._decoded: tuple[dict[str, str], dict[str, Placed]] | None = None
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the file says of itself."""
+        return self._contents()[0]
 
     # ---- the mapping
 
     def __getitem__(self, name: str) -> TensorView:
         """KeyError for a name that the model does not have."""
-        return TensorView(self._all()[name])
+        return TensorView(name, self._all()[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._all())
@@ -143,7 +147,7 @@ class Weights(Mapping[str, TensorView]):
         )
 
     def __repr__(self) -> str:
-        state = "released" if self._placed is None else f"{len(self._placed)} tensors"
+        state = "released" if self._blocks is None else f"{len(self)} tensors"
         return f"<Weights {self.model!r} generation {self.generation}, {state}, {self.mode}>"
 
     # ---- all at once
@@ -152,7 +156,7 @@ class Weights(Mapping[str, TensorView]):
         """torch tensors by name; with `prefix` those below it, their names without it."""
         with warnings.catch_warnings():
             if self.mode == "readonly":
-                warnings.filterwarnings("ignore", "The given buffer is not writable")
+                warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             return {
                 name[len(prefix) :]: _as_torch(placed)
                 for name, placed in self._all().items()
@@ -162,7 +166,7 @@ class Weights(Mapping[str, TensorView]):
     def numpy(self, prefix: str = "") -> dict[str, np.ndarray[Any, Any]]:
         """numpy arrays by name; `prefix` as in state_dict()."""
         return {
-            name[len(prefix) :]: TensorView(placed).numpy()
+            name[len(prefix) :]: TensorView(name, placed).numpy()
             for name, placed in self._all().items()
             if name.startswith(prefix)
         }
@@ -172,7 +176,7 @@ class Weights(Mapping[str, TensorView]):
         placed = self._all().get(name)
         if placed is None:
             raise NotFoundError(f"model {self.model!r} has no tensor {name!r}")
-        return placed.bytes
+        return placed.bytes()
 
     def apply_to(
         self, module: torch.nn.Module, *, strict: bool = True, prefix: str = ""
@@ -208,7 +212,7 @@ class Weights(Mapping[str, TensorView]):
 
     def release(self) -> None:
         """No more tensors from here; the lease ends when those made are gone. Idempotent."""
-        self._placed = None
+        self._blocks = self._decoded = None
 
     def __enter__(self) -> Weights:
         return self
@@ -217,11 +221,34 @@ class Weights(Mapping[str, TensorView]):
         self.release()
 
     def _all(self) -> dict[str, Placed]:
-        if self._placed is None:
+        return self._contents()[1]
+
+    def _contents(self) -> tuple[dict[str, str], dict[str, Placed]]:
+        """Decoded when it is first wanted. Two threads may do it both: the same comes out."""
+        decoded, blocks = self._decoded, self._blocks
+        if blocks is None:
             raise FailedPreconditionError(
                 f"the weights of {self.model!r} were released: attach again"
             )
-        return self._placed
+        if decoded is None:
+            decoded = self._decoded = _decode(blocks)
+        return decoded
+
+
+def _decode(blocks: list[tuple[Memory, Header]]) -> tuple[dict[str, str], dict[str, Placed]]:
+    metadata: dict[str, str] = {}
+    placed: dict[str, Placed] = {}
+    for memory, header in blocks:
+        whole = np.asarray(memory)
+        manifest = memory.view(header.manifest, header.manifest_size)
+        about, entries = decode_manifest(manifest, header)
+        metadata |= about
+        payload = header.payload
+        placed |= {
+            name: Placed(dtype, shape, payload + offset, nbytes, whole)
+            for name, dtype, shape, offset, nbytes in entries
+        }
+    return metadata, placed
 
 
 def _some(names: list[str]) -> str:
