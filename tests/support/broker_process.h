@@ -22,6 +22,8 @@ class BrokerProcess {
   BrokerProcess() { start(); }
   ~BrokerProcess() {
     if (pid_ > 0) stop();
+    // A lock stays for the next broker of its instance: this one has none.
+    (void)::unlink(("/dev/shm/modelbroker." + std::to_string(::geteuid()) + "." + instance_ + ".lock").c_str());
   }
   BrokerProcess(const BrokerProcess&) = delete;
   BrokerProcess& operator=(const BrokerProcess&) = delete;

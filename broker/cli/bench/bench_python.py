@@ -1,44 +1,51 @@
-"""What `modelbroker bench` asks of Python: `python3 -c <this> VERB ...`. Standard library only, but for what is measured.
+"""What `modelbroker bench` asks of Python: `python3 -c <this> VERB ...`.
 
 has                      which of the libraries are there, as JSON
 convert SOURCE TARGET    a checkpoint for torch.load of a safetensors file
-worker WHICH PATH        gets at the weights ("safetensors", "torch"), touches them, says how long; then, for each
-                         line that it reads, the memory that they cost; at the end of its input it ends
+worker WHICH PATH        gets at the weights ("safetensors", "torch") and touches them
 plot TARGET              a picture of the JSON on standard input
 """
+
+from __future__ import annotations
 
 import importlib.util
 import json
 import os
 import sys
 import time
+from typing import Any
 
 _PAGE = 4096
 
 
 def has() -> None:
+    """Says which libraries this Python has."""
     words = ("safetensors", "torch", "matplotlib")
     print(json.dumps({word: importlib.util.find_spec(word) is not None for word in words}))
 
 
 def convert(source: str, target: str) -> None:
+    """Writes what torch.load reads."""
     import safetensors.torch
     import torch
 
     torch.save(safetensors.torch.load_file(source), target)
 
 
-def tensors_of(which: str, path: str):  # type: ignore[no-untyped-def]
+def tensors_of(which: str, path: str) -> dict[str, Any]:
+    """One way to get at the weights of a file."""
     if which == "safetensors":
         import safetensors.torch
 
         return safetensors.torch.load_file(path)
     import torch
 
-    return torch.load(path, map_location="cpu", weights_only=True)
+    loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return loaded
 
 
-def touch(tensors) -> None:  # type: ignore[no-untyped-def]
+def touch(tensors: dict[str, Any]) -> None:
+    """Reads a byte of every page."""
     import torch
 
     for tensor in tensors.values():
@@ -47,7 +54,7 @@ def touch(tensors) -> None:  # type: ignore[no-untyped-def]
             int(flat[::_PAGE].max())
 
 
-def memory(tensors) -> int:  # type: ignore[no-untyped-def]
+def memory(tensors: dict[str, Any]) -> int:
     """PSS of the mappings that hold the tensors."""
     addresses = sorted(tensor.data_ptr() for tensor in tensors.values() if tensor.numel())
     total, counts, at = 0, False, 0
@@ -65,6 +72,7 @@ def memory(tensors) -> int:  # type: ignore[no-untyped-def]
 
 
 def worker(which: str, path: str) -> None:
+    """Measures when the first line comes; tells its memory at each further one."""
     if which == "safetensors":
         import safetensors.torch  # noqa: F401
     import torch
@@ -84,10 +92,11 @@ def worker(which: str, path: str) -> None:
 
 
 def plot(target: str) -> None:
-    import matplotlib
+    """Draws the figures."""
+    import matplotlib  # type: ignore[import-not-found, unused-ignore]
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot  # type: ignore[import-not-found, unused-ignore]
 
     told = json.load(sys.stdin)
     groups = [
@@ -96,7 +105,7 @@ def plot(target: str) -> None:
         (f"memory of {told['workers']} workers (GB)", "workers_bytes"),
     ]
     figure, axes = pyplot.subplots(1, len(groups), figsize=(11, 3.6))
-    for axis, (title, key) in zip(axes, groups):
+    for axis, (title, key) in zip(axes, groups, strict=True):
         rows = [(way["name"], way[key]) for way in told["ways"] if way.get(key) is not None]
         scale = 1e9 if key == "workers_bytes" else 1
         bars = axis.bar([name for name, _ in rows], [value / scale for _, value in rows])
@@ -109,4 +118,5 @@ def plot(target: str) -> None:
 
 
 if __name__ == "__main__":
-    {"has": has, "convert": convert, "worker": worker, "plot": plot}[sys.argv[1]](*sys.argv[2:])
+    verbs: dict[str, Any] = {"has": has, "convert": convert, "worker": worker, "plot": plot}
+    verbs[sys.argv[1]](*sys.argv[2:])

@@ -99,7 +99,7 @@ double seconds_since(std::chrono::steady_clock::time_point began) {
 Result<void> measure_broker(Results& results, const Arguments& arguments, const Folder& folder) {
   MODELBROKER_ASSIGN(const BenchBroker broker, BenchBroker::start(folder));
   ::setenv("MODELBROKER_ENDPOINT", broker.endpoint().c_str(), 1);  // for the workers; NOLINT(concurrency-mt-unsafe)
-  MODELBROKER_ASSIGN(auto client, Broker::connect({.endpoint = broker.endpoint(), .timeout = Timeout(20'000)}));
+  MODELBROKER_ASSIGN(auto client, Broker::connect({.endpoint = broker.endpoint()}));
   std::fprintf(stderr, "loading %s\n", results.file.c_str());
   MODELBROKER_ASSIGN(Loaded loaded,
                      client.load(results.file, {.name = "model"}));  // what is not in the page cache is now

@@ -13,13 +13,16 @@
 #include <filesystem>
 #include <utility>
 
+#include "cpp_client/connection.h"
 #include "shm/block_format.h"
+#include "shm/os.h"
 
 namespace modelbroker::cli {
 namespace {
 
 std::atomic<bool> interrupted = false;
 std::array<struct sigaction, 2> before_interruption{};
+constexpr client::Timeout kStart{20'000};
 constexpr std::array<int, 2> kSignals{SIGINT, SIGTERM};
 
 Error cancelled() { return {ErrorCode::kCancelled, "interrupted"}; }
@@ -161,9 +164,14 @@ Result<BenchBroker> BenchBroker::start(const Folder& folder) {
   const std::string endpoint = "ipc://" + (folder / "run/broker.sock");
   MODELBROKER_ASSIGN(auto process,
                      Process::start({this_program(), "serve", "--run-directory", folder / "run", "--instance", instance,
-                                     "--ram-directory", "/dev/shm", "--log-level", "warn"},
+                                     "--ram-directory", "/dev/shm", "--log-level", "warning"},
                                     folder / "log"));
-  return BenchBroker(std::move(process), instance, endpoint);
+  BenchBroker broker(std::move(process), instance, endpoint);
+  const std::unique_ptr<Os> os = make_plain_os();
+  auto answers = client::Connection::connect(*os, {.endpoint = endpoint, .timeout = kStart});
+  if (answers) return broker;
+  if (const auto log = os->read_text(folder / "log"); log && !log->empty()) answers.error().message = *log;
+  return tl::unexpected(std::move(answers).error());
 }
 
 BenchBroker::~BenchBroker() {

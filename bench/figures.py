@@ -1,0 +1,215 @@
+"""Figures of the benchmarks: one JSON line each, and the table with the goal beside the figure.
+
+`ratio` says how many times better we are than the baseline, above 1 is better: the baseline's time
+over ours, or our rate over its rate. A goal is a bound on the value or on the ratio.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+_SCALES = {"s": ((1e-6, 1e9, "ns"), (1e-3, 1e6, "us"), (1.0, 1e3, "ms"))}
+# The order in which a line's fields are written; bench/README.md says what they are.
+FIELDS = (
+    "bench",
+    "goal_id",
+    "metric",
+    "value",
+    "unit",
+    "baseline",
+    "baseline_value",
+    "ratio",
+    "runs",
+    "goal",
+    "goal_met",
+    "size",
+    "page_kind",
+    "machine",
+    "features",
+    "date",
+    "command",
+)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A bound; `text` is what the table shows."""
+
+    text: str
+    holds: Callable[[float, float], bool]  # value, ratio
+
+
+def at_most(most: float, text: str) -> Goal:
+    """The value itself is bounded."""
+    return Goal(text, lambda value, _: value <= most)
+
+
+def at_least(least: float, text: str) -> Goal:
+    """The value itself is bounded from below."""
+    return Goal(text, lambda value, _: value >= least)
+
+
+def times_better(least: float) -> Goal:
+    """So many times as good as the baseline, or more."""
+    return Goal(f"ratio >= {least:g}", lambda _, ratio: ratio >= least)
+
+
+def within_times(most: float) -> Goal:
+    """At most so many times the baseline's time or bytes."""
+    text = f"<= {most:g} x baseline: ratio >= {1 / most:.2f}"
+    return Goal(text, lambda _, ratio: ratio * most >= 1)
+
+
+FASTER = Goal("faster: ratio > 1", lambda _, ratio: ratio > 1)
+
+
+@dataclass
+class Figure:
+    """One line. The fields of a machine and a run are filled in by Figures."""
+
+    bench: str
+    goal_id: str
+    metric: str
+    value: float
+    unit: str
+    baseline: str
+    baseline_value: float
+    ratio: float
+    runs: int
+    goal: str
+    goal_met: bool | None  # None: no goal, or one for another file or machine
+    size: int  # bytes of the file; 0 where none matters
+    page_kind: str
+    machine: str
+    features: list[str] = field(default_factory=list)
+    date: str = ""
+    command: str = ""
+
+
+class Figures:
+    """Takes figures in, writes each at once as a line, and prints the table at the end."""
+
+    def __init__(self, out: TextIO, common: Mapping[str, Any]) -> None:
+        """`common`: the fields that all figures of a run share."""
+        self._out = out
+        self._common = dict(common)
+        self._lines: list[dict[str, Any]] = []
+
+    def say_of_all(self, **common: Any) -> None:
+        """Fields for the figures from now on."""
+        self._common |= common
+
+    def add(
+        self,
+        metric: str,
+        value: float,
+        baseline: str,
+        against: float,
+        *,
+        runs: int,
+        unit: str = "s",
+        goal: Goal | None = None,
+        goal_id: str = "",
+        applies: bool = True,
+        more_is_better: bool = False,
+        **fields: Any,
+    ) -> None:
+        """`applies`: whether the goal is meant for this file and this machine."""
+        ours, theirs = (value, against) if more_is_better else (against, value)
+        # Nothing at all against something: as good as can be, and JSON has no infinity.
+        ratio = ours / theirs if theirs else (1.0 if ours == 0 else 1e9)
+        common = {**self._common, **fields}
+        if goal_id:
+            common["goal_id"] = goal_id
+        figure = Figure(
+            metric=metric,
+            value=float(value),
+            unit=unit,
+            baseline=baseline,
+            baseline_value=float(against),
+            ratio=ratio,
+            runs=runs,
+            goal=goal.text if goal else "",
+            goal_met=goal.holds(value, ratio) if goal and applies else None,
+            **common,
+        )
+        line = asdict(figure)
+        self._write({name: line[name] for name in FIELDS})
+
+    def leave_out(self, what: str, reason: str) -> None:
+        """Says what was not measured, and why: nothing is dropped silently."""
+        self._write({"bench": self._common["bench"], "left_out": what, "reason": reason})
+
+    def table(self) -> str:
+        """All of this run's figures."""
+        return table(self._lines)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._lines.append(line)
+        print(json.dumps(line), file=self._out, flush=True)
+
+
+def parse_lines(text: str) -> list[dict[str, Any]]:
+    """What a program wrote."""
+    return [json.loads(line) for line in text.splitlines() if line.strip()]
+
+
+def shown(value: float, unit: str) -> str:
+    """A value for people: a time in the unit that fits it."""
+    if unit == "s":
+        for below, factor, name in _SCALES["s"]:
+            if value < below:
+                return f"{value * factor:.3g} {name}"
+        return f"{value:.2f} s"
+    if unit == "bytes":
+        return f"{value / 1e6:,.1f} MB" if value else "0 bytes"
+    return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+
+
+def table(lines: Iterable[dict[str, Any]]) -> str:
+    """Figures as aligned text, then what was left out."""
+    met = {True: "met", False: "MISSED", None: ""}
+    rows = [("", "figure", "value", "baseline", "", "ratio", "goal", "")]
+    left: list[str] = []
+    for line in lines:
+        if "left_out" in line:
+            left.append(f"left out: {line['bench']}, {line['left_out']}: {line['reason']}")
+            continue
+        verdict = met[line["goal_met"]]
+        if line["goal"] and line["goal_met"] is None:
+            verdict = "not for this"
+        rows.append(
+            (
+                line["goal_id"],
+                line["metric"],
+                shown(line["value"], line["unit"]),
+                line["baseline"],
+                shown(line["baseline_value"], line["unit"]),
+                f"{line['ratio']:.2f}" if line["ratio"] < 1e6 else "-",
+                line["goal"],
+                verdict,
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    texts = [
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return "\n".join([*texts, *left])
+
+
+def main() -> None:
+    """Prints the table of kept lines."""
+    if len(sys.argv) < 2:
+        sys.exit("usage: figures.py FIGURES.jsonl...")
+    lines = [line for path in sys.argv[1:] for line in parse_lines(Path(path).read_text())]
+    print(table(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""`modelbroker bench`: a user's own numbers, beside what they use; nothing stays behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support import files
+from support.broker import BINARY, wait_until
+
+
+def bench(*arguments: str | Path, tmp: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [BINARY, "bench", *map(str, arguments)],
+        env={**os.environ, "TMPDIR": str(tmp)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def temporary(tmp_path: Path) -> Path:
+    folder = tmp_path / "t"
+    folder.mkdir()
+    return folder
+
+
+def left_behind(temporary: Path) -> list[Path]:
+    ours = Path("/dev/shm").glob(f"modelbroker.{os.geteuid()}.bench-*")
+    # Other benchmarks may run on this machine: ours are those whose process is gone.
+    gone = [
+        path for path in ours if not Path("/proc", path.name.split("-")[1].split(".")[0]).exists()
+    ]
+    return [*temporary.iterdir(), *gone]
+
+
+def test_all_ways_are_measured_in_one_run(tmp_path: Path, temporary: Path) -> None:
+    pytest.importorskip("torch")
+    model = files.write_random(tmp_path / "m.safetensors", 20)
+    done = bench(
+        model, "--json", "--runs", "1", "--workers", "2", "--python", sys.executable, tmp=temporary
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["file"] == str(model)
+    assert told["payload_bytes"] == 20_000_000
+    assert told["load_seconds"] > 0
+    assert told["attach_seconds"] > 0
+    ways = {way["name"]: way for way in told["ways"]}
+    assert list(ways) == ["modelbroker", "safetensors", "torch.load"]
+    for way in ways.values():
+        assert "missing" not in way
+        assert 0 < way["opened_seconds"] <= way["worker_seconds"]
+        assert way["workers_seconds"] > 0
+    # What it is all about: two workers share one copy, and torch.load's have one each.
+    assert ways["modelbroker"]["workers_bytes"] < 1.3 * 20e6
+    assert ways["torch.load"]["workers_bytes"] > 1.9 * 20e6
+    assert left_behind(temporary) == []
+
+
+def test_without_python_the_broker_is_measured_alone(tmp_path: Path, temporary: Path) -> None:
+    model = files.write_random(tmp_path / "m.safetensors", 1)
+    done = bench(model, "--runs", "1", "--python", "/no/such/python", tmp=temporary)
+    assert done.returncode == 0, done.stderr
+    assert "the broker is measured alone" in done.stderr
+    assert "modelbroker " in done.stdout
+    assert "safetensors was not measured" in done.stdout
+    assert left_behind(temporary) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["/no/such/file"], 11, "/no/such/file"),
+        (["BROKEN"], 17, "broken.safetensors"),
+        (["GOOD", "--workers", "0"], 2, "--workers"),
+        (["GOOD", "--png", "x.png", "--python", "/no/such/python"], 13, "matplotlib"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    tmp_path: Path, temporary: Path, arguments: list[str], status: int, words: str
+) -> None:
+    paths = {
+        "BROKEN": files.write_random(tmp_path / "broken.safetensors", 1),
+        "GOOD": files.write_random(tmp_path / "good.safetensors", 1),
+    }
+    paths["BROKEN"].write_bytes(paths["BROKEN"].read_bytes()[:-1])
+    done = bench(*(paths.get(word, word) for word in arguments), tmp=temporary)
+    assert done.returncode == status, done.stderr
+    assert words in done.stderr
+    assert left_behind(temporary) == []
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_it_tidies_up_when_it_is_interrupted(
+    tmp_path: Path, temporary: Path, how: signal.Signals
+) -> None:
+    model = files.write_random(tmp_path / "m.safetensors", 20)
+    process = subprocess.Popen(
+        [BINARY, "bench", str(model), "--runs", "100", "--python", "/no/such/python"],
+        env={**os.environ, "TMPDIR": str(temporary)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    wait_until(lambda: "modelbroker, run 1" in process.stderr.readline())
+    process.send_signal(how)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 20, said
+    assert "cancelled" in said
+    assert left_behind(temporary) == []
