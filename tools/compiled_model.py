@@ -69,4 +69,7 @@ def compiled_model(folder: Path, cache: Path) -> Path:
 
 
 if __name__ == "__main__":
-    print(compiled_model(demo_model(), Path(sys.argv[1])))
+    try:
+        print(compiled_model(demo_model(), Path(sys.argv[1])))
+    except subprocess.CalledProcessError as error:
+        sys.exit(error.returncode)  # it has said why
