@@ -5,8 +5,8 @@
 // Threads: any. Failure: unimplemented for a dtype that torch has not (use Tensor::bytes), else as Weights.
 #pragma once
 
-#include <ATen/Functions.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/from_blob.h>
 
 #include <algorithm>
 #include <array>
@@ -53,7 +53,6 @@ namespace modelbroker {
 [[nodiscard]] inline Result<at::Tensor> to_torch(const Weights& weights, const Tensor& tensor) {
   MODELBROKER_ASSIGN(const at::ScalarType type, scalar_type(tensor.dtype));
   const std::vector<std::int64_t> shape(tensor.shape.begin(), tensor.shape.end());
-  if (tensor.bytes.empty()) return at::empty(shape, type);
   // torch takes a pointer that may be written to; whether it may is the mode's matter.
   void* const address = const_cast<std::byte*>(tensor.bytes.data());  // NOLINT(*const-cast)
   return at::from_blob(

@@ -1,6 +1,6 @@
 #include "batch.h"
 
-#include <ATen/Functions.h>
+#include <ATen/ops/empty.h>
 
 #include <string>
 #include <utility>

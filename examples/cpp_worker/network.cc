@@ -1,8 +1,10 @@
 #include "network.h"
 
-#include <ATen/Functions.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/zeros.h>
 #include <c10/core/InferenceMode.h>
 #include <modelbroker/torch.h>
+#include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 
 #include <exception>
 #include <string_view>
@@ -47,7 +49,7 @@ Result<Network> Network::load(const std::string& package, Weights weights) {
 }
 
 Result<void> Network::open(const std::string& package) {
-  loader_ = std::make_unique<torch::inductor::AOTIModelPackageLoader>(package);
+  loader_ = std::make_shared<torch::inductor::AOTIModelPackageLoader>(package);
   const auto metadata = loader_->get_metadata();
   const json limits = json::parse(metadata.at("limits"));
   limits_ = {.sentences = limits.at("sentences"), .tokens = limits.at("tokens"), .vocabulary = limits.at("vocabulary")};

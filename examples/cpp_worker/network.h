@@ -9,7 +9,6 @@
 #include <ATen/core/Tensor.h>
 #include <modelbroker/error.h>
 #include <modelbroker/weights.h>
-#include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 
 #include <cstddef>
 #include <memory>
@@ -20,6 +19,10 @@
 #include <vector>
 
 #include "batch.h"
+
+namespace torch::inductor {
+class AOTIModelPackageLoader;  // its header takes seconds to compile
+}
 
 namespace example {
 
@@ -50,7 +53,7 @@ class Network {
 
   modelbroker::Weights weights_;
   std::unordered_map<std::string, at::Tensor> constants_;            // the loader borrows them,
-  std::unique_ptr<torch::inductor::AOTIModelPackageLoader> loader_;  // and so goes before them
+  std::shared_ptr<torch::inductor::AOTIModelPackageLoader> loader_;  // and so goes before them
   Limits limits_;
   std::size_t grown_ = 0;
 };
