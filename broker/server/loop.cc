@@ -1,7 +1,7 @@
 #include "broker/server/loop.h"
 
+#include <poll.h>
 #include <sys/epoll.h>
-#include <zmq.h>
 
 #include <algorithm>
 #include <array>
@@ -13,6 +13,7 @@ namespace {
 constexpr int kMessagesPerTurn = 64;
 constexpr std::size_t kDescriptorsPerTurn = 64;
 constexpr WatchId kWakeKey = 0;
+constexpr long kLongestWait = 3'600'000;
 }  // namespace
 
 Result<std::unique_ptr<Loop>> Loop::create(Os& os, const Clock& clock) {
@@ -66,16 +67,17 @@ void Loop::post(Handler handler) {
   os_.event_fd_signal(wake_.get());
 }
 
-void Loop::set_messages(void* zmq_socket, std::function<bool()> receive_one) {
-  messages_ = zmq_socket;
+void Loop::set_messages(int zmq_fd, std::function<bool()> receive_one) {
+  messages_ = zmq_fd;
   receive_one_ = std::move(receive_one);
 }
 
-long Loop::wait_ms() const {
+int Loop::wait_ms() const {
   if (timers_.empty()) return -1;
   const Duration left = timers_.begin()->first.first - clock_.now();
   // Rounded up: a timer must have come due when we look again.
-  return std::max<long>(0, std::chrono::ceil<std::chrono::milliseconds>(left).count());
+  return static_cast<int>(
+      std::clamp<long>(std::chrono::ceil<std::chrono::milliseconds>(left).count(), 0, kLongestWait));
 }
 
 void Loop::run_timers() {
@@ -112,20 +114,27 @@ void Loop::run_descriptors() {
   }
 }
 
+// False once a receive has found nothing: only then will the descriptor tell of the next message.
+bool Loop::receive_some() {
+  for (int i = 0; i < kMessagesPerTurn && messages_ >= 0; ++i) {
+    if (!receive_one_()) return false;
+  }
+  return messages_ >= 0;
+}
+
 Result<void> Loop::run() {
+  bool more = true;
   while (!stopping_) {
-    std::array<zmq_pollitem_t, 2> items{{{nullptr, epoll_.get(), ZMQ_POLLIN, 0}, {messages_, -1, ZMQ_POLLIN, 0}}};
-    const int count = messages_ == nullptr ? 1 : 2;
-    if (zmq_poll(items.data(), count, wait_ms()) < 0 && zmq_errno() != EINTR) {
-      return fail_errno(zmq_errno(), "waiting for events");
+    std::array<pollfd, 2> items{{{epoll_.get(), POLLIN, 0}, {messages_, POLLIN, 0}}};
+    if (::poll(items.data(), items.size(), more ? 0 : wait_ms()) < 0) {
+      if (errno != EINTR) return fail_errno(errno, "waiting for events");
+      items[0].revents = 0;
     }
     run_timers();
     if (items[0].revents != 0) run_descriptors();
     run_posted();
-    if (items[1].revents != 0) {
-      for (int i = 0; i < kMessagesPerTurn && receive_one_(); ++i) {
-      }
-    }
+    // Whatever woke us: what was sent meanwhile may have used up the socket's signal.
+    more = receive_some();
   }
   return {};
 }

@@ -2,9 +2,9 @@
 //
 // Everything that happens is an event, handled to its end before the next: a message, a packet, a death
 // (pidfd), a timer, a finished job. Handlers change the books and return; they never wait. It polls two
-// things: one ZeroMQ socket (by zmq_poll, not by its descriptor, which is edge-triggered and falls
-// silent) and one epoll descriptor for all else.
-// Threads: all from the loop's own thread, but post() and stop(), which any thread may call.
+// things: one ZeroMQ socket's descriptor and one epoll descriptor for all else. The former is edge-triggered: it tells
+// of what comes after a receive has found nothing, so each turn ends with such a receive, or the next one does not
+// wait. Threads: all from the loop's own thread, but post() and stop(), which any thread may call.
 #pragma once
 
 #include <cstdint>
@@ -45,8 +45,9 @@ class Loop {
 
   void post(Handler handler);
 
-  // The ZeroMQ socket: `receive_one` handles one message and returns false when there is none.
-  void set_messages(void* zmq_socket, std::function<bool()> receive_one);
+  // The ZeroMQ socket's descriptor (ZMQ_FD; -1: none any more): `receive_one` handles one message and returns false
+  // when there is none.
+  void set_messages(int zmq_fd, std::function<bool()> receive_one);
 
   [[nodiscard]] Result<void> run();
   void stop();
@@ -55,10 +56,11 @@ class Loop {
 
  private:
   Loop(Os& os, const Clock& clock) : os_(os), clock_(clock) {}
-  [[nodiscard]] long wait_ms() const;
+  [[nodiscard]] int wait_ms() const;
   void run_timers();
   void run_posted();
   void run_descriptors();
+  [[nodiscard]] bool receive_some();
 
   Os& os_;
   const Clock& clock_;
@@ -70,7 +72,7 @@ class Loop {
   std::map<WatchId, Watch> watches_;
   std::map<TimerId, Handler> timers_;
   std::uint64_t next_id_ = 1;
-  void* messages_ = nullptr;
+  int messages_ = -1;
   std::function<bool()> receive_one_;
   bool stopping_ = false;
 

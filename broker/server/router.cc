@@ -50,7 +50,7 @@ Router::Router(Loop& loop, FindSession find_session, Dispatch dispatch)
       dispatch_(std::move(dispatch)),
       socket_(std::make_unique<Socket>()) {}
 
-Router::~Router() { loop_.set_messages(nullptr, nullptr); }
+Router::~Router() { loop_.set_messages(-1, nullptr); }
 
 Result<std::unique_ptr<Router>> Router::bind(Loop& loop, const std::string& endpoint, FindSession find_session,
                                              Dispatch dispatch) {
@@ -64,7 +64,7 @@ Result<std::unique_ptr<Router>> Router::bind(Loop& loop, const std::string& endp
     const mode_t before = ::umask(0177);  // the socket's file is 0600 from its first moment
     socket.bind(endpoint);
     ::umask(before);
-    loop.set_messages(socket.handle(), [raw = router.get()] { return raw->receive_one(); });
+    loop.set_messages(socket.get(zmq::sockopt::fd), [raw = router.get()] { return raw->receive_one(); });
     return router;
   } catch (const zmq::error_t& error) {
     return fail_errno(error.num(), "binding " + endpoint);

@@ -73,8 +73,8 @@ class Router {
   friend class OpenRequest;
   struct Socket;
   struct Memory {  // of one session: what it asked
-    std::map<std::string, std::weak_ptr<OpenRequest>> running;
-    std::map<std::string, std::string> answered;
+    std::unordered_map<std::string, std::weak_ptr<OpenRequest>> running;
+    std::unordered_map<std::string, std::string> answered;
     std::deque<std::string> order;  // of `answered`, oldest first
     std::size_t bytes = 0;
   };
