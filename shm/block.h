@@ -48,13 +48,17 @@ class BlockDirectory {
   [[nodiscard]] std::string path_of(const BlockName& name) const;
   // What a block of this generation is called while it is made.
   [[nodiscard]] BlockName temporary(std::uint64_t generation) const;
-  // Names of our uid and instance, in any state, that are regular files of ours with one link.
+  // Names of our uid and instance, in any state, that are regular files of ours without a link elsewhere.
+  // `doubles`: further names of those blocks: a rename that a death left half done, or a copy.
   // `foreign`: file names that look like ours and are not safe to touch (reported, left alone).
   struct Listing {
     std::vector<BlockName> blocks;
+    std::vector<BlockName> doubles;
     std::vector<std::string> foreign;
   };
   [[nodiscard]] Result<Listing> list(Os& os) const;
+  // Unlinks a double: only after it every block may be touched.
+  [[nodiscard]] Result<void> remove_double(Os& os, const BlockName& name) const;
   // Unlinks a block by name (checked as in list()). Returns the bytes it held (st_blocks).
   [[nodiscard]] Result<std::uint64_t> remove(Os& os, const BlockName& name) const;
 

@@ -1,7 +1,10 @@
 #include <fcntl.h>
 #include <linux/magic.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <map>
+#include <set>
 
 #include "shm/block.h"
 
@@ -10,9 +13,20 @@ namespace {
 
 constexpr std::string_view kNoDigest = "0000000000000000";
 
-bool safe_to_touch(const struct stat& found, std::uint32_t uid) {
-  return S_ISREG(found.st_mode) && found.st_uid == uid && found.st_nlink == 1;
+// `names`: how many of its links are known to be ours.
+bool safe_to_touch(const struct stat& found, std::uint32_t uid, nlink_t names = 1) {
+  return S_ISREG(found.st_mode) && found.st_uid == uid && found.st_nlink == names;
 }
+
+struct Found {
+  BlockName name;
+  struct stat stat;
+};
+
+using Inode = std::pair<dev_t, ino_t>;
+Inode inode_of(const struct stat& found) { return {found.st_dev, found.st_ino}; }
+
+int rank(BlockState state) { return state == BlockState::kPublished ? 0 : state == BlockState::kDraining ? 1 : 2; }
 
 tl::unexpected<Error> not_ours(const std::string& path) {
   return fail(ErrorCode::kFailedPrecondition,
@@ -85,20 +99,41 @@ std::string BlockDirectory::path_of(const BlockName& name) const { return path_ 
 Result<BlockDirectory::Listing> BlockDirectory::list(Os& os) const {
   const auto names = os.list_directory(path_);
   if (!names) return fail_errno(names.error().number, "listing '" + path_ + "'");
-  Listing listing;
+  std::vector<Found> files;
+  std::map<Inode, nlink_t> known;  // how many names of each file are ours
   for (const std::string& file_name : *names) {
     auto name = BlockName::parse(file_name);
     if (!name || name->uid != uid_ || name->instance != instance_) continue;
     const auto found = os.lstat(path_ + "/" + file_name);
     if (!found && found.error().number == ENOENT) continue;  // gone meanwhile
     if (!found) return fail_errno(found.error().number, "looking at '" + path_ + "/" + file_name + "'");
-    if (safe_to_touch(*found, uid_)) {
-      listing.blocks.push_back(std::move(*name));
+    files.push_back({std::move(*name), *found});
+    ++known[inode_of(*found)];
+  }
+  // What may be attached goes before what drains, and that before what is being made.
+  std::ranges::stable_sort(files, {}, [](const Found& file) { return rank(file.name.state); });
+  Listing listing;
+  std::set<Inode> inodes;
+  std::set<std::string> ids;
+  for (Found& file : files) {
+    const Inode inode = inode_of(file.stat);
+    if (!safe_to_touch(file.stat, uid_, known[inode])) {
+      listing.foreign.push_back(file.name.file_name());
+    } else if (const bool is_new = inodes.insert(inode).second; ids.insert(file.name.id()).second && is_new) {
+      listing.blocks.push_back(std::move(file.name));
     } else {
-      listing.foreign.push_back(file_name);
+      listing.doubles.push_back(std::move(file.name));
     }
   }
   return listing;
+}
+
+Result<void> BlockDirectory::remove_double(Os& os, const BlockName& name) const {
+  const std::string path = path_of(name);
+  if (auto removed = os.unlink(path); !removed && removed.error().number != ENOENT) {
+    return fail_errno(removed.error().number, "removing '" + path + "', a second name of a block");
+  }
+  return {};
 }
 
 Result<std::uint64_t> BlockDirectory::remove(Os& os, const BlockName& name) const {

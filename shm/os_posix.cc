@@ -20,6 +20,7 @@
 #include <cstring>
 #include <memory>
 
+#include "shm/instruments.h"
 #include "shm/kernel.h"
 #include "shm/os.h"
 #include "shm/os_features.h"
@@ -135,6 +136,7 @@ class PosixOs final : public Os {
           static_cast<int>(::syscall(SYS_renameat2, AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), kRenameNoReplace)));
     }
     if (::link(from.c_str(), to.c_str()) != 0) return last_error();
+    crash_point("rename.linked");
     if (::unlink(from.c_str()) == 0) return {};
     const int error = errno;
     ::unlink(to.c_str());  // a file with two names would be nobody's

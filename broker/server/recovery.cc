@@ -85,6 +85,10 @@ Result<Recovered> adopt_blocks(Books& books, const std::vector<BlockRecord>& rec
   for (const std::string& foreign : listing.foreign) {
     log_warning("'" + foreign + "' is named like a block of ours and is not safe to touch: left alone");
   }
+  for (const BlockName& name : listing.doubles) {
+    log_warning("'" + name.file_name() + "' is a second name or a copy of a block: removed");
+    MODELBROKER_TRY(books.directory.remove_double(books.os, name));
+  }
   std::ranges::sort(listing.blocks, {}, &BlockName::generation);
   std::map<std::string, const BlockRecord*> known;
   for (const BlockRecord& record : records) known[record.block] = &record;

@@ -180,6 +180,9 @@ void Server::stop_blocks() {
   if (books_->config.keep_on_stop) return;
   const auto listing = books_->directory.list(books_->os);
   if (!listing) return log_error(listing.error().message);
+  for (const BlockName& name : listing->doubles) {
+    if (auto removed = books_->directory.remove_double(books_->os, name); !removed) log_error(removed.error().message);
+  }
   std::uint64_t freed = 0;
   for (const BlockName& name : listing->blocks) {
     const auto removed = books_->directory.remove(books_->os, name);
