@@ -375,7 +375,9 @@ void Loads::fail_all(const FlightPtr& flight, const Error& error) {
   } else {
     log_warning("load of '" + wire::printable(flight->waiters.front().path) + "' failed: " + error.message);
   }
-  tell("model.load_failed", *flight, std::string(to_string(error.code)) + ": " + error.message);
+  // The message of a private file's error may say where that lies.
+  const std::string code(to_string(error.code));
+  tell("model.load_failed", *flight, flight->is_private ? code : code + ": " + error.message);
   for (const Waiter& waiter : std::exchange(flight->waiters, {})) waiter.done(tl::unexpected(error));
 }
 

@@ -209,6 +209,7 @@ void Scrubber::withdraw(Resident& resident, const wire::ScrubbedModel& found) {
       Source{resident.names, resident.path, resident.type, resident.pinned, resident.keep_alive, resident.source});
   for (const std::string& name : source->names) source->loaders.push_back(books_.store.loader_of(name));
   source->path_uid = resident.path_uid;
+  source->is_private = resident.is_private;
   // A path that a member of the group told with a descriptor is a label: not ours to open.
   const bool again =
       !source->names.empty() && source->path.starts_with('/') && books_.rights.everything(resident.path_uid);
@@ -256,8 +257,11 @@ void Scrubber::cannot_load_again(const Source& source, const Error& error) {
     books_.evicted.forget(name);
     wire::EventData data;
     data.model = name;
-    data.path = source.path;
-    data.reason = std::string(to_string(error.code)) + ": " + error.message;
+    data.reason = to_string(error.code);
+    if (!source.is_private) {
+      data.path = source.path;
+      data.reason += ": " + error.message;
+    }
     events_.publish("model.unloaded", data);
   }
 }

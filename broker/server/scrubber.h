@@ -65,6 +65,7 @@ class Scrubber {
     FileIdentity identity;
     std::vector<uid_t> loaders{};  // by name
     uid_t path_uid = 0;
+    bool is_private = false;
   };
   using SourcePtr = std::shared_ptr<const Source>;
   struct Piece {
