@@ -135,8 +135,10 @@ class Block {
   [[nodiscard]] Result<void> take_from_group(Os& os);  // who has it open keeps it
 
   [[nodiscard]] Result<Fd> open_for_reader(Os& os) const;  // a new O_RDONLY description, safe to send
-  [[nodiscard]] Result<void> drain(Os& os);                // no new opens by name
+  [[nodiscard]] Result<void> drain(Os& os);                // no new opens by name; if it is missing, none is needed
   [[nodiscard]] Result<void> revive(Os& os);               // back to its name, nothing read
+  // Its file was removed, renamed or replaced by somebody else: only who has it open has it still.
+  [[nodiscard]] bool is_missing(Os& os) const;
   // The kernel's word (F_SETLEASE); unimplemented where it has none.
   [[nodiscard]] Result<bool> unmapped_everywhere(Os& os) const;
   // Unlinks it and lets go of it, which frees its pages: a job's work. Any thread, as long as nobody renames it.

@@ -131,7 +131,7 @@ Resident* Loads::usable(const FileIdentity& source, std::string& outcome) {
   Resident* const resident = books_.store.by_source(source);
   if (resident == nullptr) return nullptr;
   outcome = "resident";
-  if (!resident->draining()) return resident;
+  if (!resident->draining()) return is_missing_(*resident) ? nullptr : resident;
   if (auto revived = books_.store.revive(*resident); !revived) {
     log_warning("block " + resident->block->id() + " cannot be revived: " + revived.error().message);
     return nullptr;

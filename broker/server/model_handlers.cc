@@ -188,6 +188,8 @@ void Server::attach(Session& session, const wire::Attach& data, const Reply<wire
         {ErrorCode::kUnimplemented, "component '" + wire::printable(data.component, 64) +
                                         "': this version attaches whole models; use state_dict(prefix=...)"});
   }
+  Resident* const there = books_->store.find(data.model, books_->believed_by(session.peer.uid));
+  if (there != nullptr) (void)scrubber_->withdraw_missing(*there);
   const EvictedNames::Model* const evicted = data.load ? books_->evicted.find(data.model) : nullptr;
   if (evicted != nullptr && books_->store.by_name(data.model) == nullptr) {
     // What somebody else said of where the file lies leads nobody to it.

@@ -82,6 +82,7 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
   expiry_ = std::make_unique<Expiry>(*books_, *loop_, *reaper_);
   loads_ = std::make_unique<Loads>(*books_, *loop_, *reaper_, *keeper_, *admission_, *expiry_, *events_);
   scrubber_ = std::make_unique<Scrubber>(*books_, *loop_, *reaper_, *loads_, *events_);
+  loads_->on_resident([this](Resident& resident) { return scrubber_->withdraw_missing(resident); });
   reaper_->on_freed([this] { admission_->look_again(); });
   register_handlers();
 
