@@ -223,6 +223,8 @@ Result<void> Block::rename(Os& os, BlockState state) {
   return {};
 }
 
+void Block::claim(Os& os) const { (void)os.lock_exclusive(fd_.get()); }
+
 bool Block::is_missing(Os& os) const {
   const auto named = os.lstat(path_);
   if (!named) return named.error().number == ENOENT;

@@ -28,11 +28,6 @@ Inode inode_of(const struct stat& found) { return {found.st_dev, found.st_ino}; 
 
 int rank(BlockState state) { return state == BlockState::kPublished ? 0 : state == BlockState::kDraining ? 1 : 2; }
 
-tl::unexpected<Error> not_ours(const std::string& path) {
-  return fail(ErrorCode::kFailedPrecondition,
-              "the lock '" + path + "' is not a regular file of ours with one link: remove it");
-}
-
 Result<void> check_file_system(Os& os, const std::string& path) {
   const auto found = os.statfs(path);
   if (!found) return fail_errno(found.error().number, "looking at the RAM directory '" + path + "'");
@@ -54,22 +49,6 @@ Result<void> check_folder(Os& os, int folder, const std::string& path) {
                   "': choose /dev/shm, or make it sticky (chmod +t) or your own (chmod 700)");
 }
 
-Result<Fd> take_lock(Os& os, const std::string& path, const std::string& instance) {
-  auto lock = os.open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-  if (!lock && lock.error().number == ELOOP) return not_ours(path);
-  if (!lock) return fail_errno(lock.error().number, "opening the lock '" + path + "'");
-  const auto found = os.fstat(lock->get());
-  if (!found) return fail_errno(found.error().number, "looking at the lock '" + path + "'");
-  if (!safe_to_touch(*found, os.uid())) return not_ours(path);
-  if (auto locked = os.lock_exclusive(lock->get()); !locked) {
-    if (locked.error().number != EWOULDBLOCK) return fail_errno(locked.error().number, "locking '" + path + "'");
-    return fail(ErrorCode::kFailedPrecondition, "another broker (instance '" + instance +
-                                                    "') uses this folder: it holds '" + path +
-                                                    "'; stop it or choose --instance");
-  }
-  return std::move(*lock);
-}
-
 }  // namespace
 
 Result<BlockDirectory> BlockDirectory::lock(Os& os, std::string path, std::string instance, bool any_file_system) {
@@ -84,10 +63,35 @@ Result<BlockDirectory> BlockDirectory::lock(Os& os, std::string path, std::strin
   if (!any_file_system) MODELBROKER_TRY(check_file_system(os, path));
   BlockDirectory directory;
   directory.uid_ = os.uid();
-  MODELBROKER_ASSIGN(directory.lock_, take_lock(os, path + "/" + lock_file_name(directory.uid_, instance), instance));
+  const std::string lock = path + "/" + lock_file_name(directory.uid_, instance);
+  MODELBROKER_ASSIGN(directory.lock_,
+                     LockFile::take(os, lock,
+                                    "another broker (instance '" + instance + "') uses this folder: it holds '" + lock +
+                                        "'; stop it or choose --instance"));
   directory.path_ = std::move(path);
   directory.instance_ = std::move(instance);
+  if (directory.lock_->is_new()) {
+    if (auto alone = directory.check_nobody_holds_a_block(os); !alone) {
+      directory.lock_->undo(os);  // the next who tries is to be refused as well
+      return tl::unexpected(std::move(alone).error());
+    }
+  }
   return directory;
+}
+
+Result<void> BlockDirectory::check_nobody_holds_a_block(Os& os) const {
+  MODELBROKER_ASSIGN(const Listing listing, list(os));
+  for (const BlockName& name : listing.blocks) {
+    const std::string path = path_of(name);
+    const auto file = os.open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0);
+    if (!file) continue;  // whoever adopts it says why
+    const auto locked = os.lock_exclusive(file->get());
+    if (locked || locked.error().number != EWOULDBLOCK) continue;
+    return fail(ErrorCode::kFailedPrecondition, "the lock '" + lock_->path() +
+                                                    "' was removed while another broker (instance '" + instance_ +
+                                                    "') runs: it holds '" + path + "'; stop it or choose --instance");
+  }
+  return {};
 }
 
 BlockName BlockDirectory::temporary(std::uint64_t generation) const {

@@ -63,6 +63,7 @@ bool may_pass(const Error& error) {
 Result<bool> adopt_one(Books& books, const BlockName& name, const BlockRecord* record, Recovered& recovered) {
   auto block = Block::adopt(books.os, books.directory, name);
   if (block) {
+    block->claim(books.os);
     // Another group's, or no group's any more.
     if (block->group() && block->group() != books.rights.group()) {
       if (auto taken = block->take_from_group(books.os); !taken) log_error(taken.error().message);
