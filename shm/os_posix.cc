@@ -239,11 +239,14 @@ class PosixOs final : public Os {
     if (bound != 0 || ::listen(socket.get(), SOMAXCONN) != 0) return last_error();
     return socket;
   }
-  SysResult<Fd> connect_seqpacket(const std::string& path) override {
+  SysResult<Fd> connect_seqpacket(const std::string& path, std::chrono::milliseconds most) override {
     auto address = socket_address(path);
     if (!address) return tl::unexpected(address.error());
     Fd socket(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
     if (!socket) return last_error();
+    // A listener whose queue is full lets connect() wait.
+    const timeval longest{most.count() / 1000, most.count() % 1000 * 1000};
+    if (::setsockopt(socket.get(), SOL_SOCKET, SO_SNDTIMEO, &longest, sizeof longest) != 0) return last_error();
     const int connected = uninterrupted(
         [&] { return ::connect(socket.get(), reinterpret_cast<const sockaddr*>(&*address), sizeof *address); });
     if (connected != 0) return last_error();
