@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from support import files
-from support.broker import BrokerProcess, running, wait_until
+from support.broker import BINARY, BrokerProcess, running, wait_until
 from support.features import needs
 from support.workers import HOLDER, workers
 
@@ -271,3 +272,33 @@ def test_a_waiting_unload_ends_when_the_holder_does(loaded: BrokerProcess) -> No
         gone: dict[str, Any] = json.loads(out)
         assert (gone["freed"] > 0, gone["draining"]) == (True, 0)
     assert loaded.is_empty()
+
+
+# ---- output that goes nowhere
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "status --json",
+        "status",
+        "ls",
+        "ps --json",
+        "show m --tensors",
+        "events --snapshot",
+        "doctor",
+    ],
+)
+def test_what_could_not_be_printed_is_no_success(loaded: BrokerProcess, command: str) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [BINARY, *command.split()],
+            env=loaded.environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == EXHAUSTED
+    assert "writing the output" in done.stderr
