@@ -26,6 +26,14 @@ using client::Timeout;
 constexpr Timeout kShort{30000};  // requests that only look at the books
 constexpr Timeout kNoEnd{0};      // loads: a terminal has Ctrl-C
 
+// Empty, or what is wrong with it.
+std::string is_time(const std::string& text) {
+  const auto seconds = parse_seconds(text);
+  constexpr double kMost = 1e9;
+  if (seconds && *seconds >= 0 && *seconds <= kMost) return {};
+  return "write seconds, or a number with ms, s, m, h or d, from 0 on: '" + text.substr(0, 64) + "'";
+}
+
 Os& plain_os() {
   static const std::unique_ptr<Os> os = make_plain_os();
   return *os;
@@ -53,8 +61,10 @@ int with_broker(const Common& common, Work work, const Deadline& deadline = Dead
 struct LoadArguments {
   std::string path, name, type, keep_alive;
   bool pin = false;
-  double timeout = 0;  // seconds; 0: none
-  [[nodiscard]] Timeout deadline() const { return std::chrono::ceil<Timeout>(std::chrono::duration<double>(timeout)); }
+  std::string timeout = "0";  // none
+  [[nodiscard]] Timeout deadline() const {
+    return std::chrono::ceil<Timeout>(std::chrono::duration<double>(parse_seconds(timeout).value_or(0)));
+  }
 };
 
 // Events tell of the load while a connection waits for it; the snapshot, of one that runs already.
@@ -332,7 +342,7 @@ void add_client_commands(CLI::App& app, Common& common, Action& action) {
   load_command
       ->add_option("--timeout", arguments->timeout,
                    "seconds to wait, also for room in a full budget (default: no end, but no waiting for room)")
-      ->check(CLI::NonNegativeNumber);
+      ->check(&is_time);
   load_command->callback([&common, &action, arguments] {
     action = [&common, arguments] {
       const Deadline deadline(arguments->deadline());

@@ -1,5 +1,6 @@
 // Requests about models: load, unload, attach, detach, list, get, pin, unpin.
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "broker/ram/sizes.h"
@@ -68,6 +69,9 @@ void Server::load(Session& session, const wire::LoadModel& data, const Reply<wir
   ask->name = data.name;
   ask->type = wire::printable(data.type, 64);
   ask->pin = data.pin;
+  if (data.keep_alive && std::isnan(*data.keep_alive)) {
+    return reply.error({ErrorCode::kInvalidArgument, "keep_alive must be a number of seconds; below zero: for ever"});
+  }
   if (data.keep_alive) ask->keep_alive = keep_alive_from_seconds(*data.keep_alive);
   ask->until = reply.deadline();
   const TimePoint began = books_->clock.now();

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import modelbroker
 from support import files
 from support.broker import BINARY, BrokerProcess, running, wait_until
 from support.features import needs
@@ -302,3 +304,23 @@ def test_what_could_not_be_printed_is_no_success(loaded: BrokerProcess, command:
         )
     assert done.returncode == EXHAUSTED
     assert "writing the output" in done.stderr
+
+
+# ---- times that are none
+
+
+@pytest.mark.parametrize("time", ["nan", "inf", "-1", "1e300", "soon", "1x", ""])
+def test_a_timeout_that_cannot_be_is_refused(loaded: BrokerProcess, time: str) -> None:
+    done = loaded.cli("load", "/no/such", f"--timeout={time}", check=False)
+    assert done.returncode == USAGE
+    assert "--timeout" in done.stderr
+    assert len(done.stderr) < 300
+
+
+def test_a_keep_alive_that_is_no_number_is_refused_on_the_wire(
+    loaded: BrokerProcess, tmp_path: Path
+) -> None:
+    path = files.write_random(tmp_path / "other.safetensors", 0.1)
+    with loaded.connect() as client, pytest.raises(modelbroker.InvalidArgumentError):
+        client.load(path, keep_alive=math.nan)
+    assert [model["name"] for model in loaded.cli_json("ls")] == ["m"]
