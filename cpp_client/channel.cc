@@ -71,7 +71,8 @@ Result<wire::Reply> Channel::exchange(const Encode& encode, std::string_view id,
     if (hung_up) return tl::unexpected(lost("the broker went away: start it again and retry"));
     if (end.passed()) {
       return fail(ErrorCode::kDeadlineExceeded, "the broker did not answer " + std::string(type) + " within " +
-                                                    std::to_string(deadline.timeout().count()) + " ms");
+                                                    std::to_string(deadline.timeout().count()) +
+                                                    " ms: it is busy or hangs; see its log");
     }
     if (repeat.passed()) {
       repeat = Deadline(kRepeat);

@@ -10,7 +10,7 @@
 namespace modelbroker::client {
 namespace {
 
-constexpr Timeout kShort{10000};  // what the broker answers from its books
+constexpr Timeout kShort{10'000};  // for hello, which the broker answers from its books
 constexpr Timeout kPause{20};
 
 }  // namespace
@@ -34,12 +34,12 @@ const wire::Endpoint& Connection::endpoint() const noexcept { return state_->end
 const wire::SessionHelloReply& Connection::hello() const noexcept { return state_->hello; }
 int Connection::descriptor() const noexcept { return state_->session->descriptor(); }
 
-Result<Connection> Connection::connect(Os& os, const ConnectOptions& options) {
+Result<Connection> Connection::connect(Os& os, const ConnectOptions& options, const Deadline& deadline) {
   MODELBROKER_ASSIGN(const auto endpoints, wire::endpoints_to_try(options.endpoint));
   const Deadline::Clock::time_point end = Deadline::Clock::now() + options.timeout;
   while (true) {
     for (const auto& endpoint : endpoints) {
-      auto session = Session::open(os, endpoint, kShort);
+      auto session = Session::open(os, endpoint, deadline);
       if (!session) {
         if (is_lost(session.error())) continue;
         return tl::unexpected(std::move(session).error());
@@ -49,11 +49,11 @@ Result<Connection> Connection::connect(Os& os, const ConnectOptions& options) {
       state.endpoint = endpoint;
       state.session = std::move(*session);
       MODELBROKER_ASSIGN(state.channel, Channel::connect(state.context, endpoint.broker()));
-      MODELBROKER_ASSIGN(state.hello,
-                         connection.request<wire::SessionHelloReply>("session.hello", wire::Empty{}, kShort));
+      MODELBROKER_ASSIGN(state.hello, connection.request<wire::SessionHelloReply>(
+                                          "session.hello", wire::Empty{}, std::max(deadline.left(kShort), Timeout{1})));
       return connection;
     }
-    if (Deadline::Clock::now() >= end) return tl::unexpected(no_broker(endpoints));
+    if (Deadline::Clock::now() >= end || deadline.passed()) return tl::unexpected(no_broker(endpoints));
     std::this_thread::sleep_for(kPause);
   }
 }
@@ -76,9 +76,13 @@ Result<wire::Reply> Connection::exchange(std::string_view type, const Encode& en
   });
 }
 
-Result<std::string> Connection::offer_file(const Fd& file) { return state_->session->offer_file(file, kShort); }
+Result<std::string> Connection::offer_file(const Fd& file, const Deadline& deadline) {
+  return state_->session->offer_file(file, deadline);
+}
 
-Result<Fd> Connection::open_block(const std::string& block) { return state_->session->open_block(block, kShort); }
+Result<Fd> Connection::open_block(const std::string& block, const Deadline& deadline) {
+  return state_->session->open_block(block, deadline);
+}
 
 Result<Fd> open_source(Os& os, const std::string& path) {
   auto fd = os.open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0);

@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "cpp_client/deadline.h"
 #include "cpp_client/options.h"
 #include "shm/error.h"
 #include "shm/fd.h"
@@ -23,7 +24,9 @@ namespace modelbroker::client {
 
 class Connection {
  public:
-  [[nodiscard]] static Result<Connection> connect(Os& os, const ConnectOptions& options);
+  // `options.timeout` is for a broker to come; one that is there has until `deadline`, and 10 s at most, to answer.
+  [[nodiscard]] static Result<Connection> connect(Os& os, const ConnectOptions& options,
+                                                  const Deadline& deadline = Deadline(Timeout{0}));
   Connection(Connection&&) noexcept;
   Connection& operator=(Connection&&) noexcept;
   ~Connection();  // ends the session
@@ -44,9 +47,9 @@ class Connection {
   }
 
   // Passes a read-only descriptor to the broker; the handle goes into load_model.file or attach.file.
-  [[nodiscard]] Result<std::string> offer_file(const Fd& file);
+  [[nodiscard]] Result<std::string> offer_file(const Fd& file, const Deadline& deadline = Deadline(Timeout{0}));
   // A fresh read-only descriptor of a block that this session holds a lease on.
-  [[nodiscard]] Result<Fd> open_block(const std::string& block);
+  [[nodiscard]] Result<Fd> open_block(const std::string& block, const Deadline& deadline = Deadline(Timeout{0}));
 
  private:
   struct State;

@@ -63,6 +63,9 @@ struct EventStream::State {
   bool behind = false;  // the broker says that there is more, which may be on its way
   Clock::time_point compare_at;
   Why why = Why::kStart;
+  Deadline deadline{Timeout{0}};
+
+  [[nodiscard]] Timeout patience() const { return std::max(deadline.left(kAnswer), Timeout{1}); }
 
   void adopt(Connection fresh) {
     // The socket first: what happens after the snapshot must reach it.
@@ -93,14 +96,14 @@ struct EventStream::State {
   }
 
   [[nodiscard]] Result<void> reconnect() {
-    auto fresh = Connection::connect(*os, {.endpoint = endpoint, .timeout = Timeout{0}});
+    auto fresh = Connection::connect(*os, {.endpoint = endpoint, .timeout = Timeout{0}}, deadline);
     if (!fresh) return survive(fresh.error());
     adopt(std::move(*fresh));
     return {};
   }
 
   [[nodiscard]] Result<std::optional<Item>> snapshot() {
-    auto state = connection->request<wire::EventsSnapshotReply>("events.snapshot", wire::Empty{}, kAnswer);
+    auto state = connection->request<wire::EventsSnapshotReply>("events.snapshot", wire::Empty{}, patience());
     if (!state) {
       MODELBROKER_TRY(survive(state.error()));
       return std::nullopt;
@@ -133,7 +136,7 @@ struct EventStream::State {
       synced = false;
       return {};
     }
-    const auto ping = connection->request<wire::SessionPingReply>("session.ping", wire::Empty{}, kAnswer);
+    const auto ping = connection->request<wire::SessionPingReply>("session.ping", wire::Empty{}, patience());
     if (!ping) return survive(ping.error());
     heard();
     if (ping->boot_id != boot_id || ping->seq > seq) {
@@ -149,10 +152,11 @@ EventStream::EventStream(EventStream&&) noexcept = default;
 EventStream& EventStream::operator=(EventStream&&) noexcept = default;
 EventStream::~EventStream() = default;
 
-Result<EventStream> EventStream::open(Os& os, const ConnectOptions& options) {
-  MODELBROKER_ASSIGN(Connection connection, Connection::connect(os, options));
+Result<EventStream> EventStream::open(Os& os, const ConnectOptions& options, const Deadline& deadline) {
+  MODELBROKER_ASSIGN(Connection connection, Connection::connect(os, options, deadline));
   EventStream stream(std::make_unique<State>());
   stream.state_->os = &os;
+  stream.state_->deadline = deadline;
   stream.state_->endpoint = connection.endpoint().broker();
   try {
     stream.state_->adopt(std::move(connection));

@@ -24,8 +24,9 @@ class EventStream {
   };
   using Item = std::variant<Snapshot, wire::Event>;
 
-  // unavailable if no broker answers within the options' timeout.
-  [[nodiscard]] static Result<EventStream> open(Os& os, const ConnectOptions& options);
+  // unavailable if no broker answers within the options' timeout. After `deadline` no answer is waited for any more.
+  [[nodiscard]] static Result<EventStream> open(Os& os, const ConnectOptions& options,
+                                                const Deadline& deadline = Deadline(Timeout{0}));
   EventStream(EventStream&&) noexcept;
   EventStream& operator=(EventStream&&) noexcept;
   ~EventStream();

@@ -120,8 +120,7 @@ Result<Link::Granted> Link::attach(wire::Attach data, const Deadline& deadline, 
 }
 
 Result<Fd> Link::open_block(const std::string& block, const Deadline& deadline) {
-  return with_session<Fd>(deadline,
-                          [&](Session& session) { return session.open_block(block, deadline.left(kExchange)); });
+  return with_session<Fd>(deadline, [&](Session& session) { return session.open_block(block, deadline); });
 }
 
 // ---- the session
@@ -156,14 +155,13 @@ Result<void> Link::open(const Deadline& deadline) {
 }
 
 Result<void> Link::open_session(const Deadline& deadline) {
-  MODELBROKER_ASSIGN(SharedSession session,
-                     Session::open(os_, endpoint_, std::max(deadline.left(kExchange), Timeout{50})));
+  MODELBROKER_ASSIGN(SharedSession session, Session::open(os_, endpoint_, deadline));
   std::map<Key, wire::HeldLease> held;
   {
     const std::lock_guard lock(mutex_);  // none is added meanwhile: attach() wants a session
     held = held_;
   }
-  MODELBROKER_ASSIGN(const std::vector<Key> gone, restate(*session, held));
+  MODELBROKER_ASSIGN(const std::vector<Key> gone, restate(*session, held, deadline));
   {
     const std::lock_guard lock(mutex_);
     for (const Key key : gone) held_.erase(key);
@@ -174,7 +172,9 @@ Result<void> Link::open_session(const Deadline& deadline) {
 }
 
 // The keys of those that this broker does not have.
-Result<std::vector<Link::Key>> Link::restate(const Session& session, const std::map<Key, wire::HeldLease>& held) {
+Result<std::vector<Link::Key>> Link::restate(const Session& session, const std::map<Key, wire::HeldLease>& held,
+                                             const Deadline& deadline) {
+  const Deadline soon(std::max(deadline.left(kExchange), Timeout{1}));
   std::vector<Key> gone;
   for (auto next = held.begin(); next != held.end();) {
     wire::Restate some;
@@ -183,8 +183,7 @@ Result<std::vector<Link::Key>> Link::restate(const Session& session, const std::
       some.leases.push_back(next->second);
       stated.emplace(next->second.lease, next->first);
     }
-    MODELBROKER_ASSIGN(const auto reply,
-                       ask<wire::RestateReply>(session, next_id(), "lease.restate", some, Deadline(kExchange)));
+    MODELBROKER_ASSIGN(const auto reply, ask<wire::RestateReply>(session, next_id(), "lease.restate", some, soon));
     for (const std::uint64_t lease : reply.restated) stated.erase(lease);
     for (const auto& [lease, key] : stated) gone.push_back(key);
   }
@@ -235,7 +234,7 @@ void Link::settle(const Deadline& deadline) {
       errand = std::move(errands_.front());
       errands_.pop_front();
     }
-    if (!run(errand)) {  // the broker is slow: later
+    if (!run(errand, deadline)) {  // the broker is slow: later
       const std::lock_guard lock(mutex_);
       errands_.push_back(std::move(errand));
       return;
@@ -244,9 +243,9 @@ void Link::settle(const Deadline& deadline) {
 }
 
 // False when it got no answer and should be run again.
-bool Link::run(const Errand& errand) {
+bool Link::run(const Errand& errand, const Deadline& deadline) {
   if (errand.session != current()) return true;  // its lease ended with its session
-  const Deadline soon(kErrandTimeout);
+  const Deadline soon(std::max(deadline.left(kErrandTimeout), Timeout{1}));
   const auto done = [&](const Error& error) {
     if (is_lost(error)) lose(errand.session);
     return error.code != ErrorCode::kDeadlineExceeded;

@@ -110,7 +110,7 @@ class Link : public std::enable_shared_from_this<Link> {
   [[nodiscard]] static Result<void> offer(M& data, const Fd* file, Session& session, const Deadline& deadline) {
     if constexpr (requires { data.file; }) {
       if (file != nullptr) {
-        MODELBROKER_ASSIGN(data.file, session.offer_file(*file, deadline.left(kExchange)));
+        MODELBROKER_ASSIGN(data.file, session.offer_file(*file, deadline));
       }
     }
     return {};
@@ -122,12 +122,13 @@ class Link : public std::enable_shared_from_this<Link> {
   [[nodiscard]] Result<SharedSession> session_for(const Deadline& deadline);
   [[nodiscard]] SharedSession current() const;
   [[nodiscard]] Result<void> open_session(const Deadline& deadline);
-  [[nodiscard]] Result<std::vector<Key>> restate(const Session& session, const std::map<Key, wire::HeldLease>& held);
+  [[nodiscard]] Result<std::vector<Key>> restate(const Session& session, const std::map<Key, wire::HeldLease>& held,
+                                                 const Deadline& deadline);
   void lose(const SharedSession& session);
 
   void drop(Key key);
   void settle(const Deadline& deadline);
-  [[nodiscard]] bool run(const Errand& errand);
+  [[nodiscard]] bool run(const Errand& errand, const Deadline& deadline);
   void keep();  // the keeper's thread
   [[nodiscard]] Tended tend();
   void wait_for_something(Timeout most) const;

@@ -8,17 +8,23 @@
 #include <random>
 #include <span>
 
-#include "cpp_client/deadline.h"
-
 namespace modelbroker::client {
 namespace {
 
 constexpr Timeout kLongest{10'000};  // the broker answers these from its books: longer means that it hangs
 constexpr auto* kLostKey = "session_lost";
 
-bool readable(int socket, const Deadline& deadline) {
+// What is left of it, but no longer than that.
+Deadline soonest(const Deadline& deadline) { return Deadline(std::max(deadline.left(kLongest), Timeout{1})); }
+
+tl::unexpected<Error> hangs(const std::string& path, const std::string& what) {
+  return fail(ErrorCode::kDeadlineExceeded,
+              "the broker at " + path + " did not " + what + " in time: it is busy or hangs; see its log");
+}
+
+bool ready(int socket, short what, const Deadline& deadline) {
   while (true) {
-    pollfd item{socket, POLLIN, 0};
+    pollfd item{socket, what, 0};
     const int ready = ::poll(&item, 1, static_cast<int>(deadline.left(kLongest).count()));
     if (ready > 0) return true;
     if ((ready < 0 && errno != EINTR) || deadline.passed()) return false;
@@ -51,21 +57,22 @@ std::string random_prefix() {
   return text;
 }
 
-Result<std::unique_ptr<Session>> Session::open(Os& os, const wire::Endpoint& endpoint, Timeout timeout) {
+Result<std::unique_ptr<Session>> Session::open(Os& os, const wire::Endpoint& endpoint, const Deadline& deadline) {
+  const Deadline soon = soonest(deadline);
   // A stale socket file refuses; one that accepts has a broker behind it.
-  auto socket = os.connect_seqpacket(endpoint.fds());
+  auto socket = os.connect_seqpacket(endpoint.fds(), soon.timeout());
   if (!socket) {
     if (socket.error().number == EACCES) {
       return fail(ErrorCode::kPermissionDenied,
                   "you may not connect to " + endpoint.fds() + ": it belongs to another user's broker");
     }
+    if (socket.error().number == EAGAIN) return hangs(endpoint.fds(), "take the connection");
     Error error = error_from_errno(socket.error().number, "connecting to " + endpoint.fds());
     return tl::unexpected(lost(std::move(error.message)));
   }
   if (endpoint.owned) MODELBROKER_TRY(check_peer(os, endpoint, socket->get()));
   std::unique_ptr<Session> session(new Session(os, endpoint.fds(), std::move(*socket)));
-  MODELBROKER_ASSIGN(auto opened,
-                     session->exchange<wire::SessionOpenReply>("session.open", wire::Empty{}, {}, timeout));
+  MODELBROKER_ASSIGN(auto opened, session->exchange<wire::SessionOpenReply>("session.open", wire::Empty{}, {}, soon));
   session->token_ = std::move(opened.first.session);
   session->boot_id_ = std::move(opened.first.boot_id);
   return session;
@@ -80,8 +87,12 @@ void Session::close() noexcept { (void)::shutdown(socket_.get(), SHUT_RDWR); }
 
 template <class Reply, class M>
 Result<std::pair<Reply, std::vector<Fd>>> Session::exchange(std::string_view type, const M& data,
-                                                            const std::vector<int>& descriptors, Timeout timeout) {
-  const std::lock_guard lock(exchanging_);
+                                                            const std::vector<int>& descriptors,
+                                                            const Deadline& deadline) {
+  const Deadline soon = soonest(deadline);
+  const auto late = [&] { return hangs(path_, "answer " + std::string(type)); };
+  const std::unique_lock lock(exchanging_, soon.left(kLongest));
+  if (!lock) return late();
   const std::string id = std::to_string(next_id_++);
   const std::string bytes = wire::encode_request({.request_id = id, .type = type}, data);
   const auto gone = [&](const Errno& error) {
@@ -89,15 +100,12 @@ Result<std::pair<Reply, std::vector<Fd>>> Session::exchange(std::string_view typ
     const bool ended = error.number == EPIPE || error.number == ECONNRESET || error.number == ENOTCONN;
     return tl::unexpected(ended ? lost(std::move(told.message)) : std::move(told));
   };
+  if (!ready(socket_.get(), POLLOUT, soon)) return late();
   if (auto sent = os_.send(socket_.get(), std::as_bytes(std::span(bytes)), descriptors); !sent) {
     return gone(sent.error());
   }
-  const Deadline deadline(timeout.count() > 0 ? std::min(timeout, kLongest) : kLongest);
   while (true) {
-    if (!readable(socket_.get(), deadline)) {
-      return fail(ErrorCode::kDeadlineExceeded,
-                  "the broker at " + path_ + " did not answer " + std::string(type) + ": does it hang?");
-    }
+    if (!ready(socket_.get(), POLLIN, soon)) return late();
     auto packet = os_.receive(socket_.get(), wire::kPacketLimit, wire::kPacketDescriptors);
     if (!packet) return gone(packet.error());
     if (packet->bytes.empty()) return tl::unexpected(lost("the broker at " + path_ + " closed the connection"));
@@ -110,13 +118,13 @@ Result<std::pair<Reply, std::vector<Fd>>> Session::exchange(std::string_view typ
   }
 }
 
-Result<std::string> Session::offer_file(const Fd& file, Timeout timeout) {
-  MODELBROKER_ASSIGN(auto reply, exchange<wire::FileOfferReply>("file.offer", wire::Empty{}, {file.get()}, timeout));
+Result<std::string> Session::offer_file(const Fd& file, const Deadline& deadline) {
+  MODELBROKER_ASSIGN(auto reply, exchange<wire::FileOfferReply>("file.offer", wire::Empty{}, {file.get()}, deadline));
   return std::move(reply.first.file);
 }
 
-Result<Fd> Session::open_block(const std::string& block, Timeout timeout) {
-  MODELBROKER_ASSIGN(auto reply, exchange<wire::BlockOpenReply>("block.open", wire::BlockOpen{block}, {}, timeout));
+Result<Fd> Session::open_block(const std::string& block, const Deadline& deadline) {
+  MODELBROKER_ASSIGN(auto reply, exchange<wire::BlockOpenReply>("block.open", wire::BlockOpen{block}, {}, deadline));
   if (reply.second.size() != 1) return fail(ErrorCode::kInternal, "the broker sent no descriptor");
   return std::move(reply.second.front());
 }

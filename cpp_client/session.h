@@ -1,7 +1,8 @@
 // Session: one connection to the fd socket, and the life of all leases that are granted on it.
 //
 // Threads: any; request and reply are one step under a lock. Failure: `lost` errors (see is_lost) when the connection
-// has ended or the broker does not know the session, deadline_exceeded, else what the broker answered.
+// has ended or the broker does not know the session, deadline_exceeded (10 s at the latest: the broker answers all of
+// this from its books), else what the broker answered.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "cpp_client/options.h"
+#include "cpp_client/deadline.h"
 #include "shm/error.h"
 #include "shm/fd.h"
 #include "shm/os.h"
@@ -29,7 +30,8 @@ namespace modelbroker::client {
 class Session {
  public:
   // Connects and opens a session. lost where nobody listens; permission_denied if it is not ours to use.
-  [[nodiscard]] static Result<std::unique_ptr<Session>> open(Os& os, const wire::Endpoint& endpoint, Timeout timeout);
+  [[nodiscard]] static Result<std::unique_ptr<Session>> open(Os& os, const wire::Endpoint& endpoint,
+                                                             const Deadline& deadline);
   ~Session() = default;
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
@@ -43,20 +45,20 @@ class Session {
   void close() noexcept;
 
   // Hands in a file; the handle is good for one load or attach.
-  [[nodiscard]] Result<std::string> offer_file(const Fd& file, Timeout timeout);
+  [[nodiscard]] Result<std::string> offer_file(const Fd& file, const Deadline& deadline);
   // A descriptor of a block that this session leases.
-  [[nodiscard]] Result<Fd> open_block(const std::string& block, Timeout timeout);
+  [[nodiscard]] Result<Fd> open_block(const std::string& block, const Deadline& deadline);
 
  private:
   Session(Os& os, std::string path, Fd socket) : os_(os), path_(std::move(path)), socket_(std::move(socket)) {}
   template <class Reply, class M>
   [[nodiscard]] Result<std::pair<Reply, std::vector<Fd>>> exchange(std::string_view type, const M& data,
                                                                    const std::vector<int>& descriptors,
-                                                                   Timeout timeout);
+                                                                   const Deadline& deadline);
   Os& os_;
   std::string path_;
   Fd socket_;
-  std::mutex exchanging_;
+  std::timed_mutex exchanging_;
   std::uint64_t next_id_ = 0;
   std::string token_, boot_id_;
 };

@@ -223,9 +223,23 @@ Result<void> Block::rename(Os& os, BlockState state) {
   return {};
 }
 
+void Block::claim(Os& os) const { (void)os.lock_exclusive(fd_.get()); }
+
+bool Block::is_missing(Os& os) const {
+  const auto named = os.lstat(path_);
+  if (!named) return named.error().number == ENOENT;
+  const auto ours = os.fstat(fd_.get());
+  return ours && (ours->st_ino != named->st_ino || ours->st_dev != named->st_dev);
+}
+
 Result<void> Block::drain(Os& os) {
   crash_point("drain.before_rename");
-  MODELBROKER_TRY(rename(os, BlockState::kDraining));
+  if (auto renamed = rename(os, BlockState::kDraining); !renamed) {
+    if (!is_missing(os)) return renamed;
+    gauge_->settle(0);
+    name_.state = BlockState::kDraining;
+    path_ = directory_ + "/" + name_.file_name();
+  }
   crash_point("drain.after_rename");
   return {};
 }

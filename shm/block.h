@@ -28,6 +28,7 @@
 #include "shm/block_format.h"
 #include "shm/error.h"
 #include "shm/fd.h"
+#include "shm/lock_file.h"
 #include "shm/manifest.h"
 #include "shm/os.h"
 
@@ -39,7 +40,8 @@ enum class PageKind : std::uint8_t { kSmall, kHuge };              // 4 KiB; 2 M
 class BlockDirectory {
  public:
   // Opens `path` (a tmpfs, unless `any_file_system`) and takes the instance's lock. failed_precondition
-  // names the holder's remedy if another broker has it; the lock lasts as long as this object.
+  // names the holder's remedy if another broker has it; the lock lasts as long as this object. A lock that is new
+  // proves nothing, for an old one may have been removed: then nobody may hold a block either.
   [[nodiscard]] static Result<BlockDirectory> lock(Os& os, std::string path, std::string instance,
                                                    bool any_file_system = false);
   [[nodiscard]] const std::string& path() const noexcept { return path_; }
@@ -48,22 +50,30 @@ class BlockDirectory {
   [[nodiscard]] std::string path_of(const BlockName& name) const;
   // What a block of this generation is called while it is made.
   [[nodiscard]] BlockName temporary(std::uint64_t generation) const;
-  // Names of our uid and instance, in any state, that are regular files of ours with one link.
+  // The lock: see LockFile.
+  [[nodiscard]] const LockFile& lock_file() const noexcept { return *lock_; }
+  [[nodiscard]] LockFile& lock_file() noexcept { return *lock_; }
+  // Names of our uid and instance, in any state, that are regular files of ours without a link elsewhere.
+  // `doubles`: further names of those blocks: a rename that a death left half done, or a copy.
   // `foreign`: file names that look like ours and are not safe to touch (reported, left alone).
   struct Listing {
     std::vector<BlockName> blocks;
+    std::vector<BlockName> doubles;
     std::vector<std::string> foreign;
   };
   [[nodiscard]] Result<Listing> list(Os& os) const;
+  // Unlinks a double: only after it every block may be touched.
+  [[nodiscard]] Result<void> remove_double(Os& os, const BlockName& name) const;
   // Unlinks a block by name (checked as in list()). Returns the bytes it held (st_blocks).
   [[nodiscard]] Result<std::uint64_t> remove(Os& os, const BlockName& name) const;
 
  private:
   BlockDirectory() = default;
+  [[nodiscard]] Result<void> check_nobody_holds_a_block(Os& os) const;
   std::string path_;
   std::string instance_;
   std::uint32_t uid_ = 0;
-  Fd lock_;
+  std::optional<LockFile> lock_;
 };
 
 // What a block's file holds at this moment, as the kernel counts it (st_blocks), from its first page until its name
@@ -131,8 +141,12 @@ class Block {
   [[nodiscard]] Result<void> take_from_group(Os& os);  // who has it open keeps it
 
   [[nodiscard]] Result<Fd> open_for_reader(Os& os) const;  // a new O_RDONLY description, safe to send
-  [[nodiscard]] Result<void> drain(Os& os);                // no new opens by name
+  [[nodiscard]] Result<void> drain(Os& os);                // no new opens by name; if it is missing, none is needed
   [[nodiscard]] Result<void> revive(Os& os);               // back to its name, nothing read
+  // Tells whoever finds the folder's lock removed that somebody owns this block: see BlockDirectory::lock().
+  void claim(Os& os) const;
+  // Its file was removed, renamed or replaced by somebody else: only who has it open has it still.
+  [[nodiscard]] bool is_missing(Os& os) const;
   // The kernel's word (F_SETLEASE); unimplemented where it has none.
   [[nodiscard]] Result<bool> unmapped_everywhere(Os& os) const;
   // Unlinks it and lets go of it, which frees its pages: a job's work. Any thread, as long as nobody renames it.

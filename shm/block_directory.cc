@@ -1,7 +1,10 @@
 #include <fcntl.h>
 #include <linux/magic.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <map>
+#include <set>
 
 #include "shm/block.h"
 
@@ -10,14 +13,20 @@ namespace {
 
 constexpr std::string_view kNoDigest = "0000000000000000";
 
-bool safe_to_touch(const struct stat& found, std::uint32_t uid) {
-  return S_ISREG(found.st_mode) && found.st_uid == uid && found.st_nlink == 1;
+// `names`: how many of its links are known to be ours.
+bool safe_to_touch(const struct stat& found, std::uint32_t uid, nlink_t names = 1) {
+  return S_ISREG(found.st_mode) && found.st_uid == uid && found.st_nlink == names;
 }
 
-tl::unexpected<Error> not_ours(const std::string& path) {
-  return fail(ErrorCode::kFailedPrecondition,
-              "the lock '" + path + "' is not a regular file of ours with one link: remove it");
-}
+struct Found {
+  BlockName name;
+  struct stat stat;
+};
+
+using Inode = std::pair<dev_t, ino_t>;
+Inode inode_of(const struct stat& found) { return {found.st_dev, found.st_ino}; }
+
+int rank(BlockState state) { return state == BlockState::kPublished ? 0 : state == BlockState::kDraining ? 1 : 2; }
 
 Result<void> check_file_system(Os& os, const std::string& path) {
   const auto found = os.statfs(path);
@@ -40,22 +49,6 @@ Result<void> check_folder(Os& os, int folder, const std::string& path) {
                   "': choose /dev/shm, or make it sticky (chmod +t) or your own (chmod 700)");
 }
 
-Result<Fd> take_lock(Os& os, const std::string& path, const std::string& instance) {
-  auto lock = os.open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-  if (!lock && lock.error().number == ELOOP) return not_ours(path);
-  if (!lock) return fail_errno(lock.error().number, "opening the lock '" + path + "'");
-  const auto found = os.fstat(lock->get());
-  if (!found) return fail_errno(found.error().number, "looking at the lock '" + path + "'");
-  if (!safe_to_touch(*found, os.uid())) return not_ours(path);
-  if (auto locked = os.lock_exclusive(lock->get()); !locked) {
-    if (locked.error().number != EWOULDBLOCK) return fail_errno(locked.error().number, "locking '" + path + "'");
-    return fail(ErrorCode::kFailedPrecondition, "another broker (instance '" + instance +
-                                                    "') uses this folder: it holds '" + path +
-                                                    "'; stop it or choose --instance");
-  }
-  return std::move(*lock);
-}
-
 }  // namespace
 
 Result<BlockDirectory> BlockDirectory::lock(Os& os, std::string path, std::string instance, bool any_file_system) {
@@ -70,10 +63,35 @@ Result<BlockDirectory> BlockDirectory::lock(Os& os, std::string path, std::strin
   if (!any_file_system) MODELBROKER_TRY(check_file_system(os, path));
   BlockDirectory directory;
   directory.uid_ = os.uid();
-  MODELBROKER_ASSIGN(directory.lock_, take_lock(os, path + "/" + lock_file_name(directory.uid_, instance), instance));
+  const std::string lock = path + "/" + lock_file_name(directory.uid_, instance);
+  MODELBROKER_ASSIGN(directory.lock_,
+                     LockFile::take(os, lock,
+                                    "another broker (instance '" + instance + "') uses this folder: it holds '" + lock +
+                                        "'; stop it or choose --instance"));
   directory.path_ = std::move(path);
   directory.instance_ = std::move(instance);
+  if (directory.lock_->is_new()) {
+    if (auto alone = directory.check_nobody_holds_a_block(os); !alone) {
+      directory.lock_->undo(os);  // the next who tries is to be refused as well
+      return tl::unexpected(std::move(alone).error());
+    }
+  }
   return directory;
+}
+
+Result<void> BlockDirectory::check_nobody_holds_a_block(Os& os) const {
+  MODELBROKER_ASSIGN(const Listing listing, list(os));
+  for (const BlockName& name : listing.blocks) {
+    const std::string path = path_of(name);
+    const auto file = os.open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0);
+    if (!file) continue;  // whoever adopts it says why
+    const auto locked = os.lock_exclusive(file->get());
+    if (locked || locked.error().number != EWOULDBLOCK) continue;
+    return fail(ErrorCode::kFailedPrecondition, "the lock '" + lock_->path() +
+                                                    "' was removed while another broker (instance '" + instance_ +
+                                                    "') runs: it holds '" + path + "'; stop it or choose --instance");
+  }
+  return {};
 }
 
 BlockName BlockDirectory::temporary(std::uint64_t generation) const {
@@ -85,20 +103,41 @@ std::string BlockDirectory::path_of(const BlockName& name) const { return path_ 
 Result<BlockDirectory::Listing> BlockDirectory::list(Os& os) const {
   const auto names = os.list_directory(path_);
   if (!names) return fail_errno(names.error().number, "listing '" + path_ + "'");
-  Listing listing;
+  std::vector<Found> files;
+  std::map<Inode, nlink_t> known;  // how many names of each file are ours
   for (const std::string& file_name : *names) {
     auto name = BlockName::parse(file_name);
     if (!name || name->uid != uid_ || name->instance != instance_) continue;
     const auto found = os.lstat(path_ + "/" + file_name);
     if (!found && found.error().number == ENOENT) continue;  // gone meanwhile
     if (!found) return fail_errno(found.error().number, "looking at '" + path_ + "/" + file_name + "'");
-    if (safe_to_touch(*found, uid_)) {
-      listing.blocks.push_back(std::move(*name));
+    files.push_back({std::move(*name), *found});
+    ++known[inode_of(*found)];
+  }
+  // What may be attached goes before what drains, and that before what is being made.
+  std::ranges::stable_sort(files, {}, [](const Found& file) { return rank(file.name.state); });
+  Listing listing;
+  std::set<Inode> inodes;
+  std::set<std::string> ids;
+  for (Found& file : files) {
+    const Inode inode = inode_of(file.stat);
+    if (!safe_to_touch(file.stat, uid_, known[inode])) {
+      listing.foreign.push_back(file.name.file_name());
+    } else if (const bool is_new = inodes.insert(inode).second; ids.insert(file.name.id()).second && is_new) {
+      listing.blocks.push_back(std::move(file.name));
     } else {
-      listing.foreign.push_back(file_name);
+      listing.doubles.push_back(std::move(file.name));
     }
   }
   return listing;
+}
+
+Result<void> BlockDirectory::remove_double(Os& os, const BlockName& name) const {
+  const std::string path = path_of(name);
+  if (auto removed = os.unlink(path); !removed && removed.error().number != ENOENT) {
+    return fail_errno(removed.error().number, "removing '" + path + "', a second name of a block");
+  }
+  return {};
 }
 
 Result<std::uint64_t> BlockDirectory::remove(Os& os, const BlockName& name) const {

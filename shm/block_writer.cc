@@ -216,6 +216,7 @@ Result<Block> BlockWriter::publish(const Manifest& manifest, std::span<const std
   auto reader = os.open(state->path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0);
   if (!reader) return fail_errno(reader.error().number, "opening block '" + state->path + "'");
   block.fd_ = std::move(*reader);
+  block.claim(os);
   crash_point("publish.before_rename");
   if (auto renamed = os.rename_noreplace(state->path, block.path_); !renamed) {
     return fail_errno(renamed.error().number, "publishing block '" + block.path_ + "'");

@@ -22,6 +22,7 @@ inline constexpr auto kCrashPoints = std::to_array<std::string_view>({
     "load.sealed",             // whole, hashed, read-only, still `.tmp`
     "publish.before_rename",   // no writing description is left
     "publish.after_rename",    // it has its name; nobody was told
+    "rename.linked",           // of a rename without renameat2: the file bears both names
     "load.in_books",           // a resident of the books, not yet of the state database
     "load.written",            // in the state database; the asker was not answered
     "state_db.tables_made",    // a new database without its version

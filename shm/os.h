@@ -10,6 +10,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
+#include <chrono>
 
 #include <array>
 #include <cstddef>
@@ -117,7 +118,8 @@ class Os {
 
   // Sockets (AF_UNIX, SOCK_SEQPACKET; always close-on-exec, accepted ones non-blocking).
   [[nodiscard]] virtual SysResult<Fd> listen_seqpacket(const std::string& path, mode_t mode) = 0;
-  [[nodiscard]] virtual SysResult<Fd> connect_seqpacket(const std::string& path) = 0;
+  // EAGAIN where nobody accepts for so long; later sends wait as long at most.
+  [[nodiscard]] virtual SysResult<Fd> connect_seqpacket(const std::string& path, std::chrono::milliseconds most) = 0;
   [[nodiscard]] virtual SysResult<Fd> accept(int listener) = 0;
   [[nodiscard]] virtual SysResult<ucred> peer_credentials(int socket) = 0;
   // The peer's further groups when it connected; ENOTSUP where the kernel does not tell.

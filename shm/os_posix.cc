@@ -20,6 +20,7 @@
 #include <cstring>
 #include <memory>
 
+#include "shm/instruments.h"
 #include "shm/kernel.h"
 #include "shm/os.h"
 #include "shm/os_features.h"
@@ -135,6 +136,7 @@ class PosixOs final : public Os {
           static_cast<int>(::syscall(SYS_renameat2, AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), kRenameNoReplace)));
     }
     if (::link(from.c_str(), to.c_str()) != 0) return last_error();
+    crash_point("rename.linked");
     if (::unlink(from.c_str()) == 0) return {};
     const int error = errno;
     ::unlink(to.c_str());  // a file with two names would be nobody's
@@ -237,11 +239,14 @@ class PosixOs final : public Os {
     if (bound != 0 || ::listen(socket.get(), SOMAXCONN) != 0) return last_error();
     return socket;
   }
-  SysResult<Fd> connect_seqpacket(const std::string& path) override {
+  SysResult<Fd> connect_seqpacket(const std::string& path, std::chrono::milliseconds most) override {
     auto address = socket_address(path);
     if (!address) return tl::unexpected(address.error());
     Fd socket(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
     if (!socket) return last_error();
+    // A listener whose queue is full lets connect() wait.
+    const timeval longest{most.count() / 1000, most.count() % 1000 * 1000};
+    if (::setsockopt(socket.get(), SOL_SOCKET, SO_SNDTIMEO, &longest, sizeof longest) != 0) return last_error();
     const int connected = uninterrupted(
         [&] { return ::connect(socket.get(), reinterpret_cast<const sockaddr*>(&*address), sizeof *address); });
     if (connected != 0) return last_error();

@@ -19,6 +19,7 @@ Result<void> clean(const GivenFlags& flags, bool json) {
   MODELBROKER_ASSIGN(const BlockDirectory directory,
                      BlockDirectory::lock(*os, config.ram_directory, config.instance, /*any_file_system=*/true));
   MODELBROKER_ASSIGN(const auto listing, directory.list(*os));
+  for (const BlockName& name : listing.doubles) MODELBROKER_TRY(directory.remove_double(*os, name));
   std::uint64_t bytes = 0;
   for (const BlockName& block : listing.blocks) {
     MODELBROKER_ASSIGN(const std::uint64_t held, directory.remove(*os, block));

@@ -20,18 +20,23 @@ namespace modelbroker::cli {
 namespace {
 
 using client::Connection;
+using client::Deadline;
 using client::Timeout;
 
 constexpr Timeout kShort{30000};  // requests that only look at the books
 constexpr Timeout kNoEnd{0};      // loads: a terminal has Ctrl-C
 
+// Empty, or what is wrong with it.
+std::string is_time(const std::string& text) {
+  const auto seconds = parse_seconds(text);
+  constexpr double kMost = 1e9;
+  if (seconds && *seconds >= 0 && *seconds <= kMost) return {};
+  return "write seconds, or a number with ms, s, m, h or d, from 0 on: '" + text.substr(0, 64) + "'";
+}
+
 Os& plain_os() {
   static const std::unique_ptr<Os> os = make_plain_os();
   return *os;
-}
-
-Result<Connection> connect(const Common& common) {
-  return Connection::connect(plain_os(), {.endpoint = common.endpoint});
 }
 
 // Text from a peer or a file, fit for a terminal.
@@ -44,8 +49,8 @@ void print_line(const Json& json) {
 
 // Runs `work` with a connection and turns its error into an exit code.
 template <class Work>
-int with_broker(const Common& common, Work work) {
-  auto connection = connect(common);
+int with_broker(const Common& common, Work work, const Deadline& deadline = Deadline(kNoEnd)) {
+  auto connection = Connection::connect(plain_os(), {.endpoint = common.endpoint}, deadline);
   if (!connection) return report(connection.error(), common.json);
   const Result<void> outcome = work(*connection);
   return outcome ? kExitOk : report(outcome.error(), common.json);
@@ -56,14 +61,17 @@ int with_broker(const Common& common, Work work) {
 struct LoadArguments {
   std::string path, name, type, keep_alive;
   bool pin = false;
-  double timeout = 0;  // seconds; 0: none
+  std::string timeout = "0";  // none
+  [[nodiscard]] Timeout deadline() const {
+    return std::chrono::ceil<Timeout>(std::chrono::duration<double>(parse_seconds(timeout).value_or(0)));
+  }
 };
 
 // Events tell of the load while a connection waits for it; the snapshot, of one that runs already.
-void watch_progress(const Common& common, const std::string& path, const Fd& done) {
+void watch_progress(const Common& common, const std::string& path, const Fd& done, const Deadline& deadline) {
   ProgressLine line;
   if (!line.visible()) return;
-  auto stream = client::EventStream::open(plain_os(), {.endpoint = common.endpoint});
+  auto stream = client::EventStream::open(plain_os(), {.endpoint = common.endpoint}, deadline);
   while (stream) {
     const auto item = stream->next(kNoEnd, done.get());
     if (!item || !*item) return;
@@ -80,11 +88,12 @@ void watch_progress(const Common& common, const std::string& path, const Fd& don
   }
 }
 
-Result<void> load(const Common& common, Connection& connection, const LoadArguments& arguments) {
+Result<void> load(const Common& common, Connection& connection, const LoadArguments& arguments,
+                  const Deadline& deadline) {
   const std::string path = client::absolute_path(arguments.path);
   MODELBROKER_ASSIGN(const Fd file, client::open_source(plain_os(), path));
   wire::LoadModel request;
-  MODELBROKER_ASSIGN(request.file, connection.offer_file(file));
+  MODELBROKER_ASSIGN(request.file, connection.offer_file(file, deadline));
   request.path = path;
   request.name = arguments.name;
   request.type = arguments.type;
@@ -95,9 +104,9 @@ Result<void> load(const Common& common, Connection& connection, const LoadArgume
   }
   auto done = plain_os().event_fd();
   if (!done) return fail_errno(done.error().number, "waiting for the load");
-  std::thread progress([&] { watch_progress(common, path, *done); });
-  const Timeout timeout(static_cast<Timeout::rep>(arguments.timeout * 1000));
-  const auto loaded = connection.request<wire::LoadModelReply>("model.load_model", request, timeout);
+  std::thread progress([&] { watch_progress(common, path, *done, deadline); });
+  const Timeout left(static_cast<Timeout::rep>(deadline.milliseconds()));
+  const auto loaded = connection.request<wire::LoadModelReply>("model.load_model", request, left);
   plain_os().event_fd_signal(done->get());
   progress.join();
   if (!loaded) return tl::unexpected(loaded.error());
@@ -333,10 +342,12 @@ void add_client_commands(CLI::App& app, Common& common, Action& action) {
   load_command
       ->add_option("--timeout", arguments->timeout,
                    "seconds to wait, also for room in a full budget (default: no end, but no waiting for room)")
-      ->check(CLI::NonNegativeNumber);
+      ->check(&is_time);
   load_command->callback([&common, &action, arguments] {
     action = [&common, arguments] {
-      return with_broker(common, [&](Connection& connection) { return load(common, connection, *arguments); });
+      const Deadline deadline(arguments->deadline());
+      return with_broker(
+          common, [&](Connection& connection) { return load(common, connection, *arguments, deadline); }, deadline);
     };
   });
 

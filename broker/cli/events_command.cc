@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <cmath>
 #include <cstdio>
 #include <ctime>
@@ -142,7 +143,7 @@ Result<void> events(const Common& common, const Arguments& arguments) {
                })) {
       print(event, common.json);
     }
-    std::fflush(stdout);
+    if (std::fflush(stdout) != 0) return fail_errno(errno, "writing the output");
     if (arguments.snapshot_only) return {};
   }
 }

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
@@ -19,6 +20,13 @@ int report(const Error& error, bool json) {
     std::fprintf(stderr, "modelbroker: %s: %s\n", code.c_str(), error.message.c_str());
   }
   return error.code == ErrorCode::kInternal ? 1 : 10 + static_cast<int>(error.code);
+}
+
+int finish_output(int status) {
+  const bool failed = std::ferror(stdout) != 0;
+  if (std::fflush(stdout) == 0 && !failed) return status;
+  const int told = report(error_from_errno(errno, "writing the output"), false);
+  return status == kExitOk ? told : status;
 }
 
 void Table::print() const {

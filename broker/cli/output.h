@@ -15,6 +15,9 @@ inline constexpr int kExitUsage = 2;
 // Prints "modelbroker: <code>: <message>" (or a JSON object) to stderr. 10 + the code; internal is 1.
 int report(const Error& error, bool json);
 
+// Sees to it that what was printed is out: `status`, or, if that cannot be, the status of an error that is told.
+int finish_output(int status);
+
 // Columns aligned, the first row a heading; numbers to the right.
 class Table {
  public:

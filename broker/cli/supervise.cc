@@ -120,6 +120,7 @@ class Supervisor {
       const int number = ::sigwaitinfo(&signals_, nullptr);
       if (number == SIGTERM || number == SIGINT) stopping_ = true;
       if (number == SIGTERM || number == SIGINT || number == SIGHUP) ::kill(child, number);
+      if (number == SIGHUP) (void)prepare_();  // what the broker takes over now, the next one starts with
     }
   }
 

@@ -159,14 +159,11 @@ Result<StateDb::Opened> StateDb::open(const std::string& path) {
   return fail(ErrorCode::kInternal, "unreachable");
 }
 
-Result<void> StateDb::apply(const std::vector<BlockRecord>& records, const std::vector<std::string>& erased) {
+template <class Change>
+Result<void> StateDb::change(Change what) {
   try {
     SQLite::Transaction transaction(impl_->db);
-    for (const std::string& block : erased) impl_->erase(block);
-    for (const BlockRecord& record : records) {
-      impl_->erase(record.block);
-      impl_->insert(record);
-    }
+    what();
     crash_point("state_db.before_commit");
     transaction.commit();
     crash_point("state_db.after_commit");
@@ -174,6 +171,24 @@ Result<void> StateDb::apply(const std::vector<BlockRecord>& records, const std::
   } catch (const SQLite::Exception& error) {
     return tl::unexpected<Error>(error_of(impl_->path, error));
   }
+}
+
+Result<void> StateDb::apply(const std::vector<BlockRecord>& records, const std::vector<std::string>& erased) {
+  return change([&] {
+    for (const std::string& block : erased) impl_->erase(block);
+    for (const BlockRecord& record : records) {
+      impl_->erase(record.block);
+      impl_->insert(record);
+    }
+  });
+}
+
+Result<void> StateDb::replace(const std::vector<BlockRecord>& records) {
+  return change([&] {
+    impl_->db.exec("DELETE FROM names");
+    impl_->db.exec("DELETE FROM blocks");
+    for (const BlockRecord& record : records) impl_->insert(record);
+  });
 }
 
 }  // namespace modelbroker

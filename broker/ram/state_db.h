@@ -39,9 +39,13 @@ class StateDb {
 
   // What is known of these blocks from now on, in one transaction; `erased` are forgotten.
   [[nodiscard]] Result<void> apply(const std::vector<BlockRecord>& records, const std::vector<std::string>& erased);
+  // All that is known from now on.
+  [[nodiscard]] Result<void> replace(const std::vector<BlockRecord>& records);
 
  private:
   struct Impl;
+  template <class Change>
+  [[nodiscard]] Result<void> change(Change what);
   explicit StateDb(std::unique_ptr<Impl> impl) noexcept;
   std::unique_ptr<Impl> impl_;
 };

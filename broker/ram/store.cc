@@ -91,6 +91,7 @@ void RamStore::move_names(Resident& from, Resident& to) {
 
 Result<void> RamStore::drain(Resident& resident) {
   if (!resident.draining()) MODELBROKER_TRY(resident.block->drain(os_));
+  if (resident.bytes() == 0) resident.damaged = true;  // its file was missing
   for (const std::string& name : resident.names) names_.erase(name);
   resident.names.clear();
   resident.pinned = false;

@@ -33,7 +33,7 @@ struct Resident {
   bool pinned = false;
   int promised = 0;         // answers under way that hand it out: nobody holds it yet, and it must not go
   bool removing = false;    // its file is being unlinked: cannot be revived
-  bool damaged = false;     // likewise: its bytes are not what was loaded
+  bool damaged = false;     // likewise: its bytes are not what was loaded, or its file is missing
   Duration keep_alive{-1};  // after its last use, see Expiry; below zero: for ever
   TimePoint last_used;
   bool was_leased = false;           // by this broker

@@ -30,7 +30,7 @@ struct Books {
   const Clock& clock;
   Config config;  // what may change while we run does so at SIGHUP
   const Rights rights;
-  const BlockDirectory directory;
+  BlockDirectory directory;
   BootId boot_id{};
   TimePoint started;
   RamStore store;

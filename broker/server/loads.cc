@@ -131,7 +131,7 @@ Resident* Loads::usable(const FileIdentity& source, std::string& outcome) {
   Resident* const resident = books_.store.by_source(source);
   if (resident == nullptr) return nullptr;
   outcome = "resident";
-  if (!resident->draining()) return resident;
+  if (!resident->draining()) return is_missing_(*resident) ? nullptr : resident;
   if (auto revived = books_.store.revive(*resident); !revived) {
     log_warning("block " + resident->block->id() + " cannot be revived: " + revived.error().message);
     return nullptr;
@@ -375,7 +375,9 @@ void Loads::fail_all(const FlightPtr& flight, const Error& error) {
   } else {
     log_warning("load of '" + wire::printable(flight->waiters.front().path) + "' failed: " + error.message);
   }
-  tell("model.load_failed", *flight, std::string(to_string(error.code)) + ": " + error.message);
+  // The message of a private file's error may say where that lies.
+  const std::string code(to_string(error.code));
+  tell("model.load_failed", *flight, flight->is_private ? code : code + ": " + error.message);
   for (const Waiter& waiter : std::exchange(flight->waiters, {})) waiter.done(tl::unexpected(error));
 }
 

@@ -58,6 +58,8 @@ class Loads {
         expiry_(expiry),
         events_(events) {}
 
+  // Asked of a block that a load finds resident: whether it is missing, and withdrawn by now.
+  void on_resident(std::function<bool(Resident&)> is_missing) { is_missing_ = std::move(is_missing); }
   // `done` is called once, on the loop's thread, unless the session ends before.
   void start(Ask ask, Done done);
   // Withdraws what an ended session asked for.
@@ -156,6 +158,7 @@ class Loads {
   std::vector<WaiterPtr> asking_;  // whose file is being looked at
   std::vector<FlightPtr> flights_;
   bool watching_progress_ = false;
+  std::function<bool(Resident&)> is_missing_ = [](Resident&) { return false; };
   std::map<uid_t, std::unique_ptr<Jobs>> jobs_;  // last: ends before what its threads use
 };
 

@@ -1,5 +1,6 @@
 // Requests about models: load, unload, attach, detach, list, get, pin, unpin.
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "broker/ram/sizes.h"
@@ -68,6 +69,9 @@ void Server::load(Session& session, const wire::LoadModel& data, const Reply<wir
   ask->name = data.name;
   ask->type = wire::printable(data.type, 64);
   ask->pin = data.pin;
+  if (data.keep_alive && std::isnan(*data.keep_alive)) {
+    return reply.error({ErrorCode::kInvalidArgument, "keep_alive must be a number of seconds; below zero: for ever"});
+  }
   if (data.keep_alive) ask->keep_alive = keep_alive_from_seconds(*data.keep_alive);
   ask->until = reply.deadline();
   const TimePoint began = books_->clock.now();
@@ -188,6 +192,8 @@ void Server::attach(Session& session, const wire::Attach& data, const Reply<wire
         {ErrorCode::kUnimplemented, "component '" + wire::printable(data.component, 64) +
                                         "': this version attaches whole models; use state_dict(prefix=...)"});
   }
+  Resident* const there = books_->store.find(data.model, books_->believed_by(session.peer.uid));
+  if (there != nullptr) (void)scrubber_->withdraw_missing(*there);
   const EvictedNames::Model* const evicted = data.load ? books_->evicted.find(data.model) : nullptr;
   if (evicted != nullptr && books_->store.by_name(data.model) == nullptr) {
     // What somebody else said of where the file lies leads nobody to it.

@@ -63,6 +63,7 @@ bool may_pass(const Error& error) {
 Result<bool> adopt_one(Books& books, const BlockName& name, const BlockRecord* record, Recovered& recovered) {
   auto block = Block::adopt(books.os, books.directory, name);
   if (block) {
+    block->claim(books.os);
     // Another group's, or no group's any more.
     if (block->group() && block->group() != books.rights.group()) {
       if (auto taken = block->take_from_group(books.os); !taken) log_error(taken.error().message);
@@ -84,6 +85,10 @@ Result<Recovered> adopt_blocks(Books& books, const std::vector<BlockRecord>& rec
   MODELBROKER_ASSIGN(BlockDirectory::Listing listing, books.directory.list(books.os));
   for (const std::string& foreign : listing.foreign) {
     log_warning("'" + foreign + "' is named like a block of ours and is not safe to touch: left alone");
+  }
+  for (const BlockName& name : listing.doubles) {
+    log_warning("'" + name.file_name() + "' is a second name or a copy of a block: removed");
+    MODELBROKER_TRY(books.directory.remove_double(books.os, name));
   }
   std::ranges::sort(listing.blocks, {}, &BlockName::generation);
   std::map<std::string, const BlockRecord*> known;

@@ -102,17 +102,11 @@ Result<void> make_run_directory(Os& os, const std::string& path, std::optional<g
   return {};
 }
 
-Result<Fd> lock_run_directory(Os& os, const std::string& path) {
-  const std::string file = path + "/lock";
-  auto lock = os.open(file, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-  if (!lock) return fail_errno(lock.error().number, "opening '" + file + "'");
-  if (auto locked = os.lock_exclusive(lock->get()); !locked) {
-    if (locked.error().number != EWOULDBLOCK) return fail_errno(locked.error().number, "locking '" + file + "'");
-    return fail(ErrorCode::kFailedPrecondition, "another broker serves '" + path +
-                                                    "': stop it, or choose another --run-directory (and "
-                                                    "--instance, if both use the same --ram-directory)");
-  }
-  return std::move(*lock);
+Result<LockFile> lock_run_directory(Os& os, const std::string& path) {
+  return LockFile::take(os, path + "/lock",
+                        "another broker serves '" + path +
+                            "': stop it, or choose another --run-directory (and --instance, if both use the same "
+                            "--ram-directory)");
 }
 
 Result<void> open_socket_to_group(Os& os, const std::string& path, std::optional<gid_t> group) {

@@ -9,7 +9,7 @@
 #include <string>
 
 #include "shm/error.h"
-#include "shm/fd.h"
+#include "shm/lock_file.h"
 #include "shm/os.h"
 
 namespace modelbroker {
@@ -21,7 +21,7 @@ namespace modelbroker {
 [[nodiscard]] Result<void> make_run_directory(Os& os, const std::string& path, std::optional<gid_t> group);
 
 // Before any bind: a second bind on an ipc path succeeds silently and steals it.
-[[nodiscard]] Result<Fd> lock_run_directory(Os& os, const std::string& path);
+[[nodiscard]] Result<LockFile> lock_run_directory(Os& os, const std::string& path);
 
 // A socket that was bound 0600: 0660 and the group's, where there is one.
 [[nodiscard]] Result<void> open_socket_to_group(Os& os, const std::string& path, std::optional<gid_t> group);

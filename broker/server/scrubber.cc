@@ -31,6 +31,8 @@ bool hopeless(ErrorCode code) {
   }
 }
 
+constexpr const char* kMissing = "its file is not there any more: somebody removed it";
+
 // What a pass reads.
 std::uint64_t bytes_of(const BlockLayout& layout) {
   return kPage + layout.manifest.size + layout.chunk_table.size + layout.payload.size;
@@ -41,6 +43,14 @@ std::uint64_t bytes_of(const BlockLayout& layout) {
 void Scrubber::check(Ask ask) {
   orders_.push_back(std::make_shared<Order>(Order{std::move(ask), {}, {}, {}}));
   look();
+}
+
+bool Scrubber::withdraw_missing(Resident& resident) {
+  if (gone(&resident) || !resident.block->is_missing(books_.os)) return false;
+  wire::ScrubbedModel found = pass_over(resident)->found;
+  found.reason = kMissing;
+  withdraw(resident, found);
+  return true;
 }
 
 void Scrubber::session_ended(SessionId session) {
@@ -160,6 +170,9 @@ void Scrubber::checked(const PassPtr& pass, Piece piece, TimePoint began) {
       withdraw(*resident, pass->found);
       end(pass, "damaged");
     }
+  } else if (piece.hashes && withdraw_missing(*resident)) {
+    pass->found.reason = kMissing;
+    end(pass, "damaged");
   } else {
     if (piece.hashes) {
       pass->hashes = std::move(piece.hashes);
@@ -209,12 +222,14 @@ void Scrubber::withdraw(Resident& resident, const wire::ScrubbedModel& found) {
       Source{resident.names, resident.path, resident.type, resident.pinned, resident.keep_alive, resident.source});
   for (const std::string& name : source->names) source->loaders.push_back(books_.store.loader_of(name));
   source->path_uid = resident.path_uid;
+  source->is_private = resident.is_private;
   // A path that a member of the group told with a descriptor is a label: not ours to open.
   const bool again =
       !source->names.empty() && source->path.starts_with('/') && books_.rights.everything(resident.path_uid);
-  log_error("block " + found.block + " of '" + wire::printable(found.model) + "' is damaged at offset " +
-            std::to_string(found.offset) + ": " + found.reason + "; withdrawn" + (again ? ", and loaded again" : "") +
-            ". What holds it should attach anew");
+  const std::string where =
+      found.reason == kMissing ? " is missing: " : " is damaged at offset " + std::to_string(found.offset) + ": ";
+  log_error("block " + found.block + " of '" + wire::printable(found.model) + "'" + where + found.reason +
+            "; withdrawn" + (again ? ", and loaded again" : "") + ". What holds it should attach anew");
   wire::EventData data = event_of(resident);
   data.reason = found.reason;
   data.chunk = found.chunk;
@@ -256,8 +271,11 @@ void Scrubber::cannot_load_again(const Source& source, const Error& error) {
     books_.evicted.forget(name);
     wire::EventData data;
     data.model = name;
-    data.path = source.path;
-    data.reason = std::string(to_string(error.code)) + ": " + error.message;
+    data.reason = to_string(error.code);
+    if (!source.is_private) {
+      data.path = source.path;
+      data.reason += ": " + error.message;
+    }
     events_.publish("model.unloaded", data);
   }
 }

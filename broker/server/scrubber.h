@@ -39,6 +39,8 @@ class Scrubber {
 
   void check(Ask ask);
   void session_ended(SessionId session);
+  // If somebody removed the block's file: withdraws it as a damaged one, and loads it again. True if so.
+  bool withdraw_missing(Resident& resident);
   void look();  // for what is due; also when the configuration has changed
   // Waits so long for the chunk in hand; false if its memory hangs.
   [[nodiscard]] bool stop(std::chrono::milliseconds patience);
@@ -65,6 +67,7 @@ class Scrubber {
     FileIdentity identity;
     std::vector<uid_t> loaders{};  // by name
     uid_t path_uid = 0;
+    bool is_private = false;
   };
   using SourcePtr = std::shared_ptr<const Source>;
   struct Piece {

@@ -20,6 +20,7 @@ namespace modelbroker {
 namespace {
 
 constexpr std::size_t kJobThreads = 8;
+constexpr std::chrono::seconds kLookAtLocks{1}, kLookAtLocksAgain{10};
 constexpr std::chrono::seconds kStopPatience{2};  // for reads that may hang
 // Clients that lost their broker look for the next one every 100 ms.
 constexpr std::chrono::milliseconds kSettle{250};
@@ -36,7 +37,7 @@ Result<std::unique_ptr<Server>> Server::start(Os& os, const Clock& clock, const 
   const Rights rights(os.uid(), group);
   Gate::get().open(os, rights);
   MODELBROKER_TRY(make_run_directory(os, config.run_directory, group));
-  MODELBROKER_ASSIGN(Fd run_lock, lock_run_directory(os, config.run_directory));
+  MODELBROKER_ASSIGN(LockFile run_lock, lock_run_directory(os, config.run_directory));
   MODELBROKER_ASSIGN(auto loop, Loop::create(os, clock));
   std::unique_ptr<Server> server(new Server(std::move(loop), std::move(endpoint), std::move(run_lock)));
   server->reload_ = std::move(reload);
@@ -82,6 +83,7 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
   expiry_ = std::make_unique<Expiry>(*books_, *loop_, *reaper_);
   loads_ = std::make_unique<Loads>(*books_, *loop_, *reaper_, *keeper_, *admission_, *expiry_, *events_);
   scrubber_ = std::make_unique<Scrubber>(*books_, *loop_, *reaper_, *loads_, *events_);
+  loads_->on_resident([this](Resident& resident) { return scrubber_->withdraw_missing(resident); });
   reaper_->on_freed([this] { admission_->look_again(); });
   register_handlers();
 
@@ -119,6 +121,7 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
              " unfinished ones");
   }
   end_silent_peers();
+  look_at_locks();
   expiry_->look();
   scrubber_->look();
   return {};
@@ -145,8 +148,11 @@ Result<void> Server::watch_signals() {
 
 Result<void> Server::run() {
   auto outcome = loop_->run();
+  if (outcome && displaced_) outcome = tl::unexpected(*displaced_);
   events_->publish("broker.stopping", {});
-  for (const std::string& path : sockets()) (void)books_->os.unlink(path);
+  for (const std::string& path : sockets()) {
+    if (!displaced_) (void)books_->os.unlink(path);
+  }
   crash_point("stop.sockets_gone");
   fd_socket_.reset();
   hangs_ = !scrubber_->stop(kStopPatience);
@@ -174,12 +180,35 @@ Result<void> Server::run() {
   return outcome;
 }
 
+// Whoever removed a lock lets a second broker in, until it is there again. If one came, this one ends and leaves all
+// to it: two would free each other's blocks.
+void Server::look_at_locks() {
+  Duration next = kLookAtLocks;
+  for (LockFile* const lock : {&run_lock_, &books_->directory.lock_file()}) {
+    const auto again = lock->look(books_->os);
+    if (again && *again) log_warning("somebody removed the lock '" + lock->path() + "': made again");
+    if (again) continue;
+    if (LockFile::is_held(again.error())) {
+      displaced_ = again.error();
+      displaced_->message = "the lock was removed while this broker ran, and " + displaced_->message;
+      log_error(displaced_->message + "; this one ends, and leaves its blocks to that one");
+      return loop_->stop();
+    }
+    log_error("somebody removed the lock '" + lock->path() + "': " + again.error().message);
+    next = kLookAtLocksAgain;
+  }
+  loop_->after(next, [this] { look_at_locks(); });
+}
+
 // Mapped memory outlives its name: holders keep what they have. By the folder, not by the books: a load may have
 // been published after the loop's last turn.
 void Server::stop_blocks() {
-  if (books_->config.keep_on_stop) return;
+  if (books_->config.keep_on_stop || displaced_) return;
   const auto listing = books_->directory.list(books_->os);
   if (!listing) return log_error(listing.error().message);
+  for (const BlockName& name : listing->doubles) {
+    if (auto removed = books_->directory.remove_double(books_->os, name); !removed) log_error(removed.error().message);
+  }
   std::uint64_t freed = 0;
   for (const BlockName& name : listing->blocks) {
     const auto removed = books_->directory.remove(books_->os, name);

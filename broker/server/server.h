@@ -8,6 +8,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -48,7 +49,7 @@ class Server {
   void request_stop() { loop_->stop(); }
 
  private:
-  Server(std::unique_ptr<Loop> loop, wire::Endpoint endpoint, Fd run_lock)
+  Server(std::unique_ptr<Loop> loop, wire::Endpoint endpoint, LockFile run_lock)
       : loop_(std::move(loop)), endpoint_(std::move(endpoint)), run_lock_(std::move(run_lock)) {}
 
   // server.cc
@@ -56,6 +57,7 @@ class Server {
   [[nodiscard]] Result<void> watch_signals();
   [[nodiscard]] std::array<std::string, 3> sockets() const;
   void stop_blocks();
+  void look_at_locks();
   void session_ended(SessionId session);
   void leases_ended(const std::vector<std::string>& blocks);
   void grant_lease(const Session& session, std::uint64_t number, const std::string& model,
@@ -113,7 +115,7 @@ class Server {
   // In the order of their making; destroyed in reverse, so that jobs end before what they use.
   std::unique_ptr<Loop> loop_;
   wire::Endpoint endpoint_;
-  Fd run_lock_;
+  LockFile run_lock_;
   std::unique_ptr<Books> books_;
   std::map<std::string, Handler, std::less<>> handlers_;
   Fd signals_;
@@ -133,6 +135,7 @@ class Server {
   std::unique_ptr<FdSocket> fd_socket_;
   std::unique_ptr<Router> router_;
   bool hangs_ = false;
+  std::optional<Error> displaced_;  // another broker has our lock
 };
 
 }  // namespace modelbroker

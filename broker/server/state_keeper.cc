@@ -3,8 +3,11 @@
 #include "broker/server/log.h"
 
 namespace modelbroker {
+namespace {
+constexpr std::chrono::seconds kWriteAgain{1};
+}
 
-void StateKeeper::save(const Resident& resident, std::function<void()> then) {
+BlockRecord StateKeeper::record_of(const Resident& resident) const {
   BlockRecord record;
   record.block = resident.block->id();
   record.names = resident.names;
@@ -17,17 +20,52 @@ void StateKeeper::save(const Resident& resident, std::function<void()> then) {
   record.source_uid = resident.source_uid;
   record.path_uid = resident.path_uid;
   for (const std::string& name : resident.names) record.name_loaders.push_back(store_.loader_of(name));
-  apply({std::move(record)}, {}, std::move(then));
+  return record;
+}
+
+void StateKeeper::save(const Resident& resident, std::function<void()> then) {
+  apply({record_of(resident)}, {}, std::move(then));
 }
 
 void StateKeeper::erase(const std::string& block, std::function<void()> then) { apply({}, {block}, std::move(then)); }
 
 void StateKeeper::apply(std::vector<BlockRecord> records, std::vector<std::string> erased, std::function<void()> then) {
+  if (behind_) return write_all(std::move(then));
   jobs_.run([this, records = std::move(records), erased = std::move(erased)] { return db_->apply(records, erased); },
-            [then = std::move(then)](const Result<void>& written) {
-              if (!written) log_warning(written.error().message + "; names may be lost if the broker dies");
+            [this, then = std::move(then)](const Result<void>& written) {
+              if (!written) failed(written.error());
               if (then) then();
             });
+}
+
+void StateKeeper::write_all(std::function<void()> then) {
+  std::vector<BlockRecord> records;
+  for (const auto& [id, resident] : store_.all()) records.push_back(record_of(resident));
+  jobs_.run([this, records = std::move(records)] { return db_->replace(records); },
+            [this, then = std::move(then)](const Result<void>& written) {
+              if (!written) {
+                failed(written.error());
+              } else if (std::exchange(behind_, false)) {
+                log_info("the state database has all names again");
+              }
+              if (then) then();
+            });
+}
+
+void StateKeeper::failed(const Error& error) {
+  if (!std::exchange(behind_, true)) {
+    log_warning(error.message + "; names may be lost if the broker dies before it can be written");
+  }
+  if (std::exchange(again_, true)) return;
+  loop_.after(kWriteAgain, [this] {
+    again_ = false;
+    if (behind_) write_all({});
+  });
+}
+
+void StateKeeper::flush() {
+  if (behind_) write_all({});
+  jobs_.drain();
 }
 
 }  // namespace modelbroker

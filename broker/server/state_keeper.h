@@ -1,7 +1,7 @@
 // StateKeeper: writes names and pins to the state database, in order, off the broker's thread.
 //
-// Threads: the loop's. Failure: a write that fails is logged; the broker goes on, since the database
-// holds names only and blocks carry their first name themselves.
+// Threads: the loop's. Failure: a write that fails is logged, and all of the state written anew until that succeeds;
+// the broker goes on meanwhile, since the database holds names only and blocks carry their first name themselves.
 #pragma once
 
 #include <functional>
@@ -17,19 +17,26 @@ namespace modelbroker {
 class StateKeeper {
  public:
   StateKeeper(Loop& loop, const RamStore& store, std::unique_ptr<StateDb> db)
-      : store_(store), db_(std::move(db)), jobs_(loop, 1) {}
+      : loop_(loop), store_(store), db_(std::move(db)), jobs_(loop, 1) {}
 
   // `then` runs when it is written (or has failed): a reply that must survive a crash waits for it.
   void save(const Resident& resident, std::function<void()> then = {});
   void erase(const std::string& block, std::function<void()> then = {});
   // Waits until everything is written: at a clean stop.
-  void flush() { jobs_.drain(); }
+  void flush();
 
  private:
+  [[nodiscard]] BlockRecord record_of(const Resident& resident) const;
   void apply(std::vector<BlockRecord> records, std::vector<std::string> erased, std::function<void()> then);
+  void write_all(std::function<void()> then);
+  void failed(const Error& error);
+
+  Loop& loop_;
   const RamStore& store_;
   std::unique_ptr<StateDb> db_;
-  Jobs jobs_;  // one thread: writes keep their order
+  bool behind_ = false;  // a write failed: only the whole state makes the database right again
+  bool again_ = false;   // and a timer will write it
+  Jobs jobs_;            // one thread: writes keep their order
 };
 
 }  // namespace modelbroker

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -139,3 +140,40 @@ def test_a_kill_in_the_clean_stop_leaves_whole_blocks_or_none(
             for path in paths:
                 if path.name in left:
                     assert_right_bytes(client, path.name, crcs(path))
+
+
+@pytest.mark.parametrize("linked", [True, False], ids=["a link", "a copy"])
+def test_a_second_file_name_of_a_block_is_removed(
+    broker: BrokerProcess, tmp_path: Path, linked: bool
+) -> None:
+    path = files.write_random(tmp_path / "m", 5)
+    broker.cli("load", path, "--name", "m")
+    before = identities(broker)
+    (block,) = broker.blocks()
+    broker.kill()
+    double = block.with_name(block.name + ".drain")
+    if linked:
+        double.hardlink_to(block)
+    else:
+        shutil.copy(block, double)
+        double.chmod(0o400)
+    broker.start()
+    assert broker.blocks() == [block]
+    assert "second name or a copy" in broker.output()
+    assert identities(broker) == before
+    assert_books_are_the_kernels(broker)
+    with broker.connect() as client:
+        assert_right_bytes(client, "m", crcs(path))
+    broker.cli("unload", "m")
+    wait_until(broker.is_empty)
+
+
+def test_clean_frees_a_block_with_two_names(broker: BrokerProcess, tmp_path: Path) -> None:
+    broker.cli("load", files.write_random(tmp_path / "m", 5))
+    (block,) = broker.blocks()
+    held = broker.bytes_in_ram()
+    broker.kill()
+    block.with_name(block.name + ".drain").hardlink_to(block)
+    cleaned = broker.cli_json("clean", "--ram-directory", broker.ram, "--instance", broker.instance)
+    assert cleaned == {"blocks": 1, "bytes": held, "left_alone": []}
+    assert broker.blocks() == []

@@ -131,6 +131,21 @@ def by_clean_stop(world: World, arm: Callable[[], None]) -> None:
     assert world.broker.wait() == -signal.SIGKILL, world.broker.output()
 
 
+def without_renameat2(
+    way: Callable[[World, Callable[[], None]], None],
+) -> Callable[[World, Callable[[], None]], None]:
+    """The same on the second way of a rename, where the kernel lacks the first."""
+
+    def linked(world: World, arm: Callable[[], None]) -> None:
+        world.broker.kill()
+        world.broker.flags = (*world.broker.flags, "--disable-features", "rename_noreplace")
+        world.broker.start()
+        way(world, arm)
+
+    linked.__name__ = f"{way.__name__}_without_renameat2"
+    return linked
+
+
 WAYS: list[tuple[str, Callable[[World, Callable[[], None]], None], int]] = [
     ("load.file_made", by_load, 1),
     ("load.pages_made", by_load, 1),
@@ -142,6 +157,11 @@ WAYS: list[tuple[str, Callable[[World, Callable[[], None]], None], int]] = [
     ("publish.before_rename", by_load, 1),
     ("publish.after_rename", by_load, 1),
     ("publish.after_rename", by_new_generation, 1),
+    ("rename.linked", without_renameat2(by_load), 1),
+    ("rename.linked", without_renameat2(by_new_generation), 1),
+    ("rename.linked", without_renameat2(by_new_generation), 2),
+    ("rename.linked", without_renameat2(by_unload), 1),
+    ("rename.linked", without_renameat2(by_load_after_unload_of_held), 1),
     ("load.in_books", by_load, 1),
     ("load.in_books", by_new_generation, 1),
     ("load.written", by_load, 1),

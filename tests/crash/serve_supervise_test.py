@@ -153,6 +153,9 @@ def test_sighup_reaches_the_broker(make_broker: MakeBroker, tmp_path: Path) -> N
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: gone(pid))
     assert serving_pid(broker) != pid
+    assert (
+        broker.books()["limit"] == 200 << 20
+    )  # what held last, not what the supervisor began with
     assert "the configuration stays as it was" in broker.output()
     file.write_text("[ram]\nbudget = '300MiB'\n")
     os.kill(serving_pid(broker), signal.SIGKILL)

@@ -84,7 +84,7 @@ bool answered(Os& os, int socket) {
 
 void attack(InProcessBroker& broker, int file, testing::Input input) {
   Os& os = broker.os();
-  const auto socket = os.connect_seqpacket(broker / "run/fds.sock");
+  const auto socket = os.connect_seqpacket(broker / "run/fds.sock", std::chrono::seconds(10));
   require(socket.has_value(), "the broker takes connections");
   const auto send = [&](std::span<const std::byte> bytes, std::size_t descriptors) {
     const std::vector<int> passed(descriptors, file);

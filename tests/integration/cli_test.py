@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,8 +14,9 @@ from typing import Any
 
 import pytest
 
+import modelbroker
 from support import files
-from support.broker import BrokerProcess, running, wait_until
+from support.broker import BINARY, BrokerProcess, running, wait_until
 from support.features import needs
 from support.workers import HOLDER, workers
 
@@ -271,3 +274,53 @@ def test_a_waiting_unload_ends_when_the_holder_does(loaded: BrokerProcess) -> No
         gone: dict[str, Any] = json.loads(out)
         assert (gone["freed"] > 0, gone["draining"]) == (True, 0)
     assert loaded.is_empty()
+
+
+# ---- output that goes nowhere
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "status --json",
+        "status",
+        "ls",
+        "ps --json",
+        "show m --tensors",
+        "events --snapshot",
+        "doctor",
+    ],
+)
+def test_what_could_not_be_printed_is_no_success(loaded: BrokerProcess, command: str) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [BINARY, *command.split()],
+            env=loaded.environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == EXHAUSTED
+    assert "writing the output" in done.stderr
+
+
+# ---- times that are none
+
+
+@pytest.mark.parametrize("time", ["nan", "inf", "-1", "1e300", "soon", "1x", ""])
+def test_a_timeout_that_cannot_be_is_refused(loaded: BrokerProcess, time: str) -> None:
+    done = loaded.cli("load", "/no/such", f"--timeout={time}", check=False)
+    assert done.returncode == USAGE
+    assert "--timeout" in done.stderr
+    assert len(done.stderr) < 300
+
+
+def test_a_keep_alive_that_is_no_number_is_refused_on_the_wire(
+    loaded: BrokerProcess, tmp_path: Path
+) -> None:
+    path = files.write_random(tmp_path / "other.safetensors", 0.1)
+    with loaded.connect() as client, pytest.raises(modelbroker.InvalidArgumentError):
+        client.load(path, keep_alive=math.nan)
+    assert [model["name"] for model in loaded.cli_json("ls")] == ["m"]

@@ -10,7 +10,8 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,16 @@ def test_it_outlives_its_broker(broker: BrokerProcess, tmp_path: Path) -> None:
 # ---- the progress of a load
 
 
+def read_to_the_end(terminal: int) -> str:
+    """What comes until nobody has the other end any more; closes it."""
+    seen = bytearray()
+    with suppress(OSError):
+        while some := os.read(terminal, 65536):
+            seen.extend(some)
+    os.close(terminal)
+    return seen.decode()
+
+
 def load_on_a_terminal(
     broker: BrokerProcess, path: Path, *flags: str, out_is_terminal: bool = False
 ) -> tuple[str, str, int]:
@@ -184,23 +195,11 @@ def load_on_a_terminal(
         stderr=theirs,
     )
     os.close(theirs)
-    seen = bytearray()
-
-    def read() -> None:
-        while True:
-            try:
-                some = os.read(ours, 65536)
-            except OSError:  # nobody has the other end any more
-                return
-            seen.extend(some)
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    let_it_read_for_a_while(broker)
-    out = process.communicate(timeout=120)[0] or b""
-    reader.join()
-    os.close(ours)
-    return seen.decode(), out.decode(), process.returncode
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read_to_the_end, ours)
+        let_it_read_for_a_while(broker)
+        out = process.communicate(timeout=120)[0] or b""
+        return reading.result(), out.decode(), process.returncode
 
 
 def test_a_terminal_sees_a_load_go_on(
@@ -262,8 +261,7 @@ def test_a_failed_load_leaves_the_error_alone_on_the_terminal(
     process.communicate(timeout=60)
     os.close(theirs)
     canceller.join()
-    seen = os.read(ours, 65536).decode()
-    os.close(ours)
+    seen = read_to_the_end(ours)
     assert process.returncode == CANCELLED
     assert re.fullmatch(
         r"(\r\033\[Kloading m [^\r\n]*)*(\r\033\[K)?modelbroker: cancelled: [^\r\n]*\r\n", seen

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sqlite3
 import subprocess
 import threading
 from collections.abc import Callable
@@ -107,9 +109,42 @@ def test_a_full_disk_of_the_state_database_costs_names_and_nothing_else(
             client.load(other, name=f"alias-{count}-" + "x" * 200)
         assert client.attach("other" if "other" in names(client) else names(client)[0])
         assert "names may be lost" in broker.output()
-        (run / "filler").unlink()
         client.pin("m")
+        (run / "filler").unlink()
+        # By itself, and nothing is lost any more.
+        wait_until(lambda: "has all names again" in broker.output())
         assert broker.alive()
+        known = {model.name: (model.aliases, model.pinned) for model in client.list()}
+        assert known["m"] == ([], True)
+        for part in run.glob("state.db*"):  # SQLite would look for it in our mount namespace
+            shutil.copy(part, tmp_path)
+    with sqlite3.connect(tmp_path / "state.db") as database:
+        rows = database.execute("select name, pinned from names join blocks using (block)")
+        written = dict(rows.fetchall())
+    assert written == {
+        name: pinned for model, (also, pinned) in known.items() for name in (model, *also)
+    }
+
+
+def test_a_state_database_that_somebody_locks_is_written_afterwards(
+    broker: BrokerProcess, tmp_path: Path
+) -> None:
+    source = files.write_random(tmp_path / "m.safetensors", 2)
+    database = sqlite3.connect(broker.run / "state.db", isolation_level=None)
+    with broker.connect() as client:
+        client.load(files.write_random(tmp_path / "gone.safetensors", 2, seed=1))
+        database.execute("begin immediate")
+        client.load(source, pin=True)
+        client.load(source, name="alias")
+        client.unload("gone")
+        assert "names may be lost" in broker.output()
+        database.execute("rollback")
+        database.close()
+        wait_until(lambda: "has all names again" in broker.output())
+        broker.kill()
+        broker.start()
+        (model,) = client.list()
+        assert (model.name, model.aliases, model.pinned) == ("m", ["alias"], True)
 
 
 def seen_from_here(broker: BrokerProcess, run: Path) -> None:

@@ -16,6 +16,8 @@ import pytest
 
 from support import files
 from support.broker import BrokerProcess, wait_until
+from support.damage import flip_in_payload
+from support.listener import listening
 from support.users import ALICE, BOB, GROUP, ROOT, Caller, User, as_user, code_of_load, needs_root
 
 pytestmark = needs_root
@@ -246,6 +248,42 @@ def test_what_the_group_cannot_read_is_its_users_alone(
 
     assert as_user(BOB, loads_what_he_was_given) == "permission_denied"
     os.close(held)
+
+
+def test_a_failed_load_of_a_private_file_tells_nobody_where_it_lies(
+    broker: BrokerProcess, folder: Path
+) -> None:
+    hidden = folder / "hidden"
+    hidden.mkdir(mode=0o700)
+    os.chown(hidden, ALICE.uid, ALICE.gid)
+    for mode, shown in ((0o600, False), (0o644, True)):
+        path = (hidden if mode == 0o600 else folder) / f"{mode:o}.safetensors"
+        path.write_bytes(os.urandom(10_000))
+        os.chown(path, ALICE.uid, ALICE.gid)
+        path.chmod(mode)
+        with listening(broker) as ear:
+            refusal = load(broker, ALICE, path)
+            assert refusal != ""
+            data = ear.until("model.load_failed")["data"]
+        assert data["reason"].split(":")[0] == refusal
+        assert (data.get("path") == str(path)) == shown
+        assert (str(path) in data["reason"]) == shown
+        assert ("hidden" in str(data)) == (not shown and "hidden" in data["model"])
+
+
+def test_a_damaged_private_model_tells_nobody_where_its_file_was(
+    broker: BrokerProcess, folder: Path
+) -> None:
+    path = made(folder / "secret.safetensors", ROOT, 0o600)
+    broker.cli("load", path, "--name", "m")
+    (block,) = broker.blocks()
+    flip_in_payload(block, 0)
+    path.write_bytes(b"another file")
+    with listening(broker) as ear:
+        broker.cli("scrub", check=False)
+        assert "path" not in ear.until("model.damaged")["data"]
+        data = ear.until("model.unloaded")["data"]
+    assert "secret" not in str(data)
 
 
 def test_a_file_that_is_opened_to_the_group_or_closed_takes_its_block_along(

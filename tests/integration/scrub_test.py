@@ -373,3 +373,59 @@ def test_off_and_on_again(make_broker: Callable[..., BrokerProcess], tmp_path: P
     assert broker.process is not None
     broker.process.send_signal(signal.SIGHUP)
     wait_until(lambda: broker.books()["scrubbed_bytes"] > 5_000_000)
+
+
+@pytest.mark.parametrize("who", ["load", "attach", "attach by path", "scrub"])
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+def test_a_block_whose_file_was_removed_is_loaded_again(
+    quiet: BrokerProcess, tmp_path: Path, who: str, how: str
+) -> None:
+    path = files.write_random(tmp_path / "m.safetensors", 5)
+    before = quiet.cli_json("load", path, "--pin", "--type", "unet")
+    quiet.cli("load", path, "--name", "other")
+    (block,) = quiet.blocks()
+    with listening(quiet) as ear, quiet.connect() as client:
+        held = client.attach("m")
+        block.unlink()
+        if how == "replaced":
+            block.write_bytes(b"nothing of ours")
+        if who == "load":
+            assert client.load(path, "m").outcome in ("loaded", "resident")
+        elif who == "scrub":
+            assert [m.outcome for m in client.scrub().models] == ["damaged"]
+        else:
+            assert_right_bytes(client, "m" if who == "attach" else str(path), crcs(path))
+        damaged = ear.until("model.damaged")["data"]
+        assert (damaged["outcome"], damaged["block"]) == ("reloading", before["block"])
+        assert "somebody removed it" in damaged["reason"]
+        assert_right_bytes(client, "m", crcs(path))
+        assert_right_bytes(client, "other", crcs(path))
+        wait_until(lambda: client.list()[0].aliases == ["other"])
+        (now,) = client.list()
+        assert (now.name, now.type, now.pinned) == ("m", "unet", True)
+        assert now.generation > before["generation"]
+        held.release()
+        if how == "replaced":
+            block.unlink(missing_ok=True)
+        wait_until(lambda: not client.status().tiers["ram"].draining)
+        assert_books_are_the_kernels(quiet)
+        for name in ("m", "other"):
+            client.unload(name)
+    wait_until(quiet.is_empty)
+
+
+def test_a_model_whose_file_was_removed_can_be_unloaded(
+    quiet: BrokerProcess, tmp_path: Path
+) -> None:
+    path = files.write_random(tmp_path / "m.safetensors", 5)
+    quiet.cli("load", path)
+    (block,) = quiet.blocks()
+    with quiet.connect() as client, client.attach("m") as held:
+        block.unlink()
+        client.unload("m")
+        assert quiet.books()["made"] == 0
+        assert client.load(path).outcome == "loaded"  # what drains there has no file to revive
+        assert_right_bytes(client, "m", crcs(path))
+        assert held.raw("t0").nbytes > 0
+    quiet.cli("unload", "m")
+    wait_until(quiet.is_empty)

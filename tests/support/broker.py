@@ -118,14 +118,15 @@ class BrokerProcess:
         return [path for path in self.files() if path.suffix != ".lock"]
 
     def bytes_in_ram(self) -> int:
-        """As the kernel counts them."""
-        total = 0
+        """As the kernel counts them, each file once: a rename by link and unlink has two names."""
+        files: dict[int, int] = {}
         for path in self.blocks():
             try:
-                total += path.stat().st_blocks * 512
+                found = path.stat()
             except FileNotFoundError:
                 continue
-        return total
+            files[found.st_ino] = found.st_blocks * 512
+        return sum(files.values())
 
     def cli(
         self, *arguments: str | bytes | Path, check: bool = True

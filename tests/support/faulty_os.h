@@ -141,9 +141,9 @@ class FaultyOs : public Os {
     if (const int error = failing("listen_seqpacket")) return failure(error);
     return inner_.listen_seqpacket(path, mode);
   }
-  SysResult<Fd> connect_seqpacket(const std::string& path) override {
+  SysResult<Fd> connect_seqpacket(const std::string& path, std::chrono::milliseconds most) override {
     if (const int error = failing("connect_seqpacket")) return failure(error);
-    return inner_.connect_seqpacket(path);
+    return inner_.connect_seqpacket(path, most);
   }
   SysResult<Fd> accept(int listener) override {
     if (const int error = failing("accept")) return failure(error);

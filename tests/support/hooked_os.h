@@ -75,7 +75,9 @@ class HookedOs final : public Os {
   SysResult<Fd> listen_seqpacket(const std::string& path, mode_t mode) override {
     return inner_.listen_seqpacket(path, mode);
   }
-  SysResult<Fd> connect_seqpacket(const std::string& path) override { return inner_.connect_seqpacket(path); }
+  SysResult<Fd> connect_seqpacket(const std::string& path, std::chrono::milliseconds most) override {
+    return inner_.connect_seqpacket(path, most);
+  }
   SysResult<Fd> accept(int listener) override { return inner_.accept(listener); }
   SysResult<ucred> peer_credentials(int socket) override { return inner_.peer_credentials(socket); }
   SysResult<std::vector<gid_t>> peer_groups(int socket) override { return inner_.peer_groups(socket); }

@@ -179,6 +179,42 @@ TEST_F(BlockDirectoryTest, ReportsWhatOnlyLooksLikeABlock) {
   }
 }
 
+TEST_F(BlockDirectoryTest, OneFileUnderTwoOfOurNamesIsOneBlock) {
+  const auto directory = lock().value();
+  BlockName temporary = directory.temporary(1);
+  touch(name(1).file_name());
+  fs::create_hard_link(folder_ / name(1).file_name(), folder_ / temporary.file_name());
+  touch(name(2, BlockState::kDraining).file_name());
+  fs::create_hard_link(folder_ / name(2, BlockState::kDraining).file_name(), folder_ / name(2).file_name());
+  touch(name(3).file_name(), "a copy is");
+  touch(name(3, BlockState::kDraining).file_name(), "another file");
+  auto listing = directory.list(*os_).value();
+  EXPECT_TRUE(listing.foreign.empty());
+  ASSERT_EQ(listing.blocks.size(), 3U);
+  for (const BlockName& block : listing.blocks) EXPECT_EQ(block.state, BlockState::kPublished);
+  ASSERT_EQ(listing.doubles.size(), 3U);
+  for (const BlockName& one : listing.doubles) {
+    EXPECT_NE(one.state, BlockState::kPublished);
+    EXPECT_TRUE(directory.remove_double(*os_, one));
+    EXPECT_TRUE(directory.remove_double(*os_, one));  // gone already
+  }
+  listing = directory.list(*os_).value();
+  EXPECT_EQ(listing.blocks.size(), 3U);
+  EXPECT_TRUE(listing.doubles.empty());
+  for (const BlockName& block : listing.blocks) EXPECT_TRUE(directory.remove(*os_, block));
+}
+
+TEST_F(BlockDirectoryTest, AThirdNameElsewhereIsNotOurs) {
+  const auto directory = lock().value();
+  touch(name(1).file_name());
+  for (const std::string& other : {name(1, BlockState::kDraining).file_name(), std::string("elsewhere")}) {
+    fs::create_hard_link(folder_ / name(1).file_name(), folder_ / other);
+  }
+  const auto listing = directory.list(*os_).value();
+  EXPECT_TRUE(listing.blocks.empty() && listing.doubles.empty());
+  EXPECT_EQ(listing.foreign.size(), 2U);
+}
+
 TEST_F(BlockDirectoryTest, ListingSaysWhenItCouldNotLook) {
   const auto directory = lock().value();
   touch(name(1).file_name());

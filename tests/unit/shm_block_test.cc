@@ -310,7 +310,11 @@ TEST_F(BlockTest, IsRemoved) {
 
   Block gone = make({.generation = 3});
   ASSERT_TRUE(directory_->remove(*os_, gone.name()));
-  EXPECT_EQ(gone.drain(*os_).error().code, ErrorCode::kNotFound);
+  EXPECT_TRUE(gone.is_missing(*os_));
+  EXPECT_TRUE(gone.drain(*os_));  // nobody can open it by name
+  EXPECT_TRUE(gone.draining());
+  EXPECT_EQ(gone.bytes_held(), 0U);
+  EXPECT_FALSE(gone.revive(*os_));
   EXPECT_EQ(gone.open_for_reader(*os_).error().code, ErrorCode::kNotFound);
   EXPECT_TRUE(gone.remove(*os_));  // that is what was wanted
   EXPECT_EQ(gone.bytes_held(), 0U);

@@ -4,9 +4,13 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <chrono>
 
 #include "shm/os.h"
 #include "tests/support/child.h"
@@ -47,12 +51,14 @@ class OsEventsTest : public ::testing::Test {
 
 // ---- sockets
 
+constexpr std::chrono::seconds kLongest{60};
+
 TEST_F(OsEventsTest, SendsPacketsWithDescriptors) {
   const std::string path = folder_ / "s";
   const Fd listener = os_->listen_seqpacket(path, 0600).value();
   EXPECT_EQ(os_->lstat(path)->st_mode & 0777U, 0600U);
   EXPECT_EQ(os_->accept(listener.get()).error().number, EAGAIN);
-  const Fd client = os_->connect_seqpacket(path).value();
+  const Fd client = os_->connect_seqpacket(path, kLongest).value();
   const Fd server = os_->accept(listener.get()).value();
   EXPECT_EQ(os_->receive(server.get(), 100, 2).error().number, EAGAIN);
 
@@ -76,7 +82,7 @@ std::size_t open_descriptors(Os& os) { return os.list_directory("/proc/self/fd")
 
 TEST_F(OsEventsTest, RefusesPacketsThatAreTooLargeAndClosesWhatCame) {
   const Fd listener = os_->listen_seqpacket(folder_ / "s", 0600).value();
-  const Fd client = os_->connect_seqpacket(folder_ / "s").value();
+  const Fd client = os_->connect_seqpacket(folder_ / "s", kLongest).value();
   const Fd server = os_->accept(listener.get()).value();
   const std::size_t before = open_descriptors(*os_);
   ASSERT_TRUE(os_->send(client.get(), bytes_of("hello"), {}));
@@ -96,7 +102,7 @@ TEST_F(OsEventsTest, RefusesPacketsThatAreTooLargeAndClosesWhatCame) {
 
 TEST_F(OsEventsTest, TellsOfAPeerThatHungUp) {
   const Fd listener = os_->listen_seqpacket(folder_ / "s", 0600).value();
-  Fd client = os_->connect_seqpacket(folder_ / "s").value();
+  Fd client = os_->connect_seqpacket(folder_ / "s", kLongest).value();
   const Fd server = os_->accept(listener.get()).value();
   client.reset();
   EXPECT_TRUE(os_->receive(server.get(), 100, 1)->bytes.empty());
@@ -106,16 +112,35 @@ TEST_F(OsEventsTest, TellsOfAPeerThatHungUp) {
 TEST_F(OsEventsTest, RefusesSocketPathsThatAreTooLong) {
   const std::string path = folder_ / std::string(120, 'x');
   EXPECT_EQ(os_->listen_seqpacket(path, 0600).error().number, ENAMETOOLONG);
-  EXPECT_EQ(os_->connect_seqpacket(path).error().number, ENAMETOOLONG);
-  EXPECT_EQ(os_->connect_seqpacket(folder_ / "absent").error().number, ENOENT);
+  EXPECT_EQ(os_->connect_seqpacket(path, kLongest).error().number, ENAMETOOLONG);
+  EXPECT_EQ(os_->connect_seqpacket(folder_ / "absent", kLongest).error().number, ENOENT);
   const Fd listener = os_->listen_seqpacket(folder_ / "s", 0600).value();
   EXPECT_EQ(os_->listen_seqpacket(folder_ / "s", 0600).error().number, EADDRINUSE);
+}
+
+TEST_F(OsEventsTest, AConnectionThatNobodyTakesEndsInTime) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  std::ranges::copy(folder_ / "s", std::begin(address.sun_path));
+  const Fd listener(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+  ASSERT_EQ(::bind(listener.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address), 0);
+  ASSERT_EQ(::listen(listener.get(), 0), 0);
+  std::vector<Fd> waiting;
+  while (waiting.size() < 100) {
+    auto client = os_->connect_seqpacket(folder_ / "s", std::chrono::milliseconds(50));
+    if (!client) {
+      EXPECT_EQ(client.error().number, EAGAIN);
+      break;
+    }
+    waiting.push_back(std::move(*client));
+  }
+  EXPECT_LT(waiting.size(), 100U);
 }
 
 TEST_F(OsEventsTest, KnowsItsPeer) {
   const Fd listener = os_->listen_seqpacket(folder_ / "s", 0600).value();
   Child child([&](const Child::Parent& parent) {
-    const auto client = os_->connect_seqpacket(folder_ / "s");
+    const auto client = os_->connect_seqpacket(folder_ / "s", kLongest);
     parent.say(client ? "connected" : "not connected");
     parent.wait();
     return 0;
