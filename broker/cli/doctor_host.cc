@@ -25,7 +25,7 @@ struct Second {
   std::string_view feature, found, cost, remedy;
 };
 constexpr std::array<Second, 10> kSeconds{{
-    {"collapse", "MADV_COLLAPSE gives 2 MiB pages", "4 KiB pages", "Linux 6.1 or newer"},
+    {"collapse", "MADV_COLLAPSE gives 2 MiB pages", "4 KiB pages", "Linux 6.1 or newer, and a tmpfs"},
     {"populate_write", "MADV_POPULATE_WRITE makes pages", "pages are reserved by posix_fallocate, and none are huge",
      "Linux 5.14 or newer"},
     {"rename_noreplace", "renameat2 refuses to replace", "blocks are published by link and unlink: nothing to notice",

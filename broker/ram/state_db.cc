@@ -18,6 +18,7 @@ constexpr int kAnotherVersion = -2;  // no number of SQLite's
 constexpr int kSqliteError = 1;  // here: tables that are not ours
 constexpr int kSqliteCorrupt = 11;
 constexpr int kSqliteFull = 13;
+constexpr int kSqliteCannotOpen = 14;  // also where something else than a file stands there
 constexpr int kSqliteNotADatabase = 26;
 
 // A database that cannot be read, now or ever; a full disk or somebody else's lock is not that.
@@ -27,6 +28,12 @@ bool damaged(const SQLite::Exception& error) {
 }
 
 Error error_of(const std::string& path, const SQLite::Exception& error) {
+  if (error.getErrorCode() == kSqliteCannotOpen) {
+    return {ErrorCode::kFailedPrecondition,
+            "the state database '" + path + "' cannot be opened (" + error.what() +
+                "): it must be a file that this user may write to; look at what stands there, or choose "
+                "another --run-directory"};
+  }
   const ErrorCode code = error.getErrorCode() == kSqliteFull ? ErrorCode::kResourceExhausted : ErrorCode::kInternal;
   return {code, "the state database '" + path + "': " + error.what()};
 }

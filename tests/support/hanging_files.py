@@ -1,4 +1,4 @@
-"""A file system whose file answers its first read and then hangs: FUSE, spoken by hand, as root.
+"""A file system whose file answers some reads and then hangs: FUSE, spoken by hand, as root.
 
 Its server stops, as one that lost its network does: what is asked of it waits, and a kill ends the
 wait. (A request that a server has taken and never answers keeps even a killed process.)
@@ -29,12 +29,13 @@ _FOPEN_NOFLUSH = 1 << 5
 
 
 class HangingFile:
-    """`path` can be looked at and opened; after its first read, which is answered, all hangs."""
+    """`path` can be looked at and opened; after so many reads, which are answered, all hangs until
+    go_on()."""
 
-    def __init__(self, folder: Path, content: bytes) -> None:
+    def __init__(self, folder: Path, content: bytes, reads: int) -> None:
         self.path = folder / "hangs.safetensors"
-        self._folder, self._content = folder, content
-        self.hanging = threading.Event()
+        self._folder, self._content, self._reads = folder, content, reads
+        self.hanging, self._goes_on = threading.Event(), threading.Event()
         self._libc = ctypes.CDLL(None, use_errno=True)
         try:
             self._device = os.open("/dev/fuse", os.O_RDWR)
@@ -49,10 +50,16 @@ class HangingFile:
         self._thread = threading.Thread(target=self._serve, name="hanging-file", daemon=True)
         self._thread.start()
 
+    def go_on(self) -> None:
+        """What hangs is answered, and all that follows."""
+        self._goes_on.set()
+
     def close(self) -> None:
         """What hangs fails now."""
         self._libc.umount2(os.fsencode(self._folder), _MNT_FORCE)  # ends what waits
         self._libc.umount2(os.fsencode(self._folder), _MNT_DETACH)
+        self.go_on()
+        self._thread.join()
         os.close(self._device)
 
     def _serve(self) -> None:
@@ -73,9 +80,10 @@ class HangingFile:
                 os.write(self._device, _OUT.pack(_OUT.size + len(data), -number, unique) + data)
             except OSError:
                 continue  # its asker is gone
-            if opcode == _READ:
+            self._reads -= opcode == _READ
+            if self._reads == 0:
                 self.hanging.set()
-                return
+                self._goes_on.wait()
 
     def _answer(self, opcode: int, node: int, body: bytes) -> bytes | tuple[int, bytes]:
         if opcode == _INIT:
@@ -106,9 +114,10 @@ class HangingFile:
 
 
 @contextmanager
-def hanging_file(folder: Path, content: bytes) -> Iterator[HangingFile]:
+def hanging_file(folder: Path, content: bytes, reads: int = 1) -> Iterator[HangingFile]:
+    """By default only its header can be read; each read is of 128 KiB at most."""
     folder.mkdir()
-    file = HangingFile(folder, content)
+    file = HangingFile(folder, content, reads)
     try:
         yield file
     finally:

@@ -1,4 +1,4 @@
-"""A real tmpfs of a given size, in a mount namespace of the command that uses it."""
+"""What a command sees of file systems, in a mount namespace of its own."""
 
 from __future__ import annotations
 
@@ -32,3 +32,12 @@ def with_tmpfs(folder: Path, size: str, command: list[str]) -> list[str]:
         pytest.skip("no small tmpfs can be mounted here: neither as root nor in a user namespace")
     mount = 'mount -t tmpfs -o "size=$1,mode=1777" none "$2" && shift 2 && exec "$@"'
     return [*way, "sh", "-c", mount, "sh", size, str(folder), *command]
+
+
+def with_folder(folder: Path, over: Path, command: list[str]) -> list[str]:
+    """The command, to be run with our `folder` in the place of another."""
+    way = _unshare()
+    if way is None:
+        pytest.skip("no folder can be mounted here: neither as root nor in a user namespace")
+    mount = 'mount --bind "$0" "$1" && shift && exec "$@"'
+    return [*way, "sh", "-c", mount, str(folder), str(over), *command]

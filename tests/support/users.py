@@ -131,6 +131,15 @@ class Caller:
         assert reply["success"], reply
         return str(reply["data"]["file"])
 
+    def send_load(self, path: object, name: str) -> None:
+        """Its answer comes by code_of_answer(), in any order."""
+        self._ids += 1
+        data = {"path": str(path), "name": name, "file": self.offer(path)}
+        self._dealer.send(frame("model.load_model", data, f"i{self._ids}", session=self.token))
+
+    def code_of_answer(self) -> str:
+        return code_of_load(received(self._dealer.recv()))
+
     def load(self, path: object, label: object = None, **data: Any) -> dict[str, Any]:
         """By descriptor; the path that is told may be another."""
         return self.call("model.load_model", path=str(label or path), file=self.offer(path), **data)

@@ -227,11 +227,15 @@ TEST_F(StateDbTest, SomebodyElsesTablesAreMovedAside) {
   expect_moved_aside_and_usable("no such table");
 }
 
-TEST_F(StateDbTest, AFolderThatIsNotThereIsATypedError) {
-  const auto opened = StateDb::open(folder_ / "absent/state.db");
-  ASSERT_FALSE(opened);
-  EXPECT_EQ(opened.error().code, ErrorCode::kInternal);
-  EXPECT_NE(opened.error().message.find("absent/state.db"), std::string::npos) << opened.error().message;
+TEST_F(StateDbTest, WhatCannotBeOpenedIsNamedWithTheRemedy) {
+  std::filesystem::create_directories(folder_ / "a-folder/state.db");
+  for (const std::string path : {"absent/state.db", "a-folder/state.db"}) {
+    const auto opened = StateDb::open(folder_ / path);
+    ASSERT_FALSE(opened);
+    EXPECT_EQ(opened.error().code, ErrorCode::kFailedPrecondition);
+    EXPECT_NE(opened.error().message.find(path), std::string::npos) << opened.error().message;
+    EXPECT_NE(opened.error().message.find("--run-directory"), std::string::npos) << opened.error().message;
+  }
 }
 
 TEST_F(StateDbTest, AWriteThatFailsChangesNothing) {

@@ -47,6 +47,25 @@ TEST(SessionsTest, AClosedSessionIsGoneAndItsNumberNeverComesBack) {
   EXPECT_NE(sessions.find_token("token"), nullptr);
 }
 
+TEST(SessionsTest, ThereIsAnEndToThem) {
+  Sessions sessions;
+  for (std::size_t i = 0; i < Sessions::kMost; ++i) {
+    const std::string number = std::to_string(i);
+    const auto id = static_cast<pid_t>(i);
+    if (i % 2 == 0) {
+      ASSERT_TRUE(sessions.open({1000, id}, "token-" + number, at(0)));
+    } else {
+      ASSERT_TRUE(sessions.plain({1000, id}, "route-" + number, at(0)));
+    }
+  }
+  EXPECT_EQ(sessions.open({1000, 1}, "one more", at(0)).error().code, ErrorCode::kResourceExhausted);
+  EXPECT_EQ(sessions.plain({1001, 1}, "one more", at(0)).error().code, ErrorCode::kResourceExhausted);
+  EXPECT_TRUE(sessions.plain({1000, 1}, "route-1", at(0)));  // whose session is open already
+  EXPECT_EQ(sessions.size(), Sessions::kMost);
+  sessions.close(sessions.find_token("token-0")->id);
+  EXPECT_TRUE(sessions.open({1000, 1}, "one more", at(0)));
+}
+
 TEST(SessionsTest, APlainPeerHasNoTokenToBeFoundBy) {
   Sessions sessions;
   (void)sessions.plain({1000, 7}, "route", at(0)).value();
