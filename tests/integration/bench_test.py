@@ -80,8 +80,18 @@ def check_line(line: dict[str, Any], bench: str) -> None:
     assert "--size 60MB" in line["command"]
 
 
+# Those that start torch many times run in `make torture`.
+_LONG = ("attach_touch", "four_workers", "unload", "attach_latency")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", run_all.PROGRAMS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.torture if name in _LONG else ())
+        for name in run_all.PROGRAMS
+    ],
+)
 def test_a_program_says_its_figures_and_cleans_up(name: str, tmp_path: Path, sockets: Path) -> None:
     lines = tmp_path / "lines.jsonl"
     process = subprocess.Popen(

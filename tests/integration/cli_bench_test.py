@@ -16,13 +16,17 @@ from support.broker import BINARY, wait_until
 
 
 def bench(*arguments: str | Path, tmp: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    """Runs it to its end, and looks that nothing is left of it."""
+    with subprocess.Popen(
         [BINARY, "bench", *map(str, arguments)],
         env={**os.environ, "TMPDIR": str(tmp)},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
-    )
+    ) as process:
+        stdout, stderr = process.communicate()
+    assert left_behind(tmp, process.pid) == []
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
 @pytest.fixture
@@ -32,13 +36,9 @@ def temporary(tmp_path: Path) -> Path:
     return folder
 
 
-def left_behind(temporary: Path) -> list[Path]:
-    ours = Path("/dev/shm").glob(f"modelbroker.{os.geteuid()}.bench-*")
-    # Other benchmarks may run on this machine: ours are those whose process is gone.
-    gone = [
-        path for path in ours if not Path("/proc", path.name.split("-")[1].split(".")[0]).exists()
-    ]
-    return [*temporary.iterdir(), *gone]
+def left_behind(temporary: Path, pid: int) -> list[Path]:
+    blocks = Path("/dev/shm").glob(f"modelbroker.{os.geteuid()}.bench-{pid}.*")
+    return [*temporary.iterdir(), *blocks]
 
 
 def test_all_ways_are_measured_in_one_run(tmp_path: Path, temporary: Path) -> None:
@@ -62,7 +62,6 @@ def test_all_ways_are_measured_in_one_run(tmp_path: Path, temporary: Path) -> No
     # What it is all about: two workers share one copy, and torch.load's have one each.
     assert ways["modelbroker"]["workers_bytes"] < 1.3 * 20e6
     assert ways["torch.load"]["workers_bytes"] > 1.9 * 20e6
-    assert left_behind(temporary) == []
 
 
 def test_without_python_the_broker_is_measured_alone(tmp_path: Path, temporary: Path) -> None:
@@ -72,7 +71,6 @@ def test_without_python_the_broker_is_measured_alone(tmp_path: Path, temporary: 
     assert "the broker is measured alone" in done.stderr
     assert "modelbroker " in done.stdout
     assert "safetensors was not measured" in done.stdout
-    assert left_behind(temporary) == []
 
 
 @pytest.mark.parametrize(
@@ -95,7 +93,6 @@ def test_what_cannot_be_measured_is_refused(
     done = bench(*(paths.get(word, word) for word in arguments), tmp=temporary)
     assert done.returncode == status, done.stderr
     assert words in done.stderr
-    assert left_behind(temporary) == []
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
@@ -115,4 +112,4 @@ def test_it_tidies_up_when_it_is_interrupted(
     _, said = process.communicate(timeout=60)
     assert process.returncode == 20, said
     assert "cancelled" in said
-    assert left_behind(temporary) == []
+    assert left_behind(temporary, process.pid) == []

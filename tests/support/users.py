@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import socket
+import threading
 import traceback
 from collections.abc import Callable
 from contextlib import closing
@@ -36,10 +37,16 @@ BOB = User(1501, GROUP)  # and one by the first
 STRANGER = User(65534, 65534)
 
 
+_forking = threading.Lock()
+
+
 def as_user(user: User, what: Callable[[], T]) -> T:
     """What `what` returns (it is pickled); its exception fails the test."""
-    readable, writable = os.pipe()
-    child = os.fork()
+    with _forking:  # another thread's child would hold our pipe open
+        readable, writable = os.pipe()
+        child = os.fork()
+        if child != 0:
+            os.close(writable)
     if child == 0:
         status = 1
         try:
@@ -55,7 +62,6 @@ def as_user(user: User, what: Callable[[], T]) -> T:
             status = 0
         finally:
             os._exit(status)
-    os.close(writable)
     with os.fdopen(readable, "rb") as pipe:
         raw = pipe.read()
     _, status = os.waitpid(child, 0)
