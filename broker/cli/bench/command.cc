@@ -223,8 +223,9 @@ Result<void> bench(const Common& common, const Arguments& arguments) {
     return fail(ErrorCode::kFailedPrecondition,
                 "--png wants matplotlib, which " + arguments.python + " has not: 'pip install matplotlib', or --json");
   }
-  MODELBROKER_ASSIGN(const Folder folder, Folder::make());
-  MODELBROKER_TRY(measure_broker(results, arguments, folder));
+  MODELBROKER_ASSIGN(const Folder sockets, Folder::below("/tmp"));  // TMPDIR may be too deep for a socket's path
+  MODELBROKER_ASSIGN(const Folder folder, Folder::below(temporary_place()));
+  MODELBROKER_TRY(measure_broker(results, arguments, sockets));
   MODELBROKER_TRY(measure_python(results, arguments, folder, has));
   const Json json = to_json(results, arguments);
   if (!arguments.png.empty()) {

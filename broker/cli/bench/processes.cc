@@ -141,9 +141,13 @@ Result<void> Process::finish() {
   return fail(ErrorCode::kUnavailable, "'" + name_ + "' failed: what it said stands above");
 }
 
-Result<Folder> Folder::make() {
+std::string temporary_place() {
   const char* const chosen = std::getenv("TMPDIR");  // NOLINT(concurrency-mt-unsafe): nobody calls setenv
-  std::string path = std::string(chosen != nullptr && *chosen != '\0' ? chosen : "/tmp") + "/modelbroker-bench.XXXXXX";
+  return chosen != nullptr && *chosen != '\0' ? chosen : "/tmp";
+}
+
+Result<Folder> Folder::below(const std::string& where) {
+  std::string path = where + "/modelbroker-bench.XXXXXX";
   if (::mkdtemp(path.data()) == nullptr) return fail_errno(errno, "making a folder '" + path + "'");
   return Folder(std::move(path));
 }

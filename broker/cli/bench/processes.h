@@ -51,10 +51,10 @@ class Process {
   std::string heard_;
 };
 
-// A folder below TMPDIR that goes with all that is in it.
+// A folder that goes with all that is in it.
 class Folder {
  public:
-  [[nodiscard]] static Result<Folder> make();
+  [[nodiscard]] static Result<Folder> below(const std::string& where);
   Folder(Folder&& other) noexcept : path_(std::exchange(other.path_, "")) {}
   Folder& operator=(Folder&&) = delete;
   ~Folder();
@@ -81,6 +81,8 @@ class BenchBroker {
   std::string instance_, endpoint_;
 };
 
+// TMPDIR, else /tmp: for what is large.
+[[nodiscard]] std::string temporary_place();
 // The program that runs.
 [[nodiscard]] std::string this_program();
 
