@@ -5,10 +5,10 @@
 
 #include <algorithm>
 #include <optional>
-#include <thread>
 
 #include "cpp_client/attached.h"
 #include "cpp_client/connection.h"
+#include "cpp_client/find_broker.h"
 #include "cpp_client/link.h"
 #include "cpp_client/paths.h"
 
@@ -19,7 +19,7 @@ using client::Deadline;
 using client::Link;
 
 constexpr Timeout kShort{30'000};  // requests that only look at the books
-constexpr Timeout kPause{20};
+constexpr Timeout kNoEnd{0};
 
 Os& plain_os() {
   // Never destroyed: weights in static objects may need it at the very end.
@@ -80,18 +80,11 @@ Broker& Broker::operator=(Broker&&) noexcept = default;
 Broker::~Broker() = default;
 
 Result<Broker> Broker::connect(const ConnectOptions& options) {
-  MODELBROKER_ASSIGN(const auto endpoints, wire::endpoints_to_try(options.endpoint));
-  const auto end = Deadline::Clock::now() + options.timeout;
-  while (true) {
-    for (const auto& endpoint : endpoints) {
-      MODELBROKER_ASSIGN(auto link, Link::make(plain_os(), endpoint));
-      const auto opened = link->open(Deadline(kShort));
-      if (opened) return Broker(std::move(link));
-      if (!client::is_lost(opened.error())) return tl::unexpected(opened.error());
-    }
-    if (Deadline::Clock::now() >= end) return tl::unexpected(client::no_broker(endpoints));
-    std::this_thread::sleep_for(kPause);
-  }
+  return client::find_broker(options, Deadline(kNoEnd), [](const wire::Endpoint& endpoint) -> Result<Broker> {
+    MODELBROKER_ASSIGN(auto link, Link::make(plain_os(), endpoint));
+    MODELBROKER_TRY(link->open(Deadline(kShort)));
+    return Broker(std::move(link));
+  });
 }
 
 Result<Link*> Broker::link() {

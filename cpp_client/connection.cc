@@ -2,16 +2,14 @@
 
 #include <fcntl.h>
 
-#include <thread>
-
 #include "cpp_client/channel.h"
+#include "cpp_client/find_broker.h"
 #include "cpp_client/session.h"
 
 namespace modelbroker::client {
 namespace {
 
 constexpr Timeout kShort{10'000};  // for hello, which the broker answers from its books
-constexpr Timeout kPause{20};
 
 }  // namespace
 
@@ -35,27 +33,17 @@ const wire::SessionHelloReply& Connection::hello() const noexcept { return state
 int Connection::descriptor() const noexcept { return state_->session->descriptor(); }
 
 Result<Connection> Connection::connect(Os& os, const ConnectOptions& options, const Deadline& deadline) {
-  MODELBROKER_ASSIGN(const auto endpoints, wire::endpoints_to_try(options.endpoint));
-  const Deadline::Clock::time_point end = Deadline::Clock::now() + options.timeout;
-  while (true) {
-    for (const auto& endpoint : endpoints) {
-      auto session = Session::open(os, endpoint, deadline);
-      if (!session) {
-        if (is_lost(session.error())) continue;
-        return tl::unexpected(std::move(session).error());
-      }
-      Connection connection(std::make_unique<State>());
-      State& state = *connection.state_;
-      state.endpoint = endpoint;
-      state.session = std::move(*session);
-      MODELBROKER_ASSIGN(state.channel, Channel::connect(state.context, endpoint.broker()));
-      MODELBROKER_ASSIGN(state.hello, connection.request<wire::SessionHelloReply>(
-                                          "session.hello", wire::Empty{}, std::max(deadline.left(kShort), Timeout{1})));
-      return connection;
-    }
-    if (Deadline::Clock::now() >= end || deadline.passed()) return tl::unexpected(no_broker(endpoints));
-    std::this_thread::sleep_for(kPause);
-  }
+  return find_broker(options, deadline, [&](const wire::Endpoint& endpoint) -> Result<Connection> {
+    MODELBROKER_ASSIGN(auto session, Session::open(os, endpoint, deadline));
+    Connection connection(std::make_unique<State>());
+    State& state = *connection.state_;
+    state.endpoint = endpoint;
+    state.session = std::move(session);
+    MODELBROKER_ASSIGN(state.channel, Channel::connect(state.context, endpoint.broker()));
+    MODELBROKER_ASSIGN(state.hello, connection.request<wire::SessionHelloReply>("session.hello", wire::Empty{},
+                                                                                deadline.at_most(kShort).timeout()));
+    return connection;
+  });
 }
 
 Result<wire::Reply> Connection::exchange(std::string_view type, const Encode& encode, Timeout timeout) {
@@ -88,14 +76,6 @@ Result<Fd> open_source(Os& os, const std::string& path) {
   auto fd = os.open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0);
   if (!fd) return fail_errno(fd.error().number, "opening '" + wire::printable(path) + "'");
   return std::move(*fd);
-}
-
-Error no_broker(const std::vector<wire::Endpoint>& tried) {
-  std::string where;
-  for (const auto& endpoint : tried) where += (where.empty() ? "" : " and ") + endpoint.broker();
-  return {ErrorCode::kUnavailable,
-          "no broker answers at " + where +
-              ": start one with 'modelbroker serve', or set MODELBROKER_ENDPOINT or --endpoint"};
 }
 
 }  // namespace modelbroker::client

@@ -61,7 +61,5 @@ class Connection {
 
 // Opens a file to be offered: no fifo hangs it, and what is no regular file is refused by name.
 [[nodiscard]] Result<Fd> open_source(Os& os, const std::string& path);
-// "no broker answers at ...", with the remedy.
-[[nodiscard]] Error no_broker(const std::vector<wire::Endpoint>& tried);
 
 }  // namespace modelbroker::client

@@ -24,6 +24,8 @@ class Deadline {
     if (never()) return most;
     return std::clamp(std::chrono::ceil<Timeout>(at_ - Clock::now()), Timeout{0}, most);
   }
+  // The sooner of this one and `most` from now; an end in any case.
+  [[nodiscard]] Deadline at_most(Timeout most) const { return Deadline(std::max(left(most), Timeout{1})); }
   // For the wire: 0 means never, so what is left is at least 1.
   [[nodiscard]] std::uint64_t milliseconds() const {
     if (never()) return 0;

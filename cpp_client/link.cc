@@ -5,7 +5,7 @@
 #include <signal.h>
 #include <unistd.h>
 
-#include "cpp_client/connection.h"
+#include "cpp_client/find_broker.h"
 
 namespace modelbroker::client {
 namespace {
@@ -58,10 +58,7 @@ Link::~Link() {
   keeper_.join();
 }
 
-std::string Link::next_id() {
-  const std::lock_guard lock(mutex_);
-  return prefix_ + "-" + std::to_string(next_number_++);
-}
+std::string Link::next_id() { return prefix_ + "-" + std::to_string(next_number_++); }
 
 // ---- calls
 
@@ -90,37 +87,35 @@ Result<wire::Reply> Link::exchange(const Session& session, std::string_view id, 
 
 Result<Link::Granted> Link::attach(wire::Attach data, const Deadline& deadline, const Fd* file) {
   settle(deadline);
-  while (true) {
-    MODELBROKER_ASSIGN(const SharedSession session, session_for(deadline));
-    Result<wire::AttachReply> reply = [&]() -> Result<wire::AttachReply> {
-      MODELBROKER_TRY(offer(data, file, *session, deadline));
-      const std::string id = next_id();
-      auto answer = ask<wire::AttachReply>(*session, id, "model.attach", data, deadline);
-      if (!answer && answer.error().code == ErrorCode::kDeadlineExceeded) {
-        // Nobody waits any more, but a lease may be granted yet: find out and end it.
-        const std::lock_guard lock(mutex_);
-        errands_.push_back({session, id, data});
-      }
-      return answer;
-    }();
-    if (!reply) {
+  return with_session<Granted>(deadline, [&](const SharedSession& session) -> Result<Granted> {
+    MODELBROKER_TRY(offer(data, file, *session, deadline));
+    const std::string id = next_id();
+    auto reply = ask<wire::AttachReply>(*session, id, "model.attach", data, deadline);
+    if (reply) return hold(std::move(*reply), session);
+    if (reply.error().code == ErrorCode::kDeadlineExceeded) {
+      // Nobody waits any more, but a lease may be granted yet: find out and end it.
+      const std::lock_guard lock(mutex_);
+      errands_.push_back({session, id, data});
       os_.event_fd_signal(wake_.get());
-      if (!is_lost(reply.error())) return tl::unexpected(std::move(reply).error());
-      lose(session);
-      continue;
     }
-    wire::HeldLease held{.lease = reply->lease, .model = reply->model, .blocks = {}};
-    for (const wire::BlockGrant& block : reply->blocks) held.blocks.push_back(block.block);
+    return tl::unexpected(std::move(reply).error());
+  });
+}
+
+Result<Link::Granted> Link::hold(wire::AttachReply reply, const SharedSession& session) {
+  wire::HeldLease held{.lease = reply.lease, .model = reply.model, .blocks = {}};
+  for (const wire::BlockGrant& block : reply.blocks) held.blocks.push_back(block.block);
+  const Key key = next_number_++;
+  {
     const std::lock_guard lock(mutex_);
-    if (session_ != session) continue;  // over, and the lease with it
-    const Key key = next_number_++;
+    if (session_ != session) return tl::unexpected(lost("the session has ended, and the lease with it"));
     held_.emplace(key, std::move(held));
-    return Granted{std::move(*reply), std::make_shared<const HeldLease>(shared_from_this(), key)};
   }
+  return Granted{std::move(reply), std::make_shared<const HeldLease>(shared_from_this(), key)};
 }
 
 Result<Fd> Link::open_block(const std::string& block, const Deadline& deadline) {
-  return with_session<Fd>(deadline, [&](Session& session) { return session.open_block(block, deadline); });
+  return with_session<Fd>(deadline, [&](const SharedSession& session) { return session->open_block(block, deadline); });
 }
 
 // ---- the session
@@ -131,7 +126,7 @@ Link::SharedSession Link::current() const {
 }
 
 Result<Link::SharedSession> Link::session_for(const Deadline& deadline) {
-  const Deadline patience(std::max(deadline.left(kPatience), Timeout{1}));
+  const Deadline patience = deadline.at_most(kPatience);
   Timeout backoff = kBackoffFirst;
   while (true) {
     if (auto session = current()) return session;
@@ -174,7 +169,7 @@ Result<void> Link::open_session(const Deadline& deadline) {
 // The keys of those that this broker does not have.
 Result<std::vector<Link::Key>> Link::restate(const Session& session, const std::map<Key, wire::HeldLease>& held,
                                              const Deadline& deadline) {
-  const Deadline soon(std::max(deadline.left(kExchange), Timeout{1}));
+  const Deadline soon = deadline.at_most(kExchange);
   std::vector<Key> gone;
   for (auto next = held.begin(); next != held.end();) {
     wire::Restate some;
@@ -193,7 +188,8 @@ Result<std::vector<Link::Key>> Link::restate(const Session& session, const std::
 void Link::lose(const SharedSession& session) {
   {
     const std::lock_guard lock(mutex_);
-    if (session_ == session) session_.reset();
+    if (session_ != session) return;  // another thread has
+    session_.reset();
     // Fresh sockets connect at once.
     idle_.clear();
     ++epoch_;
@@ -210,7 +206,7 @@ void Link::drop(Key key) {
   const auto found = held_.find(key);
   if (found == held_.end()) return;
   if (session_) {
-    errands_.push_back({session_, prefix_ + "-" + std::to_string(next_number_++), wire::Detach{found->second.lease}});
+    errands_.push_back({session_, next_id(), wire::Detach{found->second.lease}});
   }
   held_.erase(found);  // without a session it has ended already
   os_.event_fd_signal(wake_.get());
@@ -218,12 +214,10 @@ void Link::drop(Key key) {
 
 // Tells the broker of leases that have ended, and what became of abandoned attaches.
 void Link::settle(const Deadline& deadline) {
-  std::size_t count = 0;
   {
     const std::lock_guard lock(mutex_);
-    count = errands_.size();
+    if (errands_.empty()) return;
   }
-  if (count == 0) return;
   const std::unique_lock settling(settling_, deadline.left(kErrandTimeout));
   if (!settling) return;
   while (true) {
@@ -245,7 +239,7 @@ void Link::settle(const Deadline& deadline) {
 // False when it got no answer and should be run again.
 bool Link::run(const Errand& errand, const Deadline& deadline) {
   if (errand.session != current()) return true;  // its lease ended with its session
-  const Deadline soon(std::max(deadline.left(kErrandTimeout), Timeout{1}));
+  const Deadline soon = deadline.at_most(kErrandTimeout);
   const auto done = [&](const Error& error) {
     if (is_lost(error)) lose(errand.session);
     return error.code != ErrorCode::kDeadlineExceeded;
@@ -257,9 +251,8 @@ bool Link::run(const Errand& errand, const Deadline& deadline) {
   const auto reply =
       ask<wire::AttachReply>(*errand.session, errand.id, "model.attach", std::get<wire::Attach>(errand.data), soon);
   if (!reply) return done(reply.error());
-  const std::string id = next_id();
   const std::lock_guard lock(mutex_);
-  errands_.push_back({errand.session, id, wire::Detach{reply->lease}});
+  errands_.push_back({errand.session, next_id(), wire::Detach{reply->lease}});
   return true;
 }
 

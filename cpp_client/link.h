@@ -9,6 +9,7 @@
 
 #include <sys/types.h>
 
+#include <atomic>
 #include <deque>
 #include <functional>
 #include <map>
@@ -56,9 +57,9 @@ class Link : public std::enable_shared_from_this<Link> {
   [[nodiscard]] Result<Reply> call(std::string_view type, M data, const Deadline& deadline, const Fd* file = nullptr) {
     settle(deadline);
     const std::string id = next_id();
-    return with_session<Reply>(deadline, [&](Session& session) -> Result<Reply> {
-      MODELBROKER_TRY(offer(data, file, session, deadline));
-      return ask<Reply>(session, id, type, data, deadline);
+    return with_session<Reply>(deadline, [&](const SharedSession& session) -> Result<Reply> {
+      MODELBROKER_TRY(offer(data, file, *session, deadline));
+      return ask<Reply>(*session, id, type, data, deadline);
     });
   }
 
@@ -91,7 +92,7 @@ class Link : public std::enable_shared_from_this<Link> {
   [[nodiscard]] Result<Reply> with_session(const Deadline& deadline, Work work) {
     while (true) {
       MODELBROKER_ASSIGN(const SharedSession session, session_for(deadline));
-      Result<Reply> outcome = work(*session);
+      Result<Reply> outcome = work(session);
       if (outcome || !is_lost(outcome.error())) return outcome;
       lose(session);
     }
@@ -126,6 +127,8 @@ class Link : public std::enable_shared_from_this<Link> {
                                                  const Deadline& deadline);
   void lose(const SharedSession& session);
 
+  // Takes a granted lease in; lost when its session is over, and the lease with it.
+  [[nodiscard]] Result<Granted> hold(wire::AttachReply reply, const SharedSession& session);
   void drop(Key key);
   void settle(const Deadline& deadline);
   [[nodiscard]] bool run(const Errand& errand, const Deadline& deadline);
@@ -141,9 +144,9 @@ class Link : public std::enable_shared_from_this<Link> {
   zmq::context_t context_{1};
   Fd wake_;
   const std::string prefix_ = random_prefix();
+  std::atomic<std::uint64_t> next_number_ = 0;  // of requests and of keys
 
   mutable std::mutex mutex_;  // short; guards what follows
-  std::uint64_t next_number_ = 0;
   std::vector<Channel> idle_;
   std::uint64_t epoch_ = 0;  // of the channels: they belong to one broker
   SharedSession session_;

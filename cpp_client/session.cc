@@ -14,9 +14,6 @@ namespace {
 constexpr Timeout kLongest{10'000};  // the broker answers these from its books: longer means that it hangs
 constexpr auto* kLostKey = "session_lost";
 
-// What is left of it, but no longer than that.
-Deadline soonest(const Deadline& deadline) { return Deadline(std::max(deadline.left(kLongest), Timeout{1})); }
-
 tl::unexpected<Error> hangs(const std::string& path, const std::string& what) {
   return fail(ErrorCode::kDeadlineExceeded,
               "the broker at " + path + " did not " + what + " in time: it is busy or hangs; see its log");
@@ -58,7 +55,7 @@ std::string random_prefix() {
 }
 
 Result<std::unique_ptr<Session>> Session::open(Os& os, const wire::Endpoint& endpoint, const Deadline& deadline) {
-  const Deadline soon = soonest(deadline);
+  const Deadline soon = deadline.at_most(kLongest);
   // A stale socket file refuses; one that accepts has a broker behind it.
   auto socket = os.connect_seqpacket(endpoint.fds(), soon.timeout());
   if (!socket) {
@@ -89,7 +86,7 @@ template <class Reply, class M>
 Result<std::pair<Reply, std::vector<Fd>>> Session::exchange(std::string_view type, const M& data,
                                                             const std::vector<int>& descriptors,
                                                             const Deadline& deadline) {
-  const Deadline soon = soonest(deadline);
+  const Deadline soon = deadline.at_most(kLongest);
   const auto late = [&] { return hangs(path_, "answer " + std::string(type)); };
   const std::unique_lock lock(exchanging_, soon.left(kLongest));
   if (!lock) return late();

@@ -54,7 +54,7 @@ namespace modelbroker {
   MODELBROKER_ASSIGN(const at::ScalarType type, scalar_type(tensor.dtype));
   const std::vector<std::int64_t> shape(tensor.shape.begin(), tensor.shape.end());
   // torch takes a pointer that may be written to; whether it may is the mode's matter.
-  void* const address = const_cast<std::byte*>(tensor.bytes.data());  // NOLINT(*const-cast)
+  void* const address = const_cast<std::byte*>(tensor.bytes.data());
   return at::from_blob(
       address, shape, [hold = weights.hold()](void*) {}, at::TensorOptions(type));
 }

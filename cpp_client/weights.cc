@@ -89,7 +89,7 @@ Result<std::map<std::string, std::string>> Weights::metadata() const {
 std::span<std::byte> Weights::writable(const Tensor& tensor) const noexcept {
   if (attached_->mode != Mode::kPrivate) return {};
   // The mapping is ours and may be written: only the view of it was const.
-  return {const_cast<std::byte*>(tensor.bytes.data()), tensor.bytes.size()};  // NOLINT(*const-cast)
+  return {const_cast<std::byte*>(tensor.bytes.data()), tensor.bytes.size()};
 }
 
 std::shared_ptr<const void> Weights::hold() const noexcept { return attached_; }
