@@ -112,8 +112,3 @@ def torch_carrier(dtype: str) -> tuple[np.dtype[Any], Any]:
     if dtype in _NUMPY:
         return np.dtype(_NUMPY[dtype]), None
     return np.dtype({1: "uint8", 2: "int16"}[wanted.itemsize]), wanted
-
-
-def torch_shape(dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """torch packs two F4 into one element of its last dimension."""
-    return (*shape[:-1], shape[-1] // 2) if dtype == "F4" and shape else shape

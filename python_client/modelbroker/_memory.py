@@ -97,7 +97,3 @@ class Memory:
             "shape": (self.size,),
             "typestr": "|u1",
         }
-
-    def view(self, offset: int, size: int) -> memoryview:
-        """Bytes to read at once; not to be kept longer than this object."""
-        return memoryview((ctypes.c_char * size).from_address(self.address + offset)).cast("B")

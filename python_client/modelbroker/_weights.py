@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import numpy as np
 
 from ._block import Header, decode_manifest
-from ._dtypes import numpy_dtype, torch_carrier, torch_dtype, torch_shape
+from ._dtypes import numpy_dtype, torch_carrier, torch_dtype
 from ._errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ def _as_torch(placed: Placed) -> torch.Tensor:
 
     dtype, shape, start, nbytes, block = placed
     carrier, seen_as = torch_carrier(dtype)
-    if dtype == "F4":
-        shape = torch_shape(dtype, shape)
+    if dtype == "F4" and shape:
+        shape = (*shape[:-1], shape[-1] // 2)  # torch packs two into one element
     if nbytes == 0:
         return torch.empty(shape, dtype=torch_dtype(dtype))
     tensor = torch.from_numpy(np.ndarray(shape, carrier, block, start))
@@ -240,8 +240,8 @@ def _decode(blocks: list[tuple[Memory, Header]]) -> tuple[dict[str, str], dict[s
     placed: dict[str, Placed] = {}
     for memory, header in blocks:
         whole = np.asarray(memory)
-        manifest = memory.view(header.manifest, header.manifest_size)
-        about, entries = decode_manifest(manifest, header)
+        manifest = whole[header.manifest : header.manifest + header.manifest_size]
+        about, entries = decode_manifest(manifest.data, header)
         metadata |= about
         payload = header.payload
         placed |= {
