@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import harness
+import host
 import loads
 import sources
 from figures import at_most, within_times
@@ -23,7 +24,7 @@ _REQUEST = "150"  # bytes, about ours
 
 def sizes(run: harness.Run) -> list[tuple[str, int]]:
     """Up to --size, and what memory has room for."""
-    has = min(harness.meminfo("MemAvailable") - (2 << 30), shutil.disk_usage("/dev/shm").free)
+    has = min(host.meminfo("MemAvailable") - (2 << 30), shutil.disk_usage("/dev/shm").free)
     fitting = []
     for words, size in _SIZES:
         if run.arguments.size is not None and size > max(run.arguments.size, 10**8):

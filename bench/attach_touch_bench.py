@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 
 import harness
+import host
 import loads
 from figures import at_most, times_better, within_times
 
@@ -24,7 +25,7 @@ def measure(run: harness.Run) -> None:
     page_kind = broker.cli("ps")[0]["page_kind"]
     run.figures.say_of_all(page_kind=page_kind)
 
-    harness.forget_cached(path)
+    host.forget_cached(path)
     run.fresh("safetensors", path)  # fills the cache by faults
     best = loads.best_of(
         run.runs,
@@ -34,7 +35,7 @@ def measure(run: harness.Run) -> None:
             "faults": lambda: run.fresh("safetensors", path),
         },
     )
-    harness.forget_cached(path)
+    host.forget_cached(path)
     harness.read_through(path)
     best |= loads.best_of(run.runs, {"reads": lambda: run.fresh("safetensors", path)})
     zipped = run.zipped(path)

@@ -3,11 +3,9 @@
 // Usage: client_bench ping ENDPOINT AMOUNT             samples of round trips (bench/samples.h)
 //        client_bench attach ENDPOINT MODEL AMOUNT     samples of attaches: leased, opened and mapped, nothing touched
 //        client_bench clients ENDPOINT COUNT AMOUNT    so many clients at once; prints requests and seconds
-#include <atomic>
 #include <memory>
 #include <optional>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "bench/samples.h"
@@ -53,18 +51,10 @@ void attach(const std::string& endpoint, const std::string& model, const Amount&
 }
 
 void clients(const std::string& endpoint, int count, const Amount& amount) {
-  std::atomic<std::uint64_t> requests{0};
-  const auto began = Clock::now();
-  std::vector<std::jthread> threads;
-  threads.reserve(static_cast<std::size_t>(count));
-  for (int i = 0; i < count; ++i) {
-    threads.emplace_back([&] {
-      Client client(endpoint);
-      requests += take(amount, [&] { client.ping(); }).size();
-    });
-  }
-  threads.clear();
-  std::printf("%lu %.6f\n", requests.load(), std::chrono::duration<double>(Clock::now() - began).count());
+  write_rate(count, [&] {
+    Client client(endpoint);
+    return take(amount, [&] { client.ping(); }).size();
+  });
 }
 
 }  // namespace

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import harness
+import host
 import loads
 from figures import FASTER, times_better
 
@@ -22,7 +24,7 @@ def measure(run: harness.Run) -> None:
 
     def cold(way: Callable[[], float], file: Path = path) -> Callable[[], float]:
         def once() -> float:
-            harness.forget_cached(file)
+            host.forget_cached(file)
             return way()
 
         return once
@@ -38,7 +40,7 @@ def measure(run: harness.Run) -> None:
     slow = min(run.runs, 3)
     for which in loads.LIBRARIES:
         file = files.get(which, path)
-        best |= loads.best_of(slow, {which: cold(lambda w=which, f=file: run.fresh(w, f), file)})  # type: ignore[misc]
+        best |= loads.best_of(slow, {which: cold(partial(run.fresh, which, file), file)})
 
     add, ours = run.figures.add, best["ours"]
     add(

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import harness
+import host
 from figures import at_most, within_times
 
 _WORKERS = 4
@@ -43,7 +44,7 @@ def measure(run: harness.Run) -> None:
     size = path.stat().st_size
     broker = run.broker()
     run.figures.say_of_all(page_kind=broker.load(path)["page_kind"])
-    harness.forget_cached(path)
+    host.forget_cached(path)
     run.fresh("safetensors", path)  # fills the cache by faults, as its users meet it
     ours = best(run, run.runs, "broker", "model", broker.endpoint)
     mapped = best(run, run.runs, "safetensors", path)
@@ -73,7 +74,7 @@ def measure(run: harness.Run) -> None:
     )
     add("four safetensors mmap", mapped, run.runs, True)
     zipped = run.zipped(path)
-    has, needs = harness.meminfo("MemAvailable"), (_WORKERS + 0.7) * size
+    has, needs = host.meminfo("MemAvailable"), (_WORKERS + 0.7) * size
     if has < needs:
         run.figures.leave_out("four torch.load", f"needs {needs / 1e9:.1f} GB, has {has / 1e9:.1f}")
         return

@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import shlex
 import shutil
 import signal
@@ -31,6 +30,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 import generate_model  # noqa: E402  its folder is not on the path before
 from figures import Figures  # noqa: E402
+from host import machine, meminfo  # noqa: E402
 
 _WORKER = str(Path(__file__).with_name("bench_worker.py"))
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "MIB": 1 << 20, "GIB": 1 << 30}
@@ -40,32 +40,6 @@ WHOLE = 2_600_000_000
 
 
 # ---- the machine
-
-
-def meminfo(word: str) -> int:
-    """Bytes."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith(f"{word}:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/meminfo has no {word}")
-
-
-def machine() -> str:
-    """What a figure was measured on."""
-    cpu = "unknown processor"
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            cpu = line.split(":", 1)[1].strip()
-            break
-    memory = meminfo("MemTotal") / (1 << 30)
-    return f"{os.cpu_count()} x {cpu}, {memory:.0f} GiB, Linux {platform.release()}"
-
-
-def forget_cached(path: Path) -> None:
-    """Drops a file from the page cache."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def read_through(path: Path) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import harness
+import host
 import loads
 from figures import FASTER
 
@@ -67,7 +68,7 @@ def measure(run: harness.Run) -> None:
 
         return loads.best_of(run.runs, {"ours": ours, **{which: theirs(which) for which in peers}})
 
-    cases = (("cold_load", "P1", harness.forget_cached), ("warm_load", "P2", harness.read_through))
+    cases = (("cold_load", "P1", host.forget_cached), ("warm_load", "P2", harness.read_through))
     for metric, goal_id, ready in cases:
         seconds = best(ready)
         for which, words in peers.items():

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import harness
+import host
 import modelbroker
 import sources
 from figures import at_most
@@ -62,7 +63,7 @@ def load_all(broker: modelbroker.Broker, paths: list[Path]) -> tuple[float, str]
 def measure(run: harness.Run) -> None:
     size = run.arguments.size
     if size is None:
-        size = min(27 * 10**8, harness.meminfo("MemAvailable") // 4)
+        size = min(27 * 10**8, host.meminfo("MemAvailable") // 4)
     paths = [run.folder / f"part-{i:03}.safetensors" for i in range(_BLOCKS)]
     for i, path in enumerate(paths):
         sources.write_random(path, size // _BLOCKS, 8, i)
@@ -85,7 +86,7 @@ def measure(run: harness.Run) -> None:
     read = 0
     for _ in range(run.runs):
         for path in paths:
-            harness.forget_cached(path)
+            host.forget_cached(path)
         broker.kill()
         began = time.perf_counter()
         ready = min(ready, start(broker))

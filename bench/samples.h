@@ -4,11 +4,13 @@
 // took, in nanoseconds. So whoever reads them can lay them beside what else happened then. Threads: each its own.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
+#include <thread>
 #include <vector>
 
 namespace modelbroker::bench {
@@ -67,6 +69,18 @@ std::vector<Sample> take(const Amount& amount, Once once, After after) {
 template <class Once>
 std::vector<Sample> take(const Amount& amount, Once once) {
   return take(amount, once, [] {});
+}
+
+// `each`, in so many threads at once, does requests and says how many. Prints how many in all, and the seconds.
+template <class Each>
+void write_rate(int count, Each each) {
+  std::atomic<std::uint64_t> requests{0};
+  const auto began = Clock::now();
+  std::vector<std::jthread> threads;
+  threads.reserve(static_cast<std::size_t>(count));
+  for (int i = 0; i < count; ++i) threads.emplace_back([&] { requests += each(); });
+  threads.clear();
+  std::printf("%lu %.6f\n", requests.load(), std::chrono::duration<double>(Clock::now() - began).count());
 }
 
 inline void write(const std::vector<Sample>& samples) {

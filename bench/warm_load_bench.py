@@ -7,8 +7,10 @@ fresh processes with every page touched. The cache is filled by reads before.
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import harness
+import host
 import loads
 from figures import within_times
 
@@ -17,7 +19,7 @@ def measure(run: harness.Run) -> None:
     path = run.source(copies=3)
     files = {"torch": run.zipped(path), "torch_mmap": run.zipped(path)}
     broker = run.broker()
-    harness.forget_cached(path)
+    host.forget_cached(path)
     harness.read_through(path)
     loads.load(run, broker, path)  # makes the memory's first touch nobody's figure
     ways = {
@@ -29,7 +31,7 @@ def measure(run: harness.Run) -> None:
     for which in loads.LIBRARIES:
         file = files.get(which, path)
         harness.read_through(file)
-        best |= loads.best_of(slow, {which: lambda w=which, f=file: run.fresh(w, f)})  # type: ignore[misc]
+        best |= loads.best_of(slow, {which: partial(run.fresh, which, file)})
 
     ours = best["ours"]
     run.figures.add(

@@ -9,9 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <string>
-#include <thread>
 #include <vector>
 #include <zmq.hpp>
 
@@ -89,18 +87,10 @@ void attach(const std::string& endpoint, std::size_t bytes, const char* path, co
 }
 
 void clients(const std::string& endpoint, std::size_t bytes, int count, const Amount& amount) {
-  std::atomic<std::uint64_t> requests{0};
-  const auto began = Clock::now();
-  std::vector<std::jthread> threads;
-  threads.reserve(static_cast<std::size_t>(count));
-  for (int i = 0; i < count; ++i) {
-    threads.emplace_back([&] {
-      Asker asker(endpoint, bytes);
-      requests += take(amount, [&] { asker.ask(); }).size();
-    });
-  }
-  threads.clear();
-  std::printf("%lu %.6f\n", requests.load(), std::chrono::duration<double>(Clock::now() - began).count());
+  write_rate(count, [&] {
+    Asker asker(endpoint, bytes);
+    return take(amount, [&] { asker.ask(); }).size();
+  });
 }
 
 }  // namespace

@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import shutil
 import signal
 import subprocess
@@ -27,6 +26,7 @@ import demo_cpp
 import generate_model
 import modelbroker
 from demo_parts import Claims, Worker, say
+from host import forget_cached, machine, meminfo
 
 _WORKERS = 4
 _ROUNDS = 5
@@ -93,37 +93,11 @@ class DemoBroker:
 # ---- the machine
 
 
-def meminfo(word: str) -> int:
-    """Bytes."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith(f"{word}:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/meminfo has no {word}")
-
-
-def machine() -> str:
-    """What a figure was measured on."""
-    cpu = "unknown processor"
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            cpu = line.split(":", 1)[1].strip()
-            break
-    memory = meminfo("MemTotal") / (1 << 30)
-    return f"{os.cpu_count()} x {cpu}, {memory:.0f} GiB, Linux {platform.release()}"
-
-
 def choose_layers(folder: Path) -> int:
     """A block, four copies of torch.load and the page cache must fit; so must two files on disk."""
     memory = min(meminfo("MemAvailable") / (_WORKERS + 2.5), shutil.disk_usage("/dev/shm").free / 2)
     disk = shutil.disk_usage(folder).free / 2.5
     return generate_model.layers_for(int(min(memory, disk)))
-
-
-def forget_cached(path: Path) -> None:
-    """Drops a file from the page cache."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 # ---- the acts

@@ -1,0 +1,33 @@
+"""The machine that something is measured on: for the demo and the benchmarks."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+
+def meminfo(word: str) -> int:
+    """Bytes."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith(f"{word}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/meminfo has no {word}")
+
+
+def machine() -> str:
+    """What a figure was measured on."""
+    cpu = "unknown processor"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            cpu = line.split(":", 1)[1].strip()
+            break
+    memory = meminfo("MemTotal") / (1 << 30)
+    return f"{os.cpu_count()} x {cpu}, {memory:.0f} GiB, Linux {platform.release()}"
+
+
+def forget_cached(path: Path) -> None:
+    """Drops a file from the page cache."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
