@@ -74,7 +74,7 @@ def memory(tensors: dict[str, Any]) -> int:
 def worker(which: str, path: str) -> None:
     """Measures when the first line comes; tells its memory at each further one."""
     if which == "safetensors":
-        import safetensors.torch  # noqa: F401
+        import safetensors.torch  # noqa: F401  imports are in no figure
     import torch
 
     torch.set_num_threads(1)

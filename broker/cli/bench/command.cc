@@ -98,7 +98,7 @@ double seconds_since(std::chrono::steady_clock::time_point began) {
 
 Result<void> measure_broker(Results& results, const Arguments& arguments, const Folder& folder) {
   MODELBROKER_ASSIGN(const BenchBroker broker, BenchBroker::start(folder));
-  ::setenv("MODELBROKER_ENDPOINT", broker.endpoint().c_str(), 1);  // for the workers; NOLINT(concurrency-mt-unsafe)
+  ::setenv("MODELBROKER_ENDPOINT", broker.endpoint().c_str(), 1);  // for the workers
   MODELBROKER_ASSIGN(auto client, Broker::connect({.endpoint = broker.endpoint()}));
   std::fprintf(stderr, "loading %s\n", results.file.c_str());
   MODELBROKER_ASSIGN(Loaded loaded,
@@ -127,19 +127,16 @@ Result<void> measure_python(Results& results, const Arguments& arguments, const 
     words.insert(words.begin(), {arguments.python, "-c", kBenchPython});
     return words;
   };
-  Way& safetensors = results.ways.emplace_back(Way{.name = "safetensors", .missing = ""});
-  if (!has.value("safetensors", false) || !has.value("torch", false)) {
-    safetensors.missing = "safetensors and torch are not installed for " + arguments.python;
-  } else {
+  const bool installed = has.value("safetensors", false) && has.value("torch", false);
+  const std::string missing = installed ? "" : "safetensors and torch are not installed for " + arguments.python;
+  Way& safetensors = results.ways.emplace_back(Way{.name = "safetensors", .missing = missing});
+  if (installed) {
     MODELBROKER_TRY(
         measure_often(safetensors, python({"worker", "safetensors", results.file}), arguments, "safetensors"));
   }
-  Way& torch_load = results.ways.emplace_back(Way{.name = "torch.load", .missing = ""});
-  if (arguments.no_torch_load) {
-    torch_load.missing = "--no-torch-load";
-  } else if (!has.value("safetensors", false) || !has.value("torch", false)) {
-    torch_load.missing = results.ways[1].missing;
-  } else {
+  Way& torch_load = results.ways.emplace_back(
+      Way{.name = "torch.load", .missing = arguments.no_torch_load ? "--no-torch-load" : missing});
+  if (torch_load.missing.empty()) {
     std::fprintf(stderr, "writing a checkpoint for torch.load, of the same size, into a temporary folder\n");
     MODELBROKER_ASSIGN(auto convert, Process::start(python({"convert", results.file, folder / "model.pt"})));
     MODELBROKER_TRY(convert.finish());

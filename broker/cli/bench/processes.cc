@@ -142,7 +142,7 @@ Result<void> Process::finish() {
 }
 
 std::string temporary_place() {
-  const char* const chosen = std::getenv("TMPDIR");  // NOLINT(concurrency-mt-unsafe): nobody calls setenv
+  const char* const chosen = std::getenv("TMPDIR");
   return chosen != nullptr && *chosen != '\0' ? chosen : "/tmp";
 }
 

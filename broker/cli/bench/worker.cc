@@ -38,9 +38,9 @@ std::uint64_t memory_at(const void* address) {
     std::uintptr_t begin = 0;
     std::uintptr_t end = 0;
     unsigned long long kib = 0;
-    if (std::sscanf(line.c_str(), "%lx-%lx ", &begin, &end) == 2) {  // NOLINT(cert-err34-c): the kernel's own text
+    if (std::sscanf(line.c_str(), "%lx-%lx ", &begin, &end) == 2) {
       counts = begin <= wanted && wanted < end;
-    } else if (counts && std::sscanf(line.c_str(), "Pss: %llu", &kib) == 1) {  // NOLINT(cert-err34-c)
+    } else if (counts && std::sscanf(line.c_str(), "Pss: %llu", &kib) == 1) {
       return kib * 1024;
     }
   }
