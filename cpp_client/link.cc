@@ -216,7 +216,7 @@ void Link::drop(Key key) {
 void Link::settle(const Deadline& deadline) {
   {
     const std::lock_guard lock(mutex_);
-    if (errands_.empty()) return;
+    if (errands_.empty() && !running_errand_) return;
   }
   const std::unique_lock settling(settling_, deadline.left(kErrandTimeout));
   if (!settling) return;
@@ -224,13 +224,15 @@ void Link::settle(const Deadline& deadline) {
     Errand errand;
     {
       const std::lock_guard lock(mutex_);
-      if (errands_.empty()) return;
+      running_errand_ = !errands_.empty();
+      if (!running_errand_) return;
       errand = std::move(errands_.front());
       errands_.pop_front();
     }
     if (!run(errand, deadline)) {  // the broker is slow: later
       const std::lock_guard lock(mutex_);
       errands_.push_back(std::move(errand));
+      running_errand_ = false;
       return;
     }
   }

@@ -152,6 +152,7 @@ class Link : public std::enable_shared_from_this<Link> {
   SharedSession session_;
   std::map<Key, wire::HeldLease> held_;
   std::deque<Errand> errands_;
+  bool running_errand_ = false;  // one that is no longer in the queue
   bool stopping_ = false;
 
   std::timed_mutex renewing_;  // long: opening a session

@@ -246,7 +246,8 @@ class Link:
 
     def settle(self, deadline: Deadline) -> None:
         """Tells the broker of leases that have ended, and what became of abandoned attaches."""
-        if not self._dropped and not self._errands:
+        # The lock last: what the keeper has taken out it runs under it.
+        if not self._dropped and not self._errands and not self._settling.locked():
             return
         if not self._settling.acquire(timeout=deadline.left(_ERRAND_SECONDS)):
             return

@@ -71,10 +71,6 @@ print(attached, flush=True)
 """
 
 
-def descriptors(broker: BrokerProcess) -> int:
-    return len(os.listdir(f"/proc/{broker.pid}/fd"))
-
-
 @pytest.mark.slow
 def test_a_thousand_killed_workers_leave_nothing_behind(
     broker: BrokerProcess, tmp_path: Path
@@ -84,7 +80,7 @@ def test_a_thousand_killed_workers_leave_nothing_behind(
     with workers(broker, 1, NURSERY, "4"):
         pass  # what the broker makes once, it has made
     wait_until(lambda: broker.books()["leases"] == 0)
-    before, open_before = broker.books(), descriptors(broker)
+    before, open_before = broker.books(), broker.descriptors()
     with workers(broker, 1, NURSERY, "1000") as [nursery]:
         assert int(line_of(nursery)) >= 660
         assert nursery.wait(60) == 0
@@ -93,7 +89,7 @@ def test_a_thousand_killed_workers_leave_nothing_behind(
     assert {**after, "hits": 0} == {**before, "hits": 0}
     assert after["made"] == broker.bytes_in_ram()
     wait_until(lambda: broker.cli_json("status")["sessions"] <= 1)  # that of the command itself
-    wait_until(lambda: descriptors(broker) <= open_before)
+    wait_until(lambda: broker.descriptors() <= open_before)
     with broker.connect() as client:
         assert_right_bytes(client, "m", crcs(path))
     broker.cli("unload", "m")

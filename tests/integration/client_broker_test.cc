@@ -171,6 +171,18 @@ TEST_F(ClientBroker, TheLeaseEndsWithTheLastHolder) {
   EXPECT_EQ(leases(broker), 0U);  // the next request tells it first
 }
 
+// Whether the keeper or the call tells the broker of it.
+TEST_F(ClientBroker, ACallAfterAReleaseIsServedAfterItOverTheSameConnection) {
+  Broker broker = connect();
+  ASSERT_TRUE(broker.load(write_model("m.safetensors", kMiB)));
+  const std::size_t descriptors = process_.descriptors();
+  for (int i = 0; i < 300; ++i) {
+    attach(broker, "m");
+    ASSERT_EQ(leases(broker), 0U) << i;
+  }
+  EXPECT_LE(process_.descriptors(), descriptors);
+}
+
 TEST_F(ClientBroker, WeightsOutliveTheirBrokerObject) {
   Broker watcher = connect();
   std::optional<Weights> weights;

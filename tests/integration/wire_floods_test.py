@@ -36,9 +36,6 @@ class SmallBroker(BrokerProcess):
         limited = f'ulimit -n {LIMIT}; exec "$0" "$@"'
         return ["sh", "-c", limited, *super().serve_command()]
 
-    def descriptors(self) -> int:
-        return len(os.listdir(f"/proc/{self.pid}/fd"))
-
 
 @pytest.fixture(autouse=True)
 def many_descriptors() -> Iterator[None]:

@@ -94,6 +94,10 @@ class BrokerProcess:
     def alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
+    def descriptors(self) -> int:
+        """How many the broker has open."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
     def output(self) -> str:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 

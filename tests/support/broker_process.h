@@ -10,6 +10,8 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <filesystem>
+#include <iterator>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -52,6 +54,11 @@ class BrokerProcess {
 
   [[nodiscard]] std::string operator/(const std::string& name) const { return folder_ / name; }
   [[nodiscard]] std::string endpoint() const { return "ipc://" + (folder_ / "run/broker.sock"); }
+  // How many it has open.
+  [[nodiscard]] std::size_t descriptors() const {
+    const std::filesystem::directory_iterator open("/proc/" + std::to_string(pid_) + "/fd");
+    return static_cast<std::size_t>(std::distance(open, {}));
+  }
 
  private:
   void end(int signal) {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import tempfile
@@ -48,9 +47,6 @@ class Town:
         tell(self.worker, "?")
         return line_of(self.worker)
 
-    def open_descriptors(self) -> int:
-        return len(os.listdir(f"/proc/{self.broker.pid}/fd"))
-
     def is_as_before(self) -> bool:
         holders = [
             lease["pid"] for model in self.broker.cli_json("ps") for lease in model["leases"]
@@ -66,7 +62,7 @@ class Town:
             assert client.load(self.path, "m").outcome == "resident"
             assert_right_bytes(client, "m", self.crcs)
         wait_until(self.is_as_before)
-        wait_until(lambda: self.open_descriptors() <= self.descriptors)
+        wait_until(lambda: self.broker.descriptors() <= self.descriptors)
         assert self.ask_worker() == self.told
         assert self.broker.books()["reserved"] == 0
         assert len(self.broker.blocks()) == 1
@@ -83,7 +79,7 @@ def new_town(*flags: str) -> Iterator[Town]:
         try:
             town.told = town.ask_worker()
             wait_until(town.is_as_before)
-            town.descriptors = town.open_descriptors() + 1  # libzmq keeps one for a while at times
+            town.descriptors = broker.descriptors() + 1  # libzmq keeps one for a while at times
             yield town
         finally:
             worker.kill()

@@ -94,9 +94,6 @@ class World:
         for name in names:
             self.client.load(self.paths[name], name)
 
-    def open_descriptors(self) -> int:
-        return len(os.listdir(f"/proc/{self.broker.pid}/fd"))
-
     def maps_no_block(self) -> bool:
         maps = Path(f"/proc/{self.broker.pid}/maps").read_text()
         return f".{self.broker.instance}." not in maps
@@ -135,7 +132,7 @@ class World:
     def assert_nothing_is_left(self) -> None:
         """At the end of a sweep: no descriptor, no mapping, no file, no byte."""
         self.have_only()
-        wait_until(lambda: self.open_descriptors() <= self.descriptors)
+        wait_until(lambda: self.broker.descriptors() <= self.descriptors)
         wait_until(self.maps_no_block)
         self.client.unload("kept", wait=True, timeout=60)
         wait_until(self.broker.is_empty)
@@ -158,7 +155,7 @@ def new_world(folder: Path, budget: str) -> Iterator[World]:
             world.have_only("m")
             world.have_only()
             wait_until(world.maps_no_block)
-            world.descriptors = world.open_descriptors() + 2  # a thread or libzmq may keep one
+            world.descriptors = world.broker.descriptors() + 2  # a thread or libzmq may keep one
             yield world
     finally:
         broker.stop()

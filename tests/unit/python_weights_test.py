@@ -176,6 +176,19 @@ def test_each_attach_is_a_lease_of_its_own(broker: BrokerProcess, model: Path) -
             assert leases(broker) == len(all_of_them)
 
 
+def test_a_call_after_a_release_is_served_after_it_over_the_same_connection(
+    broker: BrokerProcess, model: Path
+) -> None:
+    """Whether the keeper or the call tells the broker of it."""
+    with broker.connect() as client:
+        client.load(model, "m")
+        descriptors = broker.descriptors()
+        for _ in range(300):
+            client.attach("m").release()
+            assert client.status().tiers["ram"].leases == 0
+        assert broker.descriptors() <= descriptors
+
+
 def test_released_weights_say_so_and_their_tensors_live(broker: BrokerProcess, model: Path) -> None:
     assert model.exists()
     with broker.connect() as client:
