@@ -106,9 +106,9 @@ class Os {
   [[nodiscard]] virtual SysResult<bool> nobody_else_has_it(int fd) = 0;
   // Whether anybody may write the file, by a descriptor or a mapping; true where the kernel cannot say.
   [[nodiscard]] virtual bool may_have_writer(int fd) noexcept = 0;
-  // Begins to write dirty pages back and returns when all are on their way: from then on a store through an
-  // older mapping faults, and so changes the file's mtime. Nothing happens on a tmpfs.
-  virtual void start_writeback(int fd) noexcept = 0;
+  // Makes dirty pages clean: from then on a store through an older mapping faults, and so changes the file's mtime.
+  // Waits for the disk where pages are on their way to it already. Nothing happens on a tmpfs.
+  virtual void clean_pages(int fd) noexcept = 0;
 
   // Address space.
   // A range of `size` bytes aligned to `alignment` (a power of two), PROT_NONE, nothing behind it.

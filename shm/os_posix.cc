@@ -200,7 +200,10 @@ class PosixOs final : public Os {
     if (::fcntl(fd, F_SETLEASE, F_RDLCK) != 0) return true;
     return ::fcntl(fd, F_SETLEASE, F_UNLCK) != 0;
   }
-  void start_writeback(int fd) noexcept override { ::sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE); }
+  // A page under writeback that was written again meanwhile would be passed over by WRITE alone, and stay dirty.
+  void clean_pages(int fd) noexcept override {
+    ::sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE);
+  }
 
   // ---- address space
 

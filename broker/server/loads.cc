@@ -35,7 +35,7 @@ Result<FileIdentity> settled_identity(Os& os, int file, const std::string& label
   auto source = identify(os, file, label);
   for (int look = 0; look < kLooks && source; ++look) {
     const bool writer = os.may_have_writer(file);
-    if (writer) os.start_writeback(file);
+    if (writer) os.clean_pages(file);
     auto again = identify(os, file, label);
     if (!again || (settled(*again) && (!writer || *again == *source))) return again;
     std::this_thread::sleep_for(kFileClockTick);

@@ -127,7 +127,7 @@ class FaultyOs : public Os {
     return inner_.nobody_else_has_it(fd);
   }
   bool may_have_writer(int fd) noexcept override { return inner_.may_have_writer(fd); }
-  void start_writeback(int fd) noexcept override { inner_.start_writeback(fd); }
+  void clean_pages(int fd) noexcept override { inner_.clean_pages(fd); }
   SysResult<void*> reserve(std::size_t size, std::size_t alignment) override {
     if (const int error = failing("reserve")) return failure(error);
     return inner_.reserve(size, alignment);

@@ -65,7 +65,7 @@ class HookedOs final : public Os {
   SysResult<void> lock_exclusive(int fd) override { return inner_.lock_exclusive(fd); }
   SysResult<bool> nobody_else_has_it(int fd) override { return inner_.nobody_else_has_it(fd); }
   bool may_have_writer(int fd) noexcept override { return inner_.may_have_writer(fd); }
-  void start_writeback(int fd) noexcept override { inner_.start_writeback(fd); }
+  void clean_pages(int fd) noexcept override { inner_.clean_pages(fd); }
   SysResult<void*> reserve(std::size_t size, std::size_t alignment) override { return inner_.reserve(size, alignment); }
   void unreserve(void* address, std::size_t size) noexcept override { inner_.unreserve(address, size); }
   SysResult<void> advise(void* address, std::size_t size, int advice) override {

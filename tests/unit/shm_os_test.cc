@@ -5,12 +5,15 @@
 #include <gtest/gtest.h>
 #include <linux/magic.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <filesystem>
+#include <thread>
 
 #include "tests/support/child.h"
 #include "tests/support/temp_directory.h"
@@ -263,6 +266,38 @@ TEST_F(OsTest, AdvisesOrSaysWhyNot) {
   EXPECT_TRUE(os_->advise(area, 8192, MADV_DONTDUMP));
   EXPECT_EQ(os_->advise(area, 8192, 12345).error().number, EINVAL);
   os_->unreserve(area, 8192);
+}
+
+// ---- pages of a file that is written through a mapping
+
+// Those under writeback too, which were written again meanwhile: with a busy disk all are.
+TEST_F(OsTest, AStoreIntoACleanedPageChangesTheTime) {
+  constexpr std::size_t kSize = 8U << 20;
+  const TempDirectory on_disk("/var/tmp");
+  if (os_->statfs(on_disk.path())->f_type == TMPFS_MAGIC)
+    GTEST_SKIP() << "/var/tmp is a tmpfs: nothing is written back";
+  const Fd file = os_->open(on_disk / "mapped", O_RDWR | O_CREAT | O_CLOEXEC, 0600).value();
+  ASSERT_EQ(::ftruncate(file.get(), kSize), 0);
+  void* const area = ::mmap(nullptr, kSize, PROT_READ | PROT_WRITE, MAP_SHARED, file.get(), 0);
+  ASSERT_NE(area, MAP_FAILED);
+  const Fd other = os_->open(on_disk / "other", O_RDWR | O_CREAT | O_CLOEXEC, 0600).value();
+  const std::string much(64U << 20, 'x');
+  for (int round = 0; round < 4; ++round) {
+    std::memset(area, round, kSize);
+    ASSERT_EQ(::pwrite(other.get(), much.data(), much.size(), 0), static_cast<ssize_t>(much.size()));
+    ::sync_file_range(other.get(), 0, 0, SYNC_FILE_RANGE_WRITE);  // the disk has work
+    ::sync_file_range(file.get(), 0, 0, SYNC_FILE_RANGE_WRITE);
+    std::memset(area, ~round, kSize);
+    os_->clean_pages(file.get());
+    struct stat before {};
+    struct stat after {};
+    ASSERT_EQ(::fstat(file.get(), &before), 0);
+    std::this_thread::sleep_for(std::chrono::milliseconds(12));  // a tick of the file clock
+    *static_cast<volatile char*>(area) = 1;
+    ASSERT_EQ(::fstat(file.get(), &after), 0);
+    ASSERT_NE(before.st_mtim.tv_nsec, after.st_mtim.tv_nsec) << round;
+  }
+  ::munmap(area, kSize);
 }
 
 // ---- the rest
