@@ -36,11 +36,12 @@ def measure(run: harness.Run) -> None:
         "read": lambda: loads.floor(run, path, "read"),
         "floor": lambda: loads.floor(run, path, "cold"),
     }
-    best = loads.best_of(run.runs, ways)
+    memory = loads.memory_of(path)
+    best = loads.best_of(run.runs, ways, memory)
     slow = min(run.runs, 3)
     for which in loads.LIBRARIES:
         file = files.get(which, path)
-        best |= loads.best_of(slow, {which: cold(partial(run.fresh, which, file), file)})
+        best |= loads.best_of(slow, {which: cold(partial(run.fresh, which, file), file)}, memory)
 
     add, ours = run.figures.add, best["ours"]
     add(

@@ -66,7 +66,8 @@ def measure(run: harness.Run) -> None:
 
             return once
 
-        return loads.best_of(run.runs, {"ours": ours, **{which: theirs(which) for which in peers}})
+        ways = {"ours": ours, **{which: theirs(which) for which in peers}}
+        return loads.best_of(run.runs, ways, loads.memory_of(path))
 
     cases = (("cold_load", "P1", host.forget_cached), ("warm_load", "P2", harness.read_through))
     for metric, goal_id, ready in cases:

@@ -21,17 +21,17 @@ def measure(run: harness.Run) -> None:
     broker = run.broker()
     host.forget_cached(path)
     harness.read_through(path)
-    loads.load(run, broker, path)  # makes the memory's first touch nobody's figure
+    memory = loads.memory_of(path)
     ways = {
         "ours": lambda: loads.load(run, broker, path),
         "floor": lambda: loads.floor(run, path, "warm"),
     }
-    best = loads.best_of(run.runs, ways)
+    best = loads.best_of(run.runs, ways, memory)
     slow = min(run.runs, 3)
     for which in loads.LIBRARIES:
         file = files.get(which, path)
         harness.read_through(file)
-        best |= loads.best_of(slow, {which: partial(run.fresh, which, file)})
+        best |= loads.best_of(slow, {which: partial(run.fresh, which, file)}, memory)
 
     ours = best["ours"]
     run.figures.add(

@@ -90,6 +90,9 @@ function(modelbroker_test source)
 
   modelbroker_executable(${name} SOURCES ${source}
     LIBRARIES ${arg_LIBRARIES} GTest::gtest_main GTest::gmock)
+  if(MODELBROKER_PRECOMPILE)
+    target_precompile_headers(${name} REUSE_FROM modelbroker_test_headers)
+  endif()
   if("threads" IN_LIST arg_LABELS)  # all that `make tsan` needs to build
     if(NOT TARGET threads_tests)
       add_custom_target(threads_tests)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import platform
 from pathlib import Path
@@ -31,3 +32,14 @@ def forget_cached(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def touch_memory(size: int) -> None:
+    """Makes the machine have so many bytes free: a virtual one gives what is free back to its host.
+
+    It does within seconds, and whoever uses that memory next waits for the host.
+    """
+    with mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        for at in range(0, size, 1 << 21):
+            memory[at] = 1

@@ -169,7 +169,8 @@ TEST_F(EventsTest, ASubscriberThatDoesNotReadCostsNoTimeAndLittleMemory) {
   };
   flood(3000);
   const std::uint64_t before = anonymous_bytes();
-  flood(50'000);
+  const int events = kSanitized ? 15'000 : 50'000;
+  flood(events);
   // 50 MB, if it were kept. (Sanitizers keep what is freed, and notes about it: there it is counted below alone.)
   if (!kSanitized) {
     EXPECT_LT(anonymous_bytes(), before + (8U << 20));
@@ -180,7 +181,7 @@ TEST_F(EventsTest, ASubscriberThatDoesNotReadCostsNoTimeAndLittleMemory) {
     seq = event->second.seq;
     ++heard;
   }
-  EXPECT_LT(heard, 20'000);
+  EXPECT_LT(heard, events / 2);
   EXPECT_GT(heard, 0);
   // It reads again: what comes now it gets, and sees that something is missing.
   EXPECT_GT(publish_until_heard(silent).seq, seq + 1);

@@ -1,0 +1,1 @@
+// Carries the headers that the tests' programs share: see CMakeLists.txt.
