@@ -111,7 +111,8 @@ def draw(lines: list[dict[str, Any]]) -> str:
             body += draw_panel(panel.title.format(size=size), rows, top)
             top += len(rows) * _ROW + 40
     first = figures[0]
-    note = escape(f"{first['machine']}; {first['command']}, {first['date']}")
+    commands = dict.fromkeys(line["command"].split(" ONLY=")[0] for line in figures)
+    note = escape(f"{first['machine']}; {' and '.join(commands)}, {first['date']}")
     body.append(f'<text x="16" y="{top - 6}" font-size="11" fill="#666">{note}</text>')
     style = 'font-family="sans-serif" font-size="13" fill="#222"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{top + 8}" {style}>'
