@@ -251,6 +251,24 @@ TEST_F(ClientBroker, ABrokerThatStaysAwayIsUnavailableWithinTheDeadline) {
   EXPECT_TRUE(broker.status());
 }
 
+TEST_F(ClientBroker, AStoppedBrokerHoldsNoCallBeyondItsDeadline) {
+  Broker broker = connect();
+  const std::string path = write_model("m.safetensors", kMiB);
+  ASSERT_TRUE(broker.load(path));
+  const Weights weights = attach(broker, "m");
+  process_.freeze();
+  const auto fresh = Broker::connect({.endpoint = process_.endpoint(), .timeout = Timeout(100)});
+  const auto loaded = broker.load(path, {.timeout = Timeout(100)});
+  const auto unloaded = broker.unload("m", {.timeout = Timeout(100)});
+  EXPECT_TRUE(right(weights, kMiB));
+  process_.thaw();
+  ASSERT_FALSE(fresh || loaded || unloaded);
+  EXPECT_EQ(fresh.error().code, ErrorCode::kDeadlineExceeded) << fresh.error().message;
+  EXPECT_EQ(loaded.error().code, ErrorCode::kDeadlineExceeded) << loaded.error().message;
+  EXPECT_EQ(unloaded.error().code, ErrorCode::kDeadlineExceeded) << unloaded.error().message;
+  EXPECT_TRUE(broker.status());
+}
+
 TEST_F(ClientBroker, AnAttachThatIsGivenUpLeavesNoLease) {
   Broker broker = connect();
   ASSERT_TRUE(broker.load(write_model("m.safetensors", kMiB)));
