@@ -19,7 +19,6 @@ using client::Deadline;
 using client::Link;
 
 constexpr Timeout kShort{30'000};  // requests that only look at the books
-constexpr Timeout kNoEnd{0};
 
 Os& plain_os() {
   // Never destroyed: weights in static objects may need it at the very end.
@@ -80,9 +79,10 @@ Broker& Broker::operator=(Broker&&) noexcept = default;
 Broker::~Broker() = default;
 
 Result<Broker> Broker::connect(const ConnectOptions& options) {
-  return client::find_broker(options, Deadline(kNoEnd), [](const wire::Endpoint& endpoint) -> Result<Broker> {
+  const Deadline deadline(options.timeout);
+  return client::find_broker(options, deadline, [&](const wire::Endpoint& endpoint) -> Result<Broker> {
     MODELBROKER_ASSIGN(auto link, Link::make(plain_os(), endpoint));
-    MODELBROKER_TRY(link->open(Deadline(kShort)));
+    MODELBROKER_TRY(link->open(deadline.at_most(kShort)));
     return Broker(std::move(link));
   });
 }

@@ -10,7 +10,7 @@ using Timeout = std::chrono::milliseconds;  // zero: as long as it takes
 
 struct ConnectOptions {
   std::string endpoint{};  // "ipc:///<run>/broker.sock"; "": MODELBROKER_ENDPOINT, else the default places
-  Timeout timeout{2000};   // how long to wait for a broker that is just starting
+  Timeout timeout{2000};   // how long to wait for a broker that is just starting, or busy
 };
 
 namespace client {
