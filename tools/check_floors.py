@@ -1,4 +1,8 @@
-"""Includes go only down the floors: a room may include itself and the rooms below it."""
+"""Includes go only down the floors: a room may include itself and the rooms below it.
+
+And no two headers define a type of one name in one namespace: a program that links both would
+take either's inline functions for the other's, and nothing tells.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +38,9 @@ BELOW: dict[str, tuple[str, ...]] = {
     "broker": ("broker/cli",),
 }
 _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"')
+_OPENS = re.compile(r"namespace(?: ([\w:]+))? \{$")
+_CLOSES = re.compile(r"\}  // namespace")
+_DEFINES = re.compile(r"(?:struct|class|enum class) (\w+)[^;]*\{")
 _GENERATED = ("modelbroker_version.h", "bench_python.h")
 
 
@@ -71,10 +78,37 @@ def _wrong(name: str, line: str) -> str | None:
     return f"{here} may not include {include[1]}"
 
 
+def _types_of(path: Path) -> list[str]:
+    """The types that a header defines, with their namespace."""
+    spaces: list[str] = []
+    found = []
+    for line in path.read_text().splitlines():
+        if opened := _OPENS.match(line):
+            spaces.append(opened[1] or "")
+        elif _CLOSES.match(line):
+            spaces.pop()
+        elif defined := _DEFINES.match(line):
+            found.append("::".join([*spaces, defined[1]]))
+    return found
+
+
+def doubles(root: Path) -> list[str]:
+    """One line for each type that two headers define."""
+    where: dict[str, str] = {}
+    found = []
+    for folder in sorted({room.split("/")[0] for room in BELOW}):
+        for path in sorted((root / folder).rglob("*.h")):
+            name = path.relative_to(root).as_posix()
+            for type_ in _types_of(path):
+                if where.setdefault(type_, name) != name:
+                    found.append(f"{name}: {type_} is defined in {where[type_]} too")
+    return found
+
+
 def main() -> int:
     root = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parent.parent
-    found = violations(root)
-    print("\n".join(found) if found else "floors: every include goes down")
+    found = violations(root) + doubles(root)
+    print("\n".join(found) if found else "floors: every include goes down, every type has its name")
     return 1 if found else 0
 
 

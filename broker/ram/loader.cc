@@ -118,7 +118,7 @@ Result<LoadPlan> plan_load(Directory directory, const LoadIdentity& identity) {
 }
 
 Result<Block> load_block(Os& os, const BlockDirectory& where, int source_fd, const LoadPlan& plan,
-                         const LoadOptions& options, LoadProgress& progress) {
+                         const LoadSettings& options, LoadProgress& progress) {
   const Directory& directory = plan.directory;
   progress.total_bytes = directory.payload.size;
   BlockPlan block_plan;

@@ -40,7 +40,7 @@ struct LoadIdentity {
 };
 [[nodiscard]] Result<LoadPlan> plan_load(Directory directory, const LoadIdentity& identity);
 
-struct LoadOptions {
+struct LoadSettings {
   std::uint64_t generation = 0;
   BootId broker_boot_id{};
   bool huge_pages = true;
@@ -50,7 +50,7 @@ struct LoadOptions {
   std::optional<Headroom> headroom;   // asked before each chunk
 };
 [[nodiscard]] Result<Block> load_block(Os& os, const BlockDirectory& where, int source_fd, const LoadPlan& plan,
-                                       const LoadOptions& options, LoadProgress& progress);
+                                       const LoadSettings& options, LoadProgress& progress);
 
 // Hashes the source again and compares it with the block: the answer to "only ctime changed".
 [[nodiscard]] Result<bool> same_bytes(Os& os, int source_fd, const Directory& directory, const Block& block,

@@ -273,7 +273,7 @@ void Loads::refused(const FlightPtr& flight, const Error& error, bool waited) {
 void Loads::read(const FlightPtr& flight) {
   flight->began = books_.clock.now();
   flight->generation = books_.new_generation();
-  LoadOptions options;
+  LoadSettings options;
   options.generation = flight->generation;
   options.broker_boot_id = books_.boot_id;
   options.huge_pages = books_.config.huge_pages;

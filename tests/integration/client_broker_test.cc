@@ -14,6 +14,7 @@
 #include "tests/support/broker_process.h"
 #include "tests/support/child.h"
 #include "tests/support/safetensors_file.h"
+#include "tests/support/sanitized.h"
 #include "tests/support/watchdog.h"
 
 namespace modelbroker {
@@ -340,11 +341,7 @@ std::size_t anonymous() {
 }
 
 TEST_F(ClientBroker, NoWeightIsCopied) {
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-  GTEST_SKIP() << "a sanitizer's own memory would be counted";
-#endif
-#endif
+  if (testing::kSanitized) GTEST_SKIP() << "a sanitizer's own memory would be counted";
   constexpr std::size_t kSize = 64 * kMiB;
   Broker broker = connect();
   ASSERT_TRUE(broker.load(write_model("m.safetensors", kSize)));

@@ -9,6 +9,7 @@
 #include <zmq.hpp>
 
 #include "tests/support/block_fixture.h"
+#include "tests/support/sanitized.h"
 #include "tests/support/temp_directory.h"
 #include "tests/support/watchdog.h"
 #include "wire/frame.h"
@@ -16,16 +17,7 @@
 namespace modelbroker {
 namespace {
 
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define MODELBROKER_SANITIZED
-#endif
-#endif
-#ifdef MODELBROKER_SANITIZED
-constexpr bool kSanitized = true;
-#else
-constexpr bool kSanitized = false;
-#endif
+using testing::kSanitized;
 
 constexpr const char* kBoot = "0123456789abcdef0123456789abcdef";
 

@@ -25,8 +25,8 @@ class LoaderFixture : public testing::SourceFixture {
  protected:
   explicit LoaderFixture(const std::string& disabled = "") : SourceFixture(disabled) {}
 
-  [[nodiscard]] LoadOptions options(unsigned threads = 1) {
-    LoadOptions options;
+  [[nodiscard]] LoadSettings options(unsigned threads = 1) {
+    LoadSettings options;
     options.generation = ++generation_;
     options.broker_boot_id = {9, 8, 7};
     options.threads = threads;
@@ -39,7 +39,7 @@ class LoaderFixture : public testing::SourceFixture {
     const Fd file = testing::open_source(source_);
     return load(os, file, directory, options(threads));
   }
-  [[nodiscard]] Result<Block> load(Os& os, const Fd& file, const Directory& directory, const LoadOptions& options) {
+  [[nodiscard]] Result<Block> load(Os& os, const Fd& file, const Directory& directory, const LoadSettings& options) {
     MODELBROKER_ASSIGN(const LoadPlan planned, plan(directory));
     return load_block(os, *directory_, file.get(), planned, options, progress_);
   }
@@ -249,7 +249,7 @@ TEST_F(LoaderTest, ASourceThatIsReplacedByAnotherFileIsStillTheOneThatWasOpened)
 
 TEST_F(LoaderTest, ALoadStopsAtTheFirstChunkForWhichThereIsNoMemory) {
   write_source(40 * kMiB, 0);
-  LoadOptions options = this->options();
+  LoadSettings options = this->options();
   options.headroom.emplace(*os_, 1ULL << 60);
   expect_nothing_left(load(*os_, testing::open_source(source_), directory_of_source(), options),
                       ErrorCode::kResourceExhausted, source_);
@@ -258,7 +258,7 @@ TEST_F(LoaderTest, ALoadStopsAtTheFirstChunkForWhichThereIsNoMemory) {
 
 TEST_F(LoaderTest, WhatIsMadeIsShownAllTheTime) {
   write_source(40 * kMiB, 0);
-  LoadOptions options = this->options();
+  LoadSettings options = this->options();
   options.gauge = std::make_shared<BlockGauge>();
   testing::HookedOs hooked(*os_);
   std::uint64_t seen = 0;

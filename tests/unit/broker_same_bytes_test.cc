@@ -19,7 +19,7 @@ class SameBytesTest : public testing::SourceFixture {
  protected:
   void load(std::uint64_t size = kSize, std::uint64_t phase = 1000) {
     write_source(size, phase);
-    LoadOptions options;
+    LoadSettings options;
     options.generation = 1;
     const auto plan = plan_load(directory_of_source(), {"first", "", source_});
     ASSERT_TRUE(plan) << plan.error().message;

@@ -25,6 +25,13 @@ def test_an_include_sideways_is_found(tmp_path: Path) -> None:
     assert len(check_floors.violations(tmp_path)) == 1
 
 
+def test_a_type_of_two_headers_is_found(tmp_path: Path) -> None:
+    inner = "namespace m {\nnamespace c {\nstruct A {\n};\n}  // namespace c\nstruct B {\n"
+    _write(tmp_path, "shm/a.h", inner + "};\n}  // namespace m\n")
+    _write(tmp_path, "wire/a.h", "namespace m {\nclass A;\nstruct A {};\nclass B final {\n};\n")
+    assert check_floors.doubles(tmp_path) == ["wire/a.h: m::B is defined in shm/a.h too"]
+
+
 def test_an_include_that_leaves_the_root_is_found(tmp_path: Path) -> None:
     _write(tmp_path, "shm/block.cc", '#include "block.h"\n')
     assert "in no room" in check_floors.violations(tmp_path)[0]
