@@ -40,7 +40,7 @@ BELOW: dict[str, tuple[str, ...]] = {
 _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"')
 _OPENS = re.compile(r"namespace(?: ([\w:]+))? \{$")
 _CLOSES = re.compile(r"\}  // namespace")
-_DEFINES = re.compile(r"(?:struct|class|enum class) (\w+)[^;]*\{")
+_DEFINES = re.compile(r"(?:struct|class|enum class) (\w+)(?: final)?(?: :[^:;]*(?:::[^;]*)?)? \{")
 _GENERATED = ("modelbroker_version.h", "bench_python.h")
 
 
@@ -82,10 +82,13 @@ def _types_of(path: Path) -> list[str]:
     """The types that a header defines, with their namespace."""
     spaces: list[str] = []
     found = []
-    for line in path.read_text().splitlines():
+    lines = path.read_text().splitlines()
+    for number, line in enumerate(lines):
         if opened := _OPENS.match(line):
             spaces.append(opened[1] or "")
-        elif _CLOSES.match(line):
+        elif _CLOSES.match(line) or (
+            line == "}" and _OPENS.match(lines[number - 2])
+        ):  # of one line
             spaces.pop()
         elif defined := _DEFINES.match(line):
             found.append("::".join([*spaces, defined[1]]))
