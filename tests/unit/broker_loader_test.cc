@@ -12,6 +12,7 @@
 #include "broker/ram/source_reader.h"
 #include "tests/support/faulty_os.h"
 #include "tests/support/hooked_os.h"
+#include "tests/support/sanitized.h"
 #include "tests/support/source_fixture.h"
 
 namespace modelbroker {
@@ -91,6 +92,7 @@ TEST_P(LoaderFeaturesTest, ABlockHoldsItsSource) {
            {0, 16}, {1, 8}, {chunk, 0}, {chunk + 1, 0}, {chunk, 4095}, {40 * kMiB + 123, 1234}}) {
     write_source(size, phase);
     for (const unsigned threads : {1U, 8U}) {
+      if (testing::kSanitized && threads == 1) continue;
       for (const bool cold : {true, false}) {
         SCOPED_TRACE(std::to_string(size) + (cold ? " cold" : " warm"));
         if (cold) forget_source();

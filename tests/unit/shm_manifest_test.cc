@@ -132,7 +132,7 @@ TEST(ManifestRoundTrip, AFlippedBitIsRefusedOrStaysInsideTheRules) {
   Manifest manifest = random_manifest(random, payload_size);
   manifest.metadata.clear();
   const std::vector<std::byte> good = manifest.encode();
-  for (std::size_t bit = 0; bit < good.size() * 8; bit += testing::kSanitized ? 7 : 1) {
+  for (std::size_t bit = 0; bit < good.size() * 8; bit += testing::kSanitized ? 31 : 1) {
     std::vector<std::byte> bytes = good;
     bytes[bit / 8] ^= std::byte{1} << (bit % 8);
     const auto decoded = Manifest::decode(bytes, payload_size);
