@@ -35,7 +35,6 @@ def find(version: str) -> str | None:
 def light_tests() -> list[str]:
     """Test files of the client that need nothing heavy."""
     files = sorted((_ROOT / "tests/unit").glob("python_*_test.py"))
-    files.append(_ROOT / "tests/integration/load_bad_files_test.py")
     return [str(path) for path in files if not _HEAVY.search(path.read_text())]
 
 
@@ -66,7 +65,7 @@ def main() -> int:
     own = ".".join(map(str, sys.version_info[:2]))
     failed, lines = [], []
     found = {version: find(version) for version in _SUPPORTED if version != own}
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(len(found)) as pool:  # they mostly wait
         runs = {
             version: pool.submit(run, version, interpreter)
             for version, interpreter in found.items()
