@@ -50,7 +50,7 @@ class Link:
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self._pool = Pool(endpoint.broker)
-        self._closing = self._shut = False
+        self._closing = self._shut = self._exiting = False
         self._reset()
         _links.add(self)
 
@@ -159,6 +159,7 @@ class Link:
     def _renew(self, deadline: Deadline) -> str | None:
         """One attempt to open a session; why it failed, if it did."""
         if self._shut:
+            self._end_with_process()
             raise FailedPreconditionError("the connection to the broker is closed")
         if not self._renewing.acquire(timeout=deadline.left(_PATIENCE)):
             return "another thread is still connecting"
@@ -239,9 +240,13 @@ class Link:
             keeper.wake()
 
     def _keep(self) -> None:
-        with self._lock:
-            if self._keeper is None and not self._shut:
-                self._keeper = Keeper(self)
+        try:
+            with self._lock:
+                if self._keeper is None and not self._shut:
+                    self._keeper = Keeper(self)
+        except RuntimeError:  # no more threads: Python 3.12 gives none at exit
+            self._end_with_process()
+            raise
         self._wake()
 
     def settle(self, deadline: Deadline) -> None:
@@ -360,9 +365,15 @@ class Link:
         self._pool.close()
 
     def at_exit(self) -> None:
-        """The process goes: ends the session, unmaps nothing."""
+        """The process goes: ends the session, unmaps nothing. Only daemon threads are left."""
+        self._exiting = True
         if self._keeper is None or self._keeper.stop(0.2):
             self._shut_down()
+
+    def _end_with_process(self) -> None:
+        """At exit a daemon thread's call has nobody to answer to, and waits for the end."""
+        if self._exiting and threading.current_thread() is not threading.main_thread():
+            threading.Event().wait()
 
     def after_fork(self) -> None:
         """In the child: session, sockets, keeper and leases are the parent's."""
