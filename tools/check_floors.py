@@ -40,7 +40,7 @@ BELOW: dict[str, tuple[str, ...]] = {
 _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"')
 _OPENS = re.compile(r"namespace(?: ([\w:]+))? \{$")
 _CLOSES = re.compile(r"\}  // namespace")
-_DEFINES = re.compile(r"(?:struct|class|enum class) (\w+)(?: final)?(?: :[^:;]*(?:::[^;]*)?)? \{")
+_DEFINES = re.compile(r"(?:struct|class|enum class) (\w+)(?: final)?(?: :.*)? \{")
 _GENERATED = ("modelbroker_version.h", "bench_python.h")
 
 
@@ -84,11 +84,10 @@ def _types_of(path: Path) -> list[str]:
     found = []
     lines = path.read_text().splitlines()
     for number, line in enumerate(lines):
+        short = line == "}" and _OPENS.match(lines[number - 2])  # a namespace of one line
         if opened := _OPENS.match(line):
             spaces.append(opened[1] or "")
-        elif _CLOSES.match(line) or (
-            line == "}" and _OPENS.match(lines[number - 2])
-        ):  # of one line
+        elif short or _CLOSES.match(line):
             spaces.pop()
         elif defined := _DEFINES.match(line):
             found.append("::".join([*spaces, defined[1]]))

@@ -126,9 +126,9 @@ def weight_memory(tensors: dict[str, torch.Tensor]) -> int:
 def measure(which: str, path: str, endpoint: str) -> None:
     """Times getting at the weights and touching them; then tells its memory when it is asked."""
     if which == "broker":
-        import modelbroker  # noqa: F401
+        import modelbroker  # noqa: F401  imports are in no figure
     elif which == "safetensors":
-        import safetensors.torch  # noqa: F401
+        import safetensors.torch  # noqa: F401  imports are in no figure
     torch.set_num_threads(1)
     began = time.perf_counter()
     tensors = tensors_of(which, path, endpoint)

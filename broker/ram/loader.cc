@@ -118,18 +118,18 @@ Result<LoadPlan> plan_load(Directory directory, const LoadIdentity& identity) {
 }
 
 Result<Block> load_block(Os& os, const BlockDirectory& where, int source_fd, const LoadPlan& plan,
-                         const LoadSettings& options, LoadProgress& progress) {
+                         const LoadSettings& settings, LoadProgress& progress) {
   const Directory& directory = plan.directory;
   progress.total_bytes = directory.payload.size;
   BlockPlan block_plan;
   block_plan.payload_size = directory.payload.size;
   block_plan.phase = directory.payload.offset % kPage;
   block_plan.manifest_size = plan.encoded.size();
-  block_plan.generation = options.generation;
-  block_plan.broker_boot_id = options.broker_boot_id;
-  block_plan.huge_pages = options.huge_pages;
-  block_plan.group = options.group;
-  block_plan.gauge = options.gauge;
+  block_plan.generation = settings.generation;
+  block_plan.broker_boot_id = settings.broker_boot_id;
+  block_plan.huge_pages = settings.huge_pages;
+  block_plan.group = settings.group;
+  block_plan.gauge = settings.gauge;
   MODELBROKER_ASSIGN(BlockWriter writer, BlockWriter::create(os, where, block_plan));
 
   const BlockLayout layout = writer.layout();
@@ -137,8 +137,8 @@ Result<Block> load_block(Os& os, const BlockDirectory& where, int source_fd, con
   ChunkLoader loader(source, writer, directory.payload.offset, progress);
   ChunkHashes hashes(layout.chunk_count());
   const auto load = [&](std::uint32_t index) -> Result<void> {
-    if (options.headroom) {
-      if (auto room = options.headroom->check(layout.chunk(index).size); !room) {
+    if (settings.headroom) {
+      if (auto room = settings.headroom->check(layout.chunk(index).size); !room) {
         return fail(room.error().code, "loading '" + plan.label + "' was stopped: " + room.error().message,
                     room.error().details);
       }
@@ -147,7 +147,7 @@ Result<Block> load_block(Os& os, const BlockDirectory& where, int source_fd, con
     return {};
   };
   const bool cold = source.cold(directory.payload.offset, directory.payload.size);
-  const unsigned threads = thread_count(options.threads, layout.chunk_count(), cold);
+  const unsigned threads = thread_count(settings.threads, layout.chunk_count(), cold);
   MODELBROKER_TRY(for_each_chunk(layout.chunk_count(), threads, progress, load));
   MODELBROKER_TRY(unchanged(os, source_fd, directory, plan.label));
   if (progress.cancelled) return fail(ErrorCode::kCancelled, "the load was cancelled");

@@ -50,7 +50,7 @@ struct LoadSettings {
   std::optional<Headroom> headroom;   // asked before each chunk
 };
 [[nodiscard]] Result<Block> load_block(Os& os, const BlockDirectory& where, int source_fd, const LoadPlan& plan,
-                                       const LoadSettings& options, LoadProgress& progress);
+                                       const LoadSettings& settings, LoadProgress& progress);
 
 // Hashes the source again and compares it with the block: the answer to "only ctime changed".
 [[nodiscard]] Result<bool> same_bytes(Os& os, int source_fd, const Directory& directory, const Block& block,

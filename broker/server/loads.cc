@@ -273,14 +273,14 @@ void Loads::refused(const FlightPtr& flight, const Error& error, bool waited) {
 void Loads::read(const FlightPtr& flight) {
   flight->began = books_.clock.now();
   flight->generation = books_.new_generation();
-  LoadSettings options;
-  options.generation = flight->generation;
-  options.broker_boot_id = books_.boot_id;
-  options.huge_pages = books_.config.huge_pages;
-  options.threads = books_.config.load_threads;
-  if (!flight->is_private) options.group = books_.rights.group();
-  options.gauge = flight->reservation.gauge();
-  options.headroom.emplace(books_.os, books_.config.memory_reserve);
+  LoadSettings settings;
+  settings.generation = flight->generation;
+  settings.broker_boot_id = books_.boot_id;
+  settings.huge_pages = books_.config.huge_pages;
+  settings.threads = books_.config.load_threads;
+  if (!flight->is_private) settings.group = books_.rights.group();
+  settings.gauge = flight->reservation.gauge();
+  settings.headroom.emplace(books_.os, books_.config.memory_reserve);
   const Directory& directory = flight->plan.directory;
   tell("model.loading", *flight);
   watch_progress();
@@ -288,7 +288,7 @@ void Loads::read(const FlightPtr& flight) {
            std::to_string(directory.tensors.size()) + " tensors");
   jobs_of(flight->uid)
       .run([os = &books_.os, where = &books_.directory, flight,
-            options] { return load_block(*os, *where, flight->file.get(), flight->plan, options, flight->progress); },
+            settings] { return load_block(*os, *where, flight->file.get(), flight->plan, settings, flight->progress); },
            [this, flight](Result<Block> block) { landed(flight, std::move(block)); });
 }
 

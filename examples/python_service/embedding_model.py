@@ -21,7 +21,7 @@ class EmbeddingModel:
         weights = broker.attach(name)
         self.name, self.generation = weights.model, weights.generation
         with torch.device("meta"):  # the network without memory of its own
-            network: Any = AutoModel.from_config(  # type: ignore[no-untyped-call]
+            network: Any = AutoModel.from_config(  # type: ignore[no-untyped-call]  # it has no types
                 AutoConfig.from_pretrained(folder)
             )
         report = weights.apply_to(network, strict=False)

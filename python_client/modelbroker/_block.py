@@ -13,7 +13,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-import msgpack  # type: ignore[import-untyped, unused-ignore]
+import msgpack
 
 from ._dtypes import bytes_of
 from ._errors import DataLossError, UnimplementedError

@@ -10,7 +10,8 @@ _T = TypeVar("_T")
 
 def take(kind: type[_T], data: dict[str, Any]) -> _T:
     """A reply as a value. Known fields only: a newer broker may say more."""
-    return kind(**{field.name: data[field.name] for field in fields(kind) if field.name in data})  # type: ignore[arg-type]
+    known = fields(kind)  # type: ignore[arg-type]  # every kind is a dataclass
+    return kind(**{field.name: data[field.name] for field in known if field.name in data})
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import itertools
 import secrets
 from typing import Any
 
-import msgpack  # type: ignore[import-untyped, unused-ignore]
+import msgpack
 
 from ._errors import InternalError, InvalidArgumentError, error_of
 

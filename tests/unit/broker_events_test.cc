@@ -173,7 +173,7 @@ TEST_F(EventsTest, ASubscriberThatDoesNotReadCostsNoTimeAndLittleMemory) {
     seq = event->second.seq;
     ++heard;
   }
-  EXPECT_LT(heard, events / 2);
+  EXPECT_LT(heard, events / 5 * 2);
   EXPECT_GT(heard, 0);
   // It reads again: what comes now it gets, and sees that something is missing.
   EXPECT_GT(publish_until_heard(silent).seq, seq + 1);

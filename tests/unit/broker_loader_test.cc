@@ -26,23 +26,23 @@ class LoaderFixture : public testing::SourceFixture {
  protected:
   explicit LoaderFixture(const std::string& disabled = "") : SourceFixture(disabled) {}
 
-  [[nodiscard]] LoadSettings options(unsigned threads = 1) {
-    LoadSettings options;
-    options.generation = ++generation_;
-    options.broker_boot_id = {9, 8, 7};
-    options.threads = threads;
-    return options;
+  [[nodiscard]] LoadSettings settings(unsigned threads = 1) {
+    LoadSettings settings;
+    settings.generation = ++generation_;
+    settings.broker_boot_id = {9, 8, 7};
+    settings.threads = threads;
+    return settings;
   }
   [[nodiscard]] Result<LoadPlan> plan(const Directory& directory) const {
     return plan_load(directory, {"first", "unet", source_});
   }
   [[nodiscard]] Result<Block> load(Os& os, const Directory& directory, unsigned threads = 1) {
     const Fd file = testing::open_source(source_);
-    return load(os, file, directory, options(threads));
+    return load(os, file, directory, settings(threads));
   }
-  [[nodiscard]] Result<Block> load(Os& os, const Fd& file, const Directory& directory, const LoadSettings& options) {
+  [[nodiscard]] Result<Block> load(Os& os, const Fd& file, const Directory& directory, const LoadSettings& settings) {
     MODELBROKER_ASSIGN(const LoadPlan planned, plan(directory));
-    return load_block(os, *directory_, file.get(), planned, options, progress_);
+    return load_block(os, *directory_, file.get(), planned, settings, progress_);
   }
   [[nodiscard]] Result<Block> load(unsigned threads = 1) { return load(*os_, directory_of_source(), threads); }
   // The one block in the folder holds the source, byte by byte, and its hashes are those of its bytes.
@@ -238,11 +238,11 @@ TEST_F(LoaderTest, ASourceThatIsReplacedByAnotherFileIsStillTheOneThatWasOpened)
   testing::write_file(source_ + ".new", "another file");
   touch_ctime_of_source();  // as the loss of its name does; that one may fall into the same step of the clock
   std::filesystem::rename(source_ + ".new", source_);
-  expect_nothing_left(load(*os_, file, directory, options()), ErrorCode::kDataLoss, "changed while");
+  expect_nothing_left(load(*os_, file, directory, settings()), ErrorCode::kDataLoss, "changed while");
   const auto again = read_directory(*os_, file.get(), source_);
   ASSERT_TRUE(again);
   progress_.read_bytes = 0;
-  const auto block = load(*os_, file, *again, options());
+  const auto block = load(*os_, file, *again, settings());
   ASSERT_TRUE(block) << block.error().message;
   expect_whole(*block, 20'000, 500);
 }
@@ -251,31 +251,31 @@ TEST_F(LoaderTest, ASourceThatIsReplacedByAnotherFileIsStillTheOneThatWasOpened)
 
 TEST_F(LoaderTest, ALoadStopsAtTheFirstChunkForWhichThereIsNoMemory) {
   write_source(40 * kMiB, 0);
-  LoadSettings options = this->options();
-  options.headroom.emplace(*os_, 1ULL << 60);
-  expect_nothing_left(load(*os_, testing::open_source(source_), directory_of_source(), options),
+  LoadSettings settings = this->settings();
+  settings.headroom.emplace(*os_, 1ULL << 60);
+  expect_nothing_left(load(*os_, testing::open_source(source_), directory_of_source(), settings),
                       ErrorCode::kResourceExhausted, source_);
   EXPECT_EQ(progress_.read_bytes, 0U);
 }
 
 TEST_F(LoaderTest, WhatIsMadeIsShownAllTheTime) {
   write_source(40 * kMiB, 0);
-  LoadSettings options = this->options();
-  options.gauge = std::make_shared<BlockGauge>();
+  LoadSettings settings = this->settings();
+  settings.gauge = std::make_shared<BlockGauge>();
   testing::HookedOs hooked(*os_);
   std::uint64_t seen = 0;
   hooked.on_pread = [&](int fd, std::span<std::byte> into, std::uint64_t offset) {
-    const std::uint64_t now = options.gauge->bytes();
+    const std::uint64_t now = settings.gauge->bytes();
     EXPECT_GE(now, seen);
     seen = now;
     return os_->pread(fd, into, offset);
   };
-  auto block = load(hooked, testing::open_source(source_), directory_of_source(), options);
+  auto block = load(hooked, testing::open_source(source_), directory_of_source(), settings);
   ASSERT_TRUE(block) << block.error().message;
   EXPECT_GT(seen, 36 * kMiB);
-  EXPECT_EQ(options.gauge->bytes(), block->bytes_held());
+  EXPECT_EQ(settings.gauge->bytes(), block->bytes_held());
   ASSERT_TRUE(block->remove(*os_));
-  EXPECT_EQ(options.gauge->bytes(), 0U);
+  EXPECT_EQ(settings.gauge->bytes(), 0U);
 }
 
 // ---- cancelled, and faults

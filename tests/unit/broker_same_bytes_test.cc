@@ -19,11 +19,11 @@ class SameBytesTest : public testing::SourceFixture {
  protected:
   void load(std::uint64_t size = kSize, std::uint64_t phase = 1000) {
     write_source(size, phase);
-    LoadSettings options;
-    options.generation = 1;
+    LoadSettings settings;
+    settings.generation = 1;
     const auto plan = plan_load(directory_of_source(), {"first", "", source_});
     ASSERT_TRUE(plan) << plan.error().message;
-    auto block = load_block(*os_, *directory_, testing::open_source(source_).get(), *plan, options, progress_);
+    auto block = load_block(*os_, *directory_, testing::open_source(source_).get(), *plan, settings, progress_);
     ASSERT_TRUE(block) << block.error().message;
     block_.emplace(std::move(*block));
   }

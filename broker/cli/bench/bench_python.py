@@ -93,10 +93,10 @@ def worker(which: str, path: str) -> None:
 
 def plot(target: str) -> None:
     """Draws the figures."""
-    import matplotlib  # type: ignore[import-not-found, unused-ignore]
+    import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot  # type: ignore[import-not-found, unused-ignore]
+    from matplotlib import pyplot
 
     told = json.load(sys.stdin)
     groups = [
