@@ -212,11 +212,11 @@ std::uint64_t hash64(std::span<const std::byte> bytes) noexcept { return XXH3_64
 
 std::string to_hex(std::span<const std::uint8_t> bytes) {
   static constexpr std::string_view kDigits = "0123456789abcdef";
-  std::string text;
-  text.reserve(bytes.size() * 2);
+  std::string text(bytes.size() * 2, '0');
+  auto digit = text.begin();
   for (const std::uint8_t byte : bytes) {
-    text += kDigits[byte >> 4U];
-    text += kDigits[byte & 15U];
+    *digit++ = kDigits[byte >> 4U];
+    *digit++ = kDigits[byte & 15U];
   }
   return text;
 }

@@ -1,258 +1,16 @@
 #include "wire/frame.h"
 
 #include <concepts>
-#include <limits>
 #include <msgpack.hpp>
-#include <set>
-#include <vector>
+
+#include "wire/pack.h"
+#include "wire/unpack.h"
 
 namespace modelbroker::wire {
 namespace {
 
-constexpr std::size_t kMostDepth = 8;
 constexpr std::size_t kMostElements = 65536;
-
-using Object = msgpack::object;
-using Packer = msgpack::packer<msgpack::sbuffer>;
-
-// ---- values to bytes
-
-template <class T>
-concept Message = requires(T& value) {
-  T::fields(value, [](auto&&...) {});
-};
-
-void pack(Packer& packer, const std::string& value) { packer.pack(value); }
-void pack(Packer& packer, bool value) { packer.pack(value); }
-void pack(Packer& packer, std::uint64_t value) { packer.pack(value); }
-void pack(Packer& packer, double value) { packer.pack(value); }
-void pack(Packer& packer, const std::optional<double>& value) {
-  if (value) {
-    packer.pack(*value);
-  } else {
-    packer.pack_nil();
-  }
-}
-template <Message M>
-void pack(Packer& packer, const M& message);
-template <class T>
-void pack(Packer& packer, const std::vector<T>& values);
-template <class T>
-void pack(Packer& packer, const std::map<std::string, T>& values);
-
-template <Message M>
-void pack(Packer& packer, const M& message) {
-  std::uint32_t count = 0;
-  M::fields(message, [&](const char*, const auto&, Need = Need::kOptional) { ++count; });
-  packer.pack_map(count);
-  M::fields(message, [&](const char* name, const auto& value, Need = Need::kOptional) {
-    packer.pack(name);
-    pack(packer, value);
-  });
-}
-
-template <class T>
-void pack(Packer& packer, const std::vector<T>& values) {
-  packer.pack_array(static_cast<std::uint32_t>(values.size()));
-  for (const T& value : values) pack(packer, value);
-}
-
-template <class T>
-void pack(Packer& packer, const std::map<std::string, T>& values) {
-  packer.pack_map(static_cast<std::uint32_t>(values.size()));
-  for (const auto& [key, value] : values) {
-    packer.pack(key);
-    pack(packer, value);
-  }
-}
-
-// ---- bytes to values
-
-std::string_view text_of(const Object& object) { return {object.via.str.ptr, object.via.str.size}; }
-
-const Object* find(const Object& map, std::string_view key) {
-  for (std::uint32_t i = 0; i < map.via.map.size; ++i) {
-    const auto& pair = map.via.map.ptr[i];
-    if (pair.key.type == msgpack::type::STR && text_of(pair.key) == key) return &pair.val;
-  }
-  return nullptr;
-}
-
-bool unpack(const Object& object, std::string& value) {
-  if (object.type != msgpack::type::STR) return false;
-  value.assign(object.via.str.ptr, object.via.str.size);
-  return true;
-}
-bool unpack(const Object& object, bool& value) {
-  if (object.type != msgpack::type::BOOLEAN) return false;
-  value = object.via.boolean;
-  return true;
-}
-bool unpack(const Object& object, std::uint64_t& value) {
-  if (object.type != msgpack::type::POSITIVE_INTEGER) return false;
-  value = object.via.u64;
-  return true;
-}
-bool unpack(const Object& object, double& value) {
-  switch (object.type) {
-    case msgpack::type::FLOAT32:
-    case msgpack::type::FLOAT64:
-      value = object.via.f64;
-      return true;
-    case msgpack::type::POSITIVE_INTEGER:
-      value = static_cast<double>(object.via.u64);
-      return true;
-    case msgpack::type::NEGATIVE_INTEGER:
-      value = static_cast<double>(object.via.i64);
-      return true;
-    default:
-      return false;
-  }
-}
-bool unpack(const Object& object, std::optional<double>& value) { return unpack(object, value.emplace()); }
-template <Message M>
-bool unpack(const Object& object, M& message);
-template <class T>
-bool unpack(const Object& object, std::map<std::string, T>& values);
-
-template <class T>
-bool unpack(const Object& object, std::vector<T>& values) {
-  if (object.type != msgpack::type::ARRAY) return false;
-  values.clear();
-  values.reserve(object.via.array.size);
-  for (std::uint32_t i = 0; i < object.via.array.size; ++i) {
-    if (!unpack(object.via.array.ptr[i], values.emplace_back())) return false;
-  }
-  return true;
-}
-
-template <class T>
-bool unpack(const Object& object, std::map<std::string, T>& values) {
-  if (object.type != msgpack::type::MAP) return false;
-  values.clear();
-  for (std::uint32_t i = 0; i < object.via.map.size; ++i) {
-    const auto& pair = object.via.map.ptr[i];
-    if (!unpack(pair.val, values[std::string(text_of(pair.key))])) return false;
-  }
-  return true;
-}
-
-template <class T>
-constexpr std::string_view kind_of() {
-  if constexpr (std::same_as<T, std::string>) return "a string";
-  if constexpr (std::same_as<T, bool>) return "a bool";
-  if constexpr (std::same_as<T, std::uint64_t>) return "an unsigned integer";
-  if constexpr (std::same_as<T, double> || std::same_as<T, std::optional<double>>) return "a number";
-  if constexpr (Message<T>) return "a map";
-  return "an array or map of the documented kind";
-}
-
-template <Message M>
-Result<void> unpack_fields(const Object& object, M& message) {
-  if (object.type != msgpack::type::MAP) {
-    return fail(ErrorCode::kInvalidArgument, "'data' must be a map; docs/protocol.md has its fields");
-  }
-  Result<void> outcome;
-  M::fields(message, [&](const char* name, auto& value, Need need = Need::kOptional) {
-    if (!outcome) return;
-    const Object* found = find(object, name);
-    if (found == nullptr || found->type == msgpack::type::NIL) {
-      if (need == Need::kRequired) {
-        outcome = fail(ErrorCode::kInvalidArgument, std::string("field '") + name + "' is missing");
-      }
-      return;
-    }
-    if (!unpack(*found, value)) {
-      outcome = fail(ErrorCode::kInvalidArgument, std::string("field '") + name + "' must be " +
-                                                      std::string(kind_of<std::remove_cvref_t<decltype(value)>>()));
-    }
-  });
-  return outcome;
-}
-
-template <Message M>
-bool unpack(const Object& object, M& message) {
-  return object.type == msgpack::type::MAP && unpack_fields(object, message).has_value();
-}
-
-// ---- a whole frame, checked before anybody looks inside
-
-Result<void> check_tree(const Object& object) {
-  const auto refuse = [](const char* why) { return fail(ErrorCode::kInvalidArgument, why); };
-  switch (object.type) {
-    case msgpack::type::BIN:
-    case msgpack::type::EXT:
-      return refuse("binary and extension values are not part of the protocol");
-    case msgpack::type::STR:
-      return valid_utf8(text_of(object)) ? Result<void>() : refuse("a string is not UTF-8");
-    case msgpack::type::ARRAY:
-      for (std::uint32_t i = 0; i < object.via.array.size; ++i) {
-        MODELBROKER_TRY(check_tree(object.via.array.ptr[i]));
-      }
-      return {};
-    case msgpack::type::MAP: {
-      std::set<std::string_view> keys;
-      for (std::uint32_t i = 0; i < object.via.map.size; ++i) {
-        const auto& pair = object.via.map.ptr[i];
-        if (pair.key.type != msgpack::type::STR) return refuse("a map's key is not a string");
-        MODELBROKER_TRY(check_tree(pair.key));
-        if (!keys.insert(text_of(pair.key)).second) {
-          return fail(ErrorCode::kInvalidArgument, "key '" + printable(text_of(pair.key), 64) + "' is there twice");
-        }
-        MODELBROKER_TRY(check_tree(pair.val));
-      }
-      return {};
-    }
-    default:
-      return {};
-  }
-}
-
-// Counts array items and map entries before anything is built, so that a bomb is refused unbuilt: msgpack's
-// own limits hold for one container at a time.
-struct ElementCounter : msgpack::null_visitor {
-  explicit ElementCounter(std::size_t limit) : most(limit) {}
-  bool start_array(std::uint32_t count) { return add(count); }
-  bool start_map(std::uint32_t count) { return add(count); }
-  bool add(std::uint32_t count) {
-    elements += count;
-    return elements <= most;
-  }
-  std::size_t most;
-  std::size_t elements = 0;
-};
-
-Result<msgpack::object_handle> unpack_frame(std::string_view bytes, std::size_t limit, std::size_t most_elements) {
-  if (bytes.size() > limit) {
-    return fail(ErrorCode::kInvalidArgument, "the message is longer than " + std::to_string(limit) + " bytes");
-  }
-  try {
-    // msgpack checks each length against its limit, not against the bytes that are there; the
-    // allocation for a count is 16 to 32 bytes an element, so the count is the bound.
-    const msgpack::unpack_limit limits(most_elements, most_elements, limit, 0, 0, kMostDepth);
-    std::size_t consumed = 0;
-    ElementCounter counter(most_elements);
-    // Bytes that are no msgpack end the walk too: unpack() says why.
-    (void)msgpack::parse(bytes.data(), bytes.size(), consumed, counter);
-    if (counter.elements > most_elements) {
-      return fail(ErrorCode::kInvalidArgument,
-                  "the message has more than " + std::to_string(most_elements) + " elements");
-    }
-    consumed = 0;
-    msgpack::object_handle handle = msgpack::unpack(bytes.data(), bytes.size(), consumed, nullptr, nullptr, limits);
-    if (consumed != bytes.size()) {
-      return fail(ErrorCode::kInvalidArgument, "there are bytes after the message's end");
-    }
-    if (handle->type != msgpack::type::MAP) {
-      return fail(ErrorCode::kInvalidArgument, "the message is not a msgpack map");
-    }
-    MODELBROKER_TRY(check_tree(handle.get()));
-    return handle;
-  } catch (const std::exception& error) {
-    return fail(ErrorCode::kInvalidArgument,
-                std::string("the message is not msgpack within the protocol's limits (") + error.what() + ")");
-  }
-}
+constexpr std::size_t kMostElementsOfReply = std::size_t{1} << 22;
 
 RequestId id_of(const Object& object) {
   switch (object.type) {
@@ -370,7 +128,7 @@ Result<M> Request::data() const {
 }
 
 Result<Reply> Reply::decode(std::string_view bytes, std::size_t limit) {
-  MODELBROKER_ASSIGN(auto handle, unpack_frame(bytes, limit, std::size_t{1} << 22));
+  MODELBROKER_ASSIGN(auto handle, unpack_frame(bytes, limit, kMostElementsOfReply));
   Reply reply;
   reply.decoded_ = std::make_unique<Decoded>();
   const Object& map = handle.get();
@@ -402,7 +160,7 @@ Result<M> Reply::data() const {
 
 template <class M>
 std::string encode_request(const RequestHead& head, const M& data) {
-  msgpack::sbuffer buffer;
+  Bytes buffer;
   Packer packer(buffer);
   packer.pack_map(4U + (head.session.empty() ? 0U : 1U) + (head.deadline_ms == 0 ? 0U : 1U));
   packer.pack("v");
@@ -421,21 +179,21 @@ std::string encode_request(const RequestHead& head, const M& data) {
   }
   packer.pack("data");
   pack(packer, data);
-  return {buffer.data(), buffer.size()};
+  return std::move(buffer.text);
 }
 
 template <class M>
 std::string encode_reply(const ReplyTo& to, const M& data) {
-  msgpack::sbuffer buffer;
+  Bytes buffer;
   Packer packer(buffer);
   pack_reply_head(packer, to, true);
   packer.pack("data");
   pack(packer, data);
-  return {buffer.data(), buffer.size()};
+  return std::move(buffer.text);
 }
 
 std::string encode_error(const ReplyTo& to, const Error& error) {
-  msgpack::sbuffer buffer;
+  Bytes buffer;
   Packer packer(buffer);
   pack_reply_head(packer, to, false);
   packer.pack("error");
@@ -450,11 +208,11 @@ std::string encode_error(const ReplyTo& to, const Error& error) {
     packer.pack("details");
     packer.pack(error.details);
   }
-  return {buffer.data(), buffer.size()};
+  return std::move(buffer.text);
 }
 
 std::string encode_event(const Event& event) {
-  msgpack::sbuffer buffer;
+  Bytes buffer;
   Packer packer(buffer);
   std::uint32_t count = 1;
   Event::fields(event, [&](const char*, const auto&, Need) { ++count; });
@@ -477,7 +235,7 @@ std::string encode_event(const Event& event) {
       });
     }
   });
-  return {buffer.data(), buffer.size()};
+  return std::move(buffer.text);
 }
 
 Result<Event> decode_event(std::string_view bytes) {

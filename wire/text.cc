@@ -1,4 +1,6 @@
 // What may be shown, stored or sent as text.
+#include <algorithm>
+
 #include "wire/frame.h"
 
 namespace modelbroker::wire {
@@ -31,12 +33,14 @@ bool is_control(unsigned char byte) noexcept { return byte < 0x20 || byte == 0x7
 }  // namespace
 
 bool valid_utf8(std::string_view text) noexcept {
-  while (!text.empty()) {
+  while (true) {
+    const auto* const other = std::ranges::find_if(text, [](char c) { return static_cast<unsigned char>(c) >= 0x80; });
+    text.remove_prefix(static_cast<std::size_t>(other - text.begin()));
+    if (text.empty()) return true;
     const std::size_t length = sequence_length(text);
     if (length == 0) return false;
     text.remove_prefix(length);
   }
-  return true;
 }
 
 bool valid_model_name(std::string_view name) noexcept {

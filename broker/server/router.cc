@@ -161,8 +161,9 @@ void Router::send(const std::vector<std::string>& route, std::string_view bytes)
 
 void Router::answered(OpenRequest& request, const std::string& bytes) {
   if (request.deadline_) loop_.cancel(*request.deadline_);
-  for (const auto& route : request.routes_) send(route, bytes);
+  // Sent last: on a busy machine libzmq's thread and the peer run only once we wait.
   if (!request.remembered_as_.empty()) remember(request.session_, request.remembered_as_, bytes);
+  for (const auto& route : request.routes_) send(route, bytes);
 }
 
 void Router::remember(SessionId session, const std::string& id, const std::string& bytes) {
