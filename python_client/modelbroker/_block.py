@@ -7,15 +7,15 @@ manifest, whose decoding grows with the number of tensors, is read when it is fi
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 import struct
-from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import msgpack
 
-from ._dtypes import bytes_of
+from ._dtypes import BITS
 from ._errors import DataLossError, UnimplementedError
 
 _MAGIC = b"MBROKER1"
@@ -64,15 +64,19 @@ def read_header(descriptor: int, name: str) -> Header:
     return Header(name, size, payload, payload_size, manifest, manifest_size)
 
 
-def decode_manifest(raw: Any, header: Header) -> tuple[dict[str, str], Sequence[Entry]]:
-    """The file's metadata and the tensors, of a manifest's bytes."""
+def decode_manifest(raw: Any, header: Header) -> tuple[dict[str, str], dict[str, Entry]]:
+    """The file's metadata and its tensors by name, of a manifest's bytes."""
     try:
         manifest = msgpack.unpackb(raw, use_list=False)
-        entries: Sequence[Entry] = manifest["tensors"]
-        for name, dtype, shape, offset, nbytes in entries:
-            fits = 0 <= offset <= header.payload_size - nbytes
-            if not fits or bytes_of(dtype, shape) not in (nbytes, None):
+        room = header.payload_size
+        entries: dict[str, Entry] = {}
+        for entry in manifest["tensors"]:
+            name, dtype, shape, offset, nbytes = entry
+            bits = BITS.get(dtype)
+            sound = bits is None or math.prod(shape) * bits // 8 == nbytes
+            if not (sound and 0 <= offset <= room - nbytes):
                 raise DataLossError(f"tensor {name!r} does not fit its dtype, shape or block")
+            entries[name] = entry
         return dict(manifest["metadata"]), entries
     except DataLossError:
         raise

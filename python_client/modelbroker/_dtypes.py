@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from ._errors import UnimplementedError
 
-_BITS = {
+if TYPE_CHECKING:
+    import torch
+
+Bytes: TypeAlias = "np.ndarray[Any, np.dtype[np.uint8]]"
+
+# Bits of an element; another version may know others.
+BITS = {
     "BOOL": 8,
     "U8": 8,
     "I8": 8,
@@ -64,12 +69,6 @@ _TORCH = {word: name for word, name in _NUMPY.items() if word != "BOOL"} | {
 }
 
 
-def bytes_of(dtype: str, shape: Sequence[int]) -> int | None:
-    """Bytes of a row-major tensor; None for a dtype that this version does not know."""
-    bits = _BITS.get(dtype)
-    return None if bits is None else math.prod(shape) * bits // 8
-
-
 @functools.cache
 def numpy_dtype(dtype: str) -> np.dtype[Any]:
     """TypeError where numpy (with ml_dtypes, if it is installed) has no such type."""
@@ -102,13 +101,35 @@ def torch_dtype(dtype: str) -> Any:
 
 
 @functools.cache
-def torch_carrier(dtype: str) -> tuple[np.dtype[Any], Any]:
-    """How an array comes to torch: a numpy type of the size, and torch's to see it as, if another.
+def torch_maker(dtype: str) -> Callable[[tuple[int, ...], int, Bytes], torch.Tensor]:
+    """What makes a tensor of this dtype of shape, start in bytes and bytes: with its own storage.
 
     From an array of the right shape a tensor is made several times faster than by
     torch.frombuffer() and view().
     """
+    import torch
+
     wanted = torch_dtype(dtype)
+    from_numpy, empty, ndarray = torch.from_numpy, torch.empty, np.ndarray
+
     if dtype in _NUMPY:
-        return np.dtype(_NUMPY[dtype]), None
-    return np.dtype({1: "uint8", 2: "int16"}[wanted.itemsize]), wanted
+        same = np.dtype(_NUMPY[dtype])
+
+        def make(shape: tuple[int, ...], start: int, block: Bytes) -> torch.Tensor:
+            if 0 in shape:
+                return empty(shape, dtype=wanted)
+            return from_numpy(ndarray(shape, same, block, start))
+
+        return make
+
+    carrier = np.dtype({1: "uint8", 2: "int16"}[wanted.itemsize])
+    packed = dtype == "F4"  # torch packs two into one element
+
+    def make_seen_as(shape: tuple[int, ...], start: int, block: Bytes) -> torch.Tensor:
+        if packed and shape:
+            shape = (*shape[:-1], shape[-1] // 2)
+        if 0 in shape:
+            return empty(shape, dtype=wanted)
+        return from_numpy(ndarray(shape, carrier, block, start)).view(wanted)
+
+    return make_seen_as

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -9,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from ._block import Header, decode_manifest
-from ._dtypes import numpy_dtype, torch_carrier, torch_dtype
+from ._block import Entry, Header, decode_manifest
+from ._dtypes import Bytes, numpy_dtype, torch_maker
 from ._errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 
 if TYPE_CHECKING:
@@ -35,11 +36,34 @@ class Placed(NamedTuple):
     shape: tuple[int, ...]
     start: int
     nbytes: int
-    block: np.ndarray[Any, np.dtype[np.uint8]]
+    block: Bytes
 
-    def bytes(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    def bytes(self) -> Bytes:
         """The tensor's, one-dimensional."""
         return self.block[self.start : self.start + self.nbytes]
+
+
+class Part(NamedTuple):
+    """The tensors of one block. They stay as msgpack gave them: many are never asked for."""
+
+    block: Bytes
+    payload: int  # where it begins
+    entries: dict[str, Entry]
+
+    def placed(self, name: str) -> Placed:
+        """KeyError where it has no such tensor."""
+        _, dtype, shape, offset, nbytes = self.entries[name]
+        return Placed(dtype, shape, self.payload + offset, nbytes, self.block)
+
+    def torch(self, prefix: str) -> dict[str, torch.Tensor]:
+        """All below a prefix, named without it."""
+        block, payload, entries = self
+        cut = len(prefix)
+        return {
+            name[cut:]: torch_maker(dtype)(shape, payload + offset, block)
+            for name, dtype, shape, offset, _ in entries.values()
+            if name.startswith(prefix)
+        }
 
 
 class TensorView:
@@ -68,7 +92,8 @@ class TensorView:
 
     def torch(self) -> torch.Tensor:
         """A CPU tensor with a storage of its own over the shared memory."""
-        return _as_torch(self._placed)
+        placed = self._placed
+        return torch_maker(placed.dtype)(placed.shape, placed.start, placed.block)
 
     def numpy(self) -> np.ndarray[Any, Any]:
         """An array over the shared memory; bf16 and float8 want ml_dtypes."""
@@ -80,19 +105,6 @@ class TensorView:
 
     def __repr__(self) -> str:
         return f"<TensorView {self.name} {self.dtype} {list(self.shape)}>"
-
-
-def _as_torch(placed: Placed) -> torch.Tensor:
-    import torch
-
-    dtype, shape, start, nbytes, block = placed
-    carrier, seen_as = torch_carrier(dtype)
-    if dtype == "F4" and shape:
-        shape = (*shape[:-1], shape[-1] // 2)  # torch packs two into one element
-    if nbytes == 0:
-        return torch.empty(shape, dtype=torch_dtype(dtype))
-    tensor = torch.from_numpy(np.ndarray(shape, carrier, block, start))
-    return tensor if seen_as is None else tensor.view(seen_as)
 
 
 class Weights(Mapping[str, TensorView]):
@@ -118,7 +130,7 @@ class Weights(Mapping[str, TensorView]):
         self.generation = generation
         self.mode: Mode = mode
         self._blocks: list[tuple[Memory, Header]] | None = blocks
-        self._decoded: tuple[dict[str, str], dict[str, Placed]] | None = None
+        self._decoded: tuple[dict[str, str], list[Part]] | None = None
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -129,13 +141,13 @@ class Weights(Mapping[str, TensorView]):
 
     def __getitem__(self, name: str) -> TensorView:
         """KeyError for a name that the model does not have."""
-        return TensorView(name, self._all()[name])
+        return TensorView(name, self._placed(name))
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._all())
+        return itertools.chain.from_iterable(part.entries for part in self._parts())
 
     def __len__(self) -> int:
-        return len(self._all())
+        return sum(len(part.entries) for part in self._parts())
 
     # One attach is one thing: comparing all of its bytes is nobody's wish.
     __eq__ = object.__eq__
@@ -157,26 +169,21 @@ class Weights(Mapping[str, TensorView]):
         with warnings.catch_warnings():
             if self.mode == "readonly":
                 warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-            return {
-                name[len(prefix) :]: _as_torch(placed)
-                for name, placed in self._all().items()
-                if name.startswith(prefix)
-            }
+            tensors: dict[str, torch.Tensor] = {}
+            for part in self._parts():
+                tensors |= part.torch(prefix)
+            return tensors
 
     def numpy(self, prefix: str = "") -> dict[str, np.ndarray[Any, Any]]:
         """numpy arrays by name; `prefix` as in state_dict()."""
-        return {
-            name[len(prefix) :]: TensorView(name, placed).numpy()
-            for name, placed in self._all().items()
-            if name.startswith(prefix)
-        }
+        return {name[len(prefix) :]: self[name].numpy() for name in self if name.startswith(prefix)}
 
     def raw(self, name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """The bytes of one tensor, whatever its dtype."""
-        placed = self._all().get(name)
-        if placed is None:
-            raise NotFoundError(f"model {self.model!r} has no tensor {name!r}")
-        return placed.bytes()
+        try:
+            return self._placed(name).bytes()
+        except KeyError:
+            raise NotFoundError(f"model {self.model!r} has no tensor {name!r}") from None
 
     def apply_to(
         self, module: torch.nn.Module, *, strict: bool = True, prefix: str = ""
@@ -220,10 +227,16 @@ class Weights(Mapping[str, TensorView]):
     def __exit__(self, *_: object) -> None:
         self.release()
 
-    def _all(self) -> dict[str, Placed]:
+    def _parts(self) -> list[Part]:
         return self._contents()[1]
 
-    def _contents(self) -> tuple[dict[str, str], dict[str, Placed]]:
+    def _placed(self, name: str) -> Placed:
+        for part in self._parts():
+            if name in part.entries:
+                return part.placed(name)
+        raise KeyError(name)
+
+    def _contents(self) -> tuple[dict[str, str], list[Part]]:
         """Decoded when it is first wanted. Two threads may do it both: the same comes out."""
         decoded, blocks = self._decoded, self._blocks
         if blocks is None:
@@ -235,20 +248,19 @@ class Weights(Mapping[str, TensorView]):
         return decoded
 
 
-def _decode(blocks: list[tuple[Memory, Header]]) -> tuple[dict[str, str], dict[str, Placed]]:
+def _decode(blocks: list[tuple[Memory, Header]]) -> tuple[dict[str, str], list[Part]]:
     metadata: dict[str, str] = {}
-    placed: dict[str, Placed] = {}
+    parts: list[Part] = []
     for memory, header in blocks:
         whole = np.asarray(memory)
         manifest = whole[header.manifest : header.manifest + header.manifest_size]
         about, entries = decode_manifest(manifest.data, header)
         metadata |= about
-        payload = header.payload
-        placed |= {
-            name: Placed(dtype, shape, payload + offset, nbytes, whole)
-            for name, dtype, shape, offset, nbytes in entries
-        }
-    return metadata, placed
+        for earlier in parts:
+            for name in earlier.entries.keys() & entries.keys():
+                del earlier.entries[name]
+        parts.append(Part(whole, header.payload, entries))
+    return metadata, parts
 
 
 def _some(names: list[str]) -> str:
