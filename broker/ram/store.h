@@ -37,6 +37,7 @@ struct Resident {
   Duration keep_alive{-1};  // after its last use, see Expiry; below zero: for ever
   TimePoint last_used;
   bool was_leased = false;           // by this broker
+  bool adopted = false;              // an earlier broker's: for a while some who hold it may not have told us
   double seconds_to_load = 0;        // as measured, or guessed for an adopted one
   double value = 0;                  // see eviction.h
   std::optional<TimePoint> checked;  // when its bytes were last known to be right

@@ -88,9 +88,10 @@ bool Reaper::nobody_has(const Resident& resident) const {
   if (books_.leases.count(resident.block->id()) > 0) return false;
   const auto unmapped = resident.block->unmapped_everywhere(books_.os);
   if (unmapped) return *unmapped;
-  // No word from this kernel: our own books must do, once every holder had time to state its leases.
+  // No word from this kernel: our own books must do, for an adopted block once every holder had time to state its
+  // lease.
   if (unmapped.error().code == ErrorCode::kUnimplemented) {
-    return books_.clock.now() >= books_.started + books_.config.grace;
+    return !resident.adopted || books_.clock.now() >= books_.started + books_.config.grace;
   }
   log_warning("block " + resident.block->id() + ": " + unmapped.error().message);
   return false;

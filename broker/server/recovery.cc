@@ -31,6 +31,7 @@ Resident entry_of(const Books& books, Block block, const BlockRecord* record) {
   resident.is_private = books.rights.group().has_value() && block.group() != books.rights.group();
   resident.keep_alive = record == nullptr ? books.config.keep_alive : Duration(record->keep_alive_ns);
   resident.block = std::make_shared<Block>(std::move(block));
+  resident.adopted = true;
   resident.seconds_to_load = static_cast<double>(resident.bytes()) / kUsualRate;
   books.used(resident);
   return resident;

@@ -17,7 +17,6 @@ import pytest
 import modelbroker
 from support import files
 from support.broker import BINARY, BrokerProcess, running, wait_until
-from support.features import needs
 from support.workers import HOLDER, workers
 
 CLIENT_COMMANDS = ["load", "unload", "ls", "ps", "show", "pin", "unpin", "status"]
@@ -133,7 +132,6 @@ def test_a_file_above_the_budget_gives_15_and_the_numbers(
     assert details["needed"] > 30_000_000
 
 
-@needs("write_lease")  # else nothing is freed at once
 def test_json_has_the_documented_fields(loaded: BrokerProcess, tmp_path: Path) -> None:
     path = str(tmp_path / "m.safetensors")
     again = loaded.cli_json("load", path, "--name", "second")
@@ -168,7 +166,6 @@ def test_json_has_the_documented_fields(loaded: BrokerProcess, tmp_path: Path) -
     assert loaded.cli_json("ls") == loaded.cli_json("ps") == []
 
 
-@needs("write_lease")  # else nothing is freed at once
 def test_text_output_names_what_it_did(loaded: BrokerProcess, tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     assert loaded.cli("load", path).stdout.startswith("m: resident (")

@@ -14,6 +14,7 @@ import modelbroker
 from modelbroker import NotFoundError, ResourceExhaustedError
 from support import files
 from support.broker import BrokerProcess, wait_until
+from support.features import needs
 
 MIB = 1 << 20
 MODELS, ROOM = 12, 4
@@ -226,6 +227,7 @@ def test_books_count_the_pages_of_a_load_while_they_are_made(
         assert_exact(broker, other)
 
 
+@needs("write_lease")
 def test_after_a_crash_what_nobody_holds_may_go_at_once_and_what_is_held_may_not(
     tight: BrokerProcess, sources: list[Path]
 ) -> None:

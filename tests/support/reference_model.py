@@ -114,13 +114,17 @@ class Books:
         return True
 
     def restart(self, now: float) -> None:
-        """SIGKILL, and the next broker: leases end, what drained is freed, counts begin anew."""
+        """SIGKILL, and the next broker: leases end, counts begin anew."""
         self.evicted.clear()
         self.age, self.loads, self.evictions = 0.0, 0, 0
-        for model, entry in list(self.entries.items()):
+        for model, entry in self.entries.items():
             entry.leases.clear()
             self.used(model, now)
-            if entry.draining:
+
+    def free_what_nobody_has(self) -> None:
+        """Of what drains."""
+        for model, entry in list(self.entries.items()):
+            if entry.draining and not entry.leases:
                 del self.entries[model]
 
     def totals(self) -> dict[str, int]:
