@@ -18,14 +18,12 @@ import pytest
 
 from support import files
 from support.faults import FaultyBroker
-from support.features import DISABLED
+from support.features import KERNEL_TELLS_HOLDERS
 from support.raw_wire import Socket, call, code_of, dealer, frame, open_session, received
 from support.reference_model import FOR_EVER, Books
 
 WORKERS = 3
 SMALL, LARGE = 8, 2  # models
-# Else the books must do, and what was adopted waits for the end of grace.
-KERNEL_TELLS_HOLDERS = not DISABLED & {"write_lease", "all"}
 PATIENCE = 60  # real seconds for what the broker does a moment later
 
 

@@ -19,6 +19,9 @@ FEATURES = tuple(
 )
 DISABLED = set(os.environ.get("MODELBROKER_DISABLE_FEATURES", "").split(",")) - {""}
 
+# Else only the books do: a mapping without a lease is not seen, what was adopted waits for grace.
+KERNEL_TELLS_HOLDERS = not DISABLED & {"write_lease", "all"}
+
 
 def needs(*features: str) -> pytest.MarkDecorator:
     """A test that is about a feature itself: skipped, by its name, where that is switched off."""
