@@ -53,11 +53,13 @@ void Admission::limit_changed() {
 
 Admission::Room Admission::room_now() const {
   Room room;
-  room.available = books_.budget.available(books_.use());
+  // What is coming first: jobs free it meanwhile, and what were in neither figure would cost another model its place.
+  // What is in both is missed at the next look, when the job has ended.
   room.coming = books_.budget.loading().given_up;
   for (const auto& [id, resident] : books_.store.all()) {
     if (resident.removing) room.coming += resident.bytes();
   }
+  room.available = books_.budget.available(books_.use());
   return room;
 }
 

@@ -82,6 +82,8 @@ def test_four_of_twelve_models_a_thousand_accesses(
                 assert held(weights) == right[i]
             books = assert_exact(tight, client)
             assert books.models <= ROOM
+            if order == "cyclic":  # no more went than had to
+                assert books.models == min(step + 1, ROOM)
     assert books.misses == books.loads
     assert books.hits + books.misses == ACCESSES
     assert books.evictions == books.loads - books.models
