@@ -250,7 +250,7 @@ Result<Event> decode_event(std::string_view bytes) {
   return event;
 }
 
-// The templates live here only, so that msgpack is included here only.
+// The templates live here only, so that msgpack stays in this room.
 #define MODELBROKER_REQUEST(M)                 \
   template Result<M> Request::data<M>() const; \
   template std::string encode_request<M>(const RequestHead&, const M&);

@@ -1,6 +1,6 @@
 // Frames: requests, replies and events as bytes, and back; docs/protocol.md, "Frames".
 //
-// Limits (size, depth, count) are looked at before anything is decoded; a decoded frame is checked
+// Limits (size, depth, count) hold before and while a frame is decoded; a decoded one is checked
 // whole (unique string keys, UTF-8, no binary, no trailing bytes). Threads: plain values. Failure:
 // invalid_argument that names the field; nothing here throws.
 #pragma once

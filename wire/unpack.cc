@@ -105,7 +105,7 @@ Result<msgpack::object_handle> unpack_frame(std::string_view bytes, std::size_t 
       }
       consumed = 0;
     }
-    // msgpack allocates 16 to 48 bytes an element before it has seen it, so the count is the bound.
+    // msgpack allocates 24 to 48 bytes an element before it has seen it, so the count is the bound.
     const msgpack::unpack_limit limits(most_in_one, most_in_one, limit, 0, 0, kMostDepth);
     auto zone = std::make_unique<msgpack::zone>(bytes.size() < kSmallZone / 2 ? kSmallZone : MSGPACK_ZONE_CHUNK_SIZE);
     const Object root = msgpack::unpack(*zone, bytes.data(), bytes.size(), consumed, nullptr, nullptr, limits);

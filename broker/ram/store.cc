@@ -103,13 +103,15 @@ Result<void> RamStore::revive(Resident& resident) { return resident.block->reviv
 RamStore::Totals RamStore::totals() const {
   Totals totals;
   for (const auto& [id, resident] : residents_) {
+    const std::uint64_t bytes = resident.bytes();  // read once: a job may free them in between
     if (resident.draining()) {
-      totals.draining += resident.bytes();
+      totals.draining += bytes;
+      if (resident.removing) totals.removing += bytes;
       continue;
     }
-    totals.made += resident.bytes();
+    totals.made += bytes;
     totals.models += 1;
-    if (resident.pinned) totals.pinned += resident.bytes();
+    if (resident.pinned) totals.pinned += bytes;
   }
   return totals;
 }

@@ -81,7 +81,7 @@ class RamStore {
   [[nodiscard]] const std::map<std::string, Resident>& all() const noexcept { return residents_; }
 
   struct Totals {
-    std::uint64_t made = 0, draining = 0, pinned = 0, models = 0;
+    std::uint64_t made = 0, draining = 0, removing = 0, pinned = 0, models = 0;  // `removing`: of `draining`
   };
   [[nodiscard]] Totals totals() const;
 

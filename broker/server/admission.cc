@@ -53,13 +53,10 @@ void Admission::limit_changed() {
 
 Admission::Room Admission::room_now() const {
   Room room;
-  // What is coming first: jobs free it meanwhile, and what were in neither figure would cost another model its place.
-  // What is in both is missed at the next look, when the job has ended.
-  room.coming = books_.budget.loading().given_up;
-  for (const auto& [id, resident] : books_.store.all()) {
-    if (resident.removing) room.coming += resident.bytes();
-  }
-  room.available = books_.budget.available(books_.use());
+  // One reading for both: what a job frees in between were else in neither, and another model would go for it.
+  const Budget::Use use = books_.use();
+  room.available = books_.budget.available(use);
+  room.coming = books_.budget.loading().given_up + use.removing;
   return room;
 }
 

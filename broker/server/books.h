@@ -76,7 +76,8 @@ struct Books {
   }
   [[nodiscard]] Budget::Use use() const {
     const RamStore::Totals totals = store.totals();
-    Budget::Use use{totals.made, totals.draining, totals.pinned, 0, 0};
+    Budget::Use use{
+        .made = totals.made, .draining = totals.draining, .pinned = totals.pinned, .removing = totals.removing};
     for (const auto& [id, resident] : store.all()) {
       if (leases.count(id) > 0) use.leased += resident.bytes();
       if (evictable(resident)) use.evictable += resident.bytes();

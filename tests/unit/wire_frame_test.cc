@@ -281,7 +281,11 @@ TEST(FrameTest, CountsAreNotBelieved) {
     expect_refused("\x81\xa1x" + std::string(bomb, 5), "elements");
   }
   expect_refused(std::string("\x81\xa1x\xdb\xff\xff\xff\xff", 8), "limits");
-  expect_refused("\x81\xa1x" + big_endian(0xdd, 60'000, 4), "limits");  // promised, and not there
+  // Promised, and not there; no array in it may claim more than the message has bytes.
+  expect_refused("\x81\xa1x" + big_endian(0xdd, 60'000, 4), "claims more elements");
+  std::string nested = "\x81\xa1x";
+  for (int level = 2; level <= 8; ++level) nested += big_endian(0xdd, 3 + 7 * 5, 4);
+  expect_refused(nested, "not msgpack");  // each claims just so many: built, and too short
 }
 
 TEST(FrameTest, EveryTruncationIsRefused) {
@@ -298,6 +302,19 @@ TEST(FrameTest, KeysAreUniqueStrings) {
   expect_refused(map({{"type", str("t")}, {"type", str("u")}}), "'type' is there twice");
   expect_refused(request(map({{"k", kNil}, {"other", kNil}, {"k", kNil}})), "'k' is there twice");
   expect_refused(request(map({{"x", array({map({{"\x1b[2J", kNil}, {"\x1b[2J", kNil}})})}})), "\\x1b[2J");
+  const auto many = [](int keys) {
+    std::vector<std::pair<std::string, std::string>> entries;
+    for (int i = 0; i < keys; ++i) entries.emplace_back(std::to_string(i * 7 % keys), kNil);
+    return entries;
+  };
+  for (const int keys : {16, 17, 100}) {
+    EXPECT_TRUE(Request::decode(request(map(many(keys)))));
+    for (const int twice : {0, keys / 2, keys - 2}) {
+      auto entries = many(keys);
+      entries.back().first = entries[static_cast<std::size_t>(twice)].first;
+      expect_refused(request(map(entries)), "'" + entries.back().first + "' is there twice");
+    }
+  }
   expect_refused(request("\x81" + uint(1) + kNil), "not a string");
   expect_refused(request("\x81" + kNil + kNil), "not a string");
 }
