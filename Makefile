@@ -131,7 +131,7 @@ asan: ## unit and integration tests (ASAN_TESTS=...: these) under address and un
 	ctest --preset asan --parallel $(JOBS)
 	MODELBROKER_BINARY="$(CURDIR)/$(BUILD)/asan/bin/modelbroker" $(PYTEST) -m "not slow and not torture" $(ASAN_TESTS)
 
-tsan: $(BUILD)/.packages ## what shares threads under the thread sanitizer
+tsan: build ## what shares threads, beside the usual build's broker, under the thread sanitizer
 	cmake --preset tsan --log-level=WARNING
 	cmake --build --preset tsan --parallel $(JOBS) --target threads_tests
 	ctest --preset tsan --parallel $(JOBS) --label-regex threads
