@@ -175,14 +175,11 @@ def compare(broker: DemoBroker, folder: Path, claims: Claims, quick: bool) -> di
     rows["warm"]["broker"] = min(warm)
     loaded = broker.cli("load", str(path), "--name", "big")
     # In turns: what else the machine does meets both.
-    turns = [
-        (
-            time_in_processes("broker", "big", broker, 1),
-            time_in_processes("safetensors", path, broker, 1),
-        )
-        for _ in range(rounds)
-    ]
-    rows["attach"]["broker"], rows["attach"]["safetensors"] = map(min, zip(*turns, strict=True))
+    attach: dict[str, list[float]] = {"broker": [], "safetensors": []}
+    for _ in range(rounds):
+        attach["broker"].append(time_in_processes("broker", "big", broker, 1))
+        attach["safetensors"].append(time_in_processes("safetensors", path, broker, 1))
+    rows["attach"] = {which: min(seconds) for which, seconds in attach.items()}
     rows["attach"]["torch"] = time_in_processes("torch", zipped, broker, min(2, rounds))
     rows["memory"]["broker"] = memory_of_four("broker", "big", broker)
     rows["memory"]["safetensors"] = memory_of_four("safetensors", path, broker)

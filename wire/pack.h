@@ -1,7 +1,6 @@
 // Values to msgpack: each struct of wire/messages.h is a map of its fields. Private to this room, as is msgpack.
 #pragma once
 
-#include <concepts>
 #include <cstdint>
 #include <map>
 #include <msgpack.hpp>
@@ -40,14 +39,14 @@ inline void pack(Packer& packer, const std::optional<double>& value) {
   }
 }
 template <Message M>
-inline void pack(Packer& packer, const M& message);
+void pack(Packer& packer, const M& message);
 template <class T>
-inline void pack(Packer& packer, const std::vector<T>& values);
+void pack(Packer& packer, const std::vector<T>& values);
 template <class T>
-inline void pack(Packer& packer, const std::map<std::string, T>& values);
+void pack(Packer& packer, const std::map<std::string, T>& values);
 
 template <Message M>
-inline void pack(Packer& packer, const M& message) {
+void pack(Packer& packer, const M& message) {
   std::uint32_t count = 0;
   M::fields(message, [&](const char*, const auto&, Need = Need::kOptional) { ++count; });
   packer.pack_map(count);
@@ -58,13 +57,13 @@ inline void pack(Packer& packer, const M& message) {
 }
 
 template <class T>
-inline void pack(Packer& packer, const std::vector<T>& values) {
+void pack(Packer& packer, const std::vector<T>& values) {
   packer.pack_array(static_cast<std::uint32_t>(values.size()));
   for (const T& value : values) pack(packer, value);
 }
 
 template <class T>
-inline void pack(Packer& packer, const std::map<std::string, T>& values) {
+void pack(Packer& packer, const std::map<std::string, T>& values) {
   packer.pack_map(static_cast<std::uint32_t>(values.size()));
   for (const auto& [key, value] : values) {
     packer.pack(key);

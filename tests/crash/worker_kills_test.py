@@ -162,7 +162,7 @@ def test_a_load_goes_on_for_the_worker_that_lives(broker: BrokerProcess, tmp_pat
         assert_books_are_the_kernels(broker)
 
 
-@needs("write_lease")
+@needs("write_lease")  # else its mapping is not seen
 def test_a_stopped_worker_keeps_its_lease_and_others_go_on(
     make_broker: Callable[..., BrokerProcess], tmp_path: Path
 ) -> None:

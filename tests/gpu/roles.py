@@ -250,7 +250,7 @@ def torch_ipc_importer(s: socket.socket, path: str) -> None:
 
     import torch
 
-    torch.cuda.init()  # type: ignore[no-untyped-call]
+    torch.cuda.init()  # type: ignore[no-untyped-call]  # it has no types
     torch.zeros(1, device="cuda")
     with open(path, "rb") as file:
         handles = pickle.load(file)

@@ -12,7 +12,7 @@ from support.broker import BrokerProcess, wait_until
 from support.features import needs
 
 
-@needs("write_lease")  # else nothing is freed at once
+@needs("write_lease")  # else an adopted block is not freed at once
 def test_loads_attaches_survives_a_kill_and_is_empty_again(
     broker: BrokerProcess, tmp_path: Path
 ) -> None:

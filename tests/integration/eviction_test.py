@@ -229,7 +229,7 @@ def test_books_count_the_pages_of_a_load_while_they_are_made(
         assert_exact(broker, other)
 
 
-@needs("write_lease")
+@needs("write_lease")  # else nothing adopted goes within grace
 def test_after_a_crash_what_nobody_holds_may_go_at_once_and_what_is_held_may_not(
     tight: BrokerProcess, sources: list[Path]
 ) -> None:

@@ -80,7 +80,7 @@ def test_without_write_leases_only_adopted_blocks_wait_for_the_grace_period(
             client.load(b, "b")
         assert client.unload("a").draining > 0
         client.load(a, "a")
-    # Of its own blocks a broker knows every holder.
+    # Blocks of its own go with their last lease.
     other = make_broker("--disable-features", "write_lease", "--ram-budget", "12MiB").start()
     with other.connect() as client:
         client.load(a, "a")

@@ -19,11 +19,17 @@ FEATURES = tuple(
 )
 DISABLED = set(os.environ.get("MODELBROKER_DISABLE_FEATURES", "").split(",")) - {""}
 
+
+def switched_off(*features: str) -> set[str]:
+    """Which of them are, or all at once."""
+    return DISABLED & {*features, "all"}
+
+
 # Else only the books do: a mapping without a lease is not seen, what was adopted waits for grace.
-KERNEL_TELLS_HOLDERS = not DISABLED & {"write_lease", "all"}
+KERNEL_TELLS_HOLDERS = not switched_off("write_lease")
 
 
 def needs(*features: str) -> pytest.MarkDecorator:
     """A test that is about a feature itself: skipped, by its name, where that is switched off."""
-    missing = DISABLED & {*features, "all"}
+    missing = switched_off(*features)
     return pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} is switched off")

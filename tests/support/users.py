@@ -16,7 +16,7 @@ import pytest
 import zmq
 
 from support.broker import BrokerProcess
-from support.features import DISABLED
+from support.features import switched_off
 from support.raw_wire import frame, open_session, packet, received
 
 T = TypeVar("T")
@@ -34,7 +34,7 @@ class User:
 
 ROOT = User(0, 0)
 # A member by a further group; where the kernel does not tell those, by the first.
-ALICE = User(1500, GROUP) if DISABLED & {"peer_groups", "all"} else User(1500, 1500, (GROUP,))
+ALICE = User(1500, GROUP) if switched_off("peer_groups") else User(1500, 1500, (GROUP,))
 BOB = User(1501, GROUP)  # and one by the first
 STRANGER = User(65534, 65534)
 
