@@ -20,7 +20,7 @@ CPP_UNITS   = $(shell git ls-files 'bench/*.cc' 'shm/*.cc' 'wire/*.cc' 'cpp_clie
 PYTEST      := $(PYTHON) -m pytest --numprocesses $(JOBS) --dist loadfile
 PY_SOURCES  := python_client tests tools bench broker/cli/bench examples
 
-export MODELBROKER_BINARY := $(BROKER)
+export MODELBROKER_TEST_BROKER := $(BROKER)
 
 .DEFAULT_GOAL := help
 .PHONY: help deps build examples demo bench bench-peers picture test test-fast torture second-ways format check tidy asan tsan fuzz corpus lock install clean
@@ -129,7 +129,7 @@ ASAN_TESTS ?= tests/integration
 asan: ## unit and integration tests (ASAN_TESTS=...: these) under address and undefined behaviour sanitizers
 	$(MAKE) build deps PRESET=asan
 	ctest --preset asan --parallel $(JOBS)
-	MODELBROKER_BINARY="$(CURDIR)/$(BUILD)/asan/bin/modelbroker" $(PYTEST) -m "not slow and not torture" $(ASAN_TESTS)
+	MODELBROKER_TEST_BROKER="$(CURDIR)/$(BUILD)/asan/bin/modelbroker" $(PYTEST) -m "not slow and not torture" $(ASAN_TESTS)
 
 tsan: build ## what shares threads, beside the usual build's broker, under the thread sanitizer
 	cmake --preset tsan --log-level=WARNING

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 _SCALES = {"s": ((1e-6, 1e9, "ns"), (1e-3, 1e6, "us"), (1.0, 1e3, "ms"))}
+_NOTICEABLE = 0.005  # of the CPU time: from there on a p99 is the host's more than ours
 # The order in which a line's fields are written; bench/README.md says what they are.
 FIELDS = (
     "bench",
@@ -30,6 +31,7 @@ FIELDS = (
     "size",
     "page_kind",
     "machine",
+    "stolen",
     "features",
     "date",
     "command",
@@ -86,6 +88,7 @@ class Figure:
     size: int  # bytes of the file; 0 where none matters
     page_kind: str
     machine: str
+    stolen: float  # 0 to 1: of the CPU time since the program's start, by the host
     features: list[str] = field(default_factory=list)
     date: str = ""
     command: str = ""
@@ -94,9 +97,10 @@ class Figure:
 class Figures:
     """Takes figures in, writes each at once as a line, and prints the table at the end."""
 
-    def __init__(self, out: TextIO, common: Mapping[str, Any]) -> None:
-        """`common`: the fields that all figures of a run share."""
+    def __init__(self, out: TextIO, common: Mapping[str, Any], stolen: Callable[[], float]) -> None:
+        """`common`: the fields that all figures of a run share. `stolen`: the share so far."""
         self._out = out
+        self._stolen = stolen
         self._common = dict(common)
         self._lines: list[dict[str, Any]] = []
 
@@ -136,6 +140,7 @@ class Figures:
             runs=runs,
             goal=goal.text if goal else "",
             goal_met=goal.holds(value, ratio) if goal and applies else None,
+            stolen=round(self._stolen(), 4),
             **common,
         )
         line = asdict(figure)
@@ -172,14 +177,16 @@ def shown(value: float, unit: str) -> str:
 
 
 def table(lines: Iterable[dict[str, Any]]) -> str:
-    """Figures as aligned text, then what was left out."""
+    """Figures as aligned text, then what was left out and whom the host disturbed."""
     met = {True: "met", False: "MISSED", None: ""}
     rows = [("", "figure", "value", "baseline", "", "ratio", "goal", "")]
     left: list[str] = []
+    stolen: dict[str, float] = {}
     for line in lines:
         if "left_out" in line:
             left.append(f"left out: {line['bench']}, {line['left_out']}: {line['reason']}")
             continue
+        stolen[line["bench"]] = max(stolen.get(line["bench"], 0), line.get("stolen", 0))
         verdict = met[line["goal_met"]]
         if line["goal"] and line["goal_met"] is None:
             verdict = "not for this"
@@ -200,6 +207,9 @@ def table(lines: Iterable[dict[str, Any]]) -> str:
         "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
+    taken = [f"{bench} {share:.1%}" for bench, share in stolen.items() if share >= _NOTICEABLE]
+    if taken:
+        left.append(f"CPU time that the host of this virtual machine took: {', '.join(taken)}")
     return "\n".join([*texts, *left])
 
 

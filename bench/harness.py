@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 import generate_model  # noqa: E402  its folder is not on the path before
 from figures import Figures  # noqa: E402
-from host import machine, meminfo  # noqa: E402
+from host import StolenTime, machine, meminfo  # noqa: E402
 
 _WORKER = str(Path(__file__).with_name("bench_worker.py"))
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "MIB": 1 << 20, "GIB": 1 << 30}
@@ -399,7 +399,7 @@ def main(name: str, goal_id: str, about: str, measure: Callable[[Run], None]) ->
             "command": arguments.command or typed_command(),
         }
         folder = stack.enter_context(working_folder(arguments.folder))
-        run = Run(arguments, folder, Figures(out, common))
+        run = Run(arguments, folder, Figures(out, common, StolenTime().share))
         stack.enter_context(run.stack)
         try:
             measure(run)

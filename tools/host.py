@@ -27,6 +27,25 @@ def machine() -> str:
     return f"{os.cpu_count()} x {cpu}, {memory:.0f} GiB, Linux {platform.release()}"
 
 
+class StolenTime:
+    """What the host of a virtual machine took of its CPU time, from now on: 0 on a real one."""
+
+    def __init__(self) -> None:
+        self._before = self._ticks()
+
+    def share(self) -> float:
+        """0 to 1."""
+        stolen, passed = (now - was for now, was in zip(self._ticks(), self._before, strict=True))
+        return stolen / passed if passed else 0.0
+
+    @staticmethod
+    def _ticks() -> tuple[int, int]:
+        """Stolen and all; the first eight fields of proc_stat(5), the others are parts of them."""
+        with open("/proc/stat", encoding="ascii") as stat:
+            ticks = [int(word) for word in stat.readline().split()[1:9]]
+        return ticks[7], sum(ticks)
+
+
 def forget_cached(path: Path) -> None:
     """Drops a file from the page cache."""
     with path.open("rb") as file:

@@ -20,6 +20,7 @@ namespace modelbroker::cli {
 namespace {
 
 constexpr std::size_t kMostText = 64 << 10;
+constexpr std::string_view kPrefix = "MODELBROKER_";
 
 std::string environment(const std::string& name) {
   const char* const value = std::getenv(name.c_str());
@@ -227,6 +228,22 @@ Result<Config> read_configuration(const GivenFlags& flags) {
     }
   }
   return config;
+}
+
+std::vector<std::string> unknown_variables() {
+  // For clients, for us, for tests (two); and what Kubernetes gives to pods beside a service called modelbroker.
+  constexpr std::array<std::string_view, 6> kOthers{"ENDPOINT", "CONFIG", "FAULTS", "TEST_", "SERVICE_", "PORT"};
+  std::vector<std::string> unknown;
+  for (char** entry = environ; *entry != nullptr; ++entry) {
+    const std::string_view text = *entry;
+    const std::string_view name = text.substr(0, text.find('='));
+    if (!name.starts_with(kPrefix)) continue;
+    const std::string_view rest = name.substr(kPrefix.size());
+    const bool known = std::ranges::any_of(kOthers, [&](std::string_view other) { return rest.starts_with(other); }) ||
+                       std::ranges::any_of(settings(), [&](const Setting& s) { return s.variable() == name; });
+    if (!known) unknown.push_back(wire::printable(name, 64));
+  }
+  return unknown;
 }
 
 Result<Reloaded> reload_configuration(const GivenFlags& flags, const Config& running) {

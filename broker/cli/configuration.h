@@ -25,6 +25,9 @@ struct GivenFlags {
 [[nodiscard]] std::string configuration_file(const GivenFlags& flags);
 [[nodiscard]] Result<Config> read_configuration(const GivenFlags& flags);
 
+// Variables of the environment that are named like a setting's and are none: most likely misspelt.
+[[nodiscard]] std::vector<std::string> unknown_variables();
+
 // For SIGHUP: reads all again, and takes over into `running` what may change in a running broker.
 [[nodiscard]] Result<Reloaded> reload_configuration(const GivenFlags& flags, const Config& running);
 

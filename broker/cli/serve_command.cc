@@ -29,6 +29,10 @@ void set_up_log(const Config& config) {
 Result<void> serve(const Config& config, const GivenFlags& flags, const Serving& serving, bool& hangs) {
   set_up_log(config);
   start_log_thread();
+  for (const std::string& variable : unknown_variables()) {
+    log_warning("the variable " + variable +
+                " is no setting and changes nothing: 'modelbroker serve --help' lists them");
+  }
   std::unique_ptr<Os> os =
       instrument(make_os({.directory = config.ram_directory, .disabled = config.disabled_features}));
   auto clock = std::make_unique<OsClock>(*os);

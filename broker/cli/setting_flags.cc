@@ -33,6 +33,7 @@ void SettingFlags::add_to(CLI::App& command, std::initializer_list<std::string_v
       continue;
     }
     CLI::Option* const option = command.add_option(flag, texts_[&setting], help);
+    if (setting.kind == SettingKind::kChoice) option->type_name(std::string(setting.choices));
     if (is_usage(setting.kind)) option->check([&setting](const std::string& text) { return check(setting, text); });
     options_[&setting] = option;
   }

@@ -12,7 +12,7 @@
 namespace modelbroker {
 namespace {
 
-constexpr int kSchemaVersion = 2;
+constexpr int kSchemaVersion = 3;
 constexpr int kAnotherVersion = -2;  // no number of SQLite's
 // SQLite's own numbers (sqlite3.h), so that its header is not needed here.
 constexpr int kSqliteError = 1;  // here: tables that are not ours
@@ -52,19 +52,17 @@ struct StateDb::Impl {
       db.exec(
           "CREATE TABLE IF NOT EXISTS blocks(block TEXT PRIMARY KEY, type TEXT NOT NULL, path TEXT NOT NULL,"
           " pinned INTEGER NOT NULL, ctime_ns INTEGER NOT NULL, keep_alive_ns INTEGER NOT NULL,"
-          " loader INTEGER NOT NULL, source_uid INTEGER NOT NULL, path_uid INTEGER NOT NULL) WITHOUT ROWID");
+          " loader INTEGER NOT NULL, source_uid INTEGER NOT NULL, path_uid INTEGER NOT NULL,"
+          " damaged INTEGER NOT NULL) WITHOUT ROWID");
       db.exec(
           "CREATE TABLE IF NOT EXISTS names(name TEXT PRIMARY KEY, block TEXT NOT NULL, position INTEGER NOT NULL,"
           " loader INTEGER NOT NULL) WITHOUT ROWID");
       crash_point("state_db.tables_made");
       db.exec("PRAGMA user_version=" + std::to_string(kSchemaVersion));
-    } else if (version == 1) {
+    } else if (version == 1 || version == 2) {
       SQLite::Transaction transaction(db);
-      db.exec("ALTER TABLE blocks ADD COLUMN keep_alive_ns INTEGER NOT NULL DEFAULT -1");
-      for (const char* column : {"loader", "source_uid", "path_uid"}) {  // as if root had loaded it
-        db.exec(std::string("ALTER TABLE blocks ADD COLUMN ") + column + " INTEGER NOT NULL DEFAULT 0");
-      }
-      db.exec("ALTER TABLE names ADD COLUMN loader INTEGER NOT NULL DEFAULT 0");
+      if (version == 1) add_columns_of_2();
+      db.exec("ALTER TABLE blocks ADD COLUMN damaged INTEGER NOT NULL DEFAULT 0");
       db.exec("PRAGMA user_version=" + std::to_string(kSchemaVersion));
       transaction.commit();
     } else if (version != kSchemaVersion) {
@@ -72,10 +70,19 @@ struct StateDb::Impl {
     }
   }
 
+  void add_columns_of_2() {
+    db.exec("ALTER TABLE blocks ADD COLUMN keep_alive_ns INTEGER NOT NULL DEFAULT -1");
+    for (const char* column : {"loader", "source_uid", "path_uid"}) {  // as if root had loaded it
+      db.exec(std::string("ALTER TABLE blocks ADD COLUMN ") + column + " INTEGER NOT NULL DEFAULT 0");
+    }
+    db.exec("ALTER TABLE names ADD COLUMN loader INTEGER NOT NULL DEFAULT 0");
+  }
+
   std::vector<BlockRecord> read() {
     std::map<std::string, BlockRecord> records;
     SQLite::Statement blocks(
-        db, "SELECT block, type, path, pinned, ctime_ns, keep_alive_ns, loader, source_uid, path_uid FROM blocks");
+        db,
+        "SELECT block, type, path, pinned, ctime_ns, keep_alive_ns, loader, source_uid, path_uid, damaged FROM blocks");
     while (blocks.executeStep()) {
       BlockRecord record;
       record.block = blocks.getColumn(0).getString();
@@ -87,6 +94,7 @@ struct StateDb::Impl {
       record.loader = blocks.getColumn(6).getUInt();
       record.source_uid = blocks.getColumn(7).getUInt();
       record.path_uid = blocks.getColumn(8).getUInt();
+      record.damaged = blocks.getColumn(9).getInt() != 0;
       records.emplace(record.block, std::move(record));
     }
     SQLite::Statement names(db, "SELECT name, block, loader FROM names ORDER BY position");
@@ -112,7 +120,7 @@ struct StateDb::Impl {
   }
 
   void insert(const BlockRecord& record) {
-    SQLite::Statement block(db, "INSERT INTO blocks VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)");
+    SQLite::Statement block(db, "INSERT INTO blocks VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)");
     block.bind(1, record.block);
     block.bind(2, record.type);
     block.bind(3, record.path);
@@ -122,6 +130,7 @@ struct StateDb::Impl {
     block.bind(7, record.loader);
     block.bind(8, record.source_uid);
     block.bind(9, record.path_uid);
+    block.bind(10, record.damaged ? 1 : 0);
     block.exec();
     for (std::size_t position = 0; position < record.names.size(); ++position) {
       // A name that moves to a newer block may still stand at the older one's.

@@ -20,6 +20,7 @@ struct BlockRecord {
   std::vector<std::string> names;
   std::string type, path;
   bool pinned = false;
+  bool damaged = false;  // withdrawn since its bytes are not its source's
   std::int64_t ctime_ns = 0;
   std::int64_t keep_alive_ns = -1;
   // Users: who loaded it, whose file it was, who said where that lies; who gave each name (none: the loader).

@@ -1,67 +1,20 @@
 #include "broker/server/loads.h"
 
-#include <fcntl.h>
-
 #include <algorithm>
 #include <chrono>
 #include <iterator>
 #include <set>
-#include <thread>
 
 #include "broker/ram/sizes.h"
 #include "broker/server/log.h"
-#include "broker/workers/source_access.h"
 #include "shm/instruments.h"
 #include "wire/frame.h"
 
 namespace modelbroker {
 namespace {
 
-// File clocks tick every few milliseconds: what was written within the tick of our look could be written again
-// within it and look the same. And stores through a mapping change no time while their page is dirty: so where
-// somebody may write, the pages are first made clean, and the file must look alike before and after.
-constexpr std::chrono::milliseconds kFileClockTick{10};
-constexpr int kLooks = 8;
 constexpr std::size_t kJobsOfOneUser = 16;
 constexpr std::chrono::milliseconds kProgressEvery{100};
-
-bool settled(const FileIdentity& source) {
-  const auto now = std::chrono::system_clock::now().time_since_epoch();
-  const auto age = now - std::chrono::nanoseconds(source.ctime_ns);
-  return age < std::chrono::nanoseconds(0) || age > kFileClockTick;
-}
-
-Result<FileIdentity> settled_identity(Os& os, int file, const std::string& label) {
-  auto source = identify(os, file, label);
-  for (int look = 0; look < kLooks && source; ++look) {
-    const bool writer = os.may_have_writer(file);
-    if (writer) os.clean_pages(file);
-    auto again = identify(os, file, label);
-    if (!again || (settled(*again) && (!writer || *again == *source))) return again;
-    std::this_thread::sleep_for(kFileClockTick);
-    source = again;
-  }
-  if (!source) return source;
-  return fail(ErrorCode::kDataLoss, "'" + label + "' is being written: load it again when its writer has finished");
-}
-
-// With our own rights, for those who have them too.
-Result<Fd> open_for_ourselves(Os& os, const std::string& path) {
-  auto opened = os.open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0);
-  if (!opened) return fail_errno(opened.error().number, "opening '" + wire::printable(path) + "'");
-  return std::move(*opened);
-}
-
-// The broker is nobody's deputy: beneath the model folders, and only what the peer could read itself. The one answer
-// to all else, so that nobody learns what is there.
-Result<Fd> open_for_member(Os& os, const std::vector<std::string>& folders, const Peer& peer, const std::string& path) {
-  std::optional<Fd> file = open_in_folders(os, folders, path);
-  if (file && could_read(os, file->get(), peer)) return std::move(*file);
-  return fail(ErrorCode::kPermissionDenied,
-              "uid " + std::to_string(peer.uid) + " may not load '" + wire::printable(path) +
-                  "' by its path: it is no file in the broker's model folders that this user can read; hand in "
-                  "the file itself, as 'modelbroker load' and the clients' load() do");
-}
 
 // Moves those for whom `whose` holds out of `waiters`.
 template <class Waiter, class Predicate>
@@ -73,14 +26,6 @@ std::vector<Waiter> take_if(std::vector<Waiter>& waiters, Predicate whose) {
 }
 
 }  // namespace
-
-std::string stem_of(const std::string& path) {
-  const std::string file = path.substr(path.rfind('/') + 1);
-  const auto dot = file.rfind('.');
-  return dot == std::string::npos || dot == 0 ? file : file.substr(0, dot);
-}
-
-std::string Loads::Waiter::wanted_name() const { return name.empty() ? stem_of(path) : name; }
 
 void Loads::start(Ask ask, Done done) {
   const auto waiter = std::make_shared<Waiter>();
@@ -98,27 +43,12 @@ void Loads::start(Ask ask, Done done) {
   waiter->only = ask.only;
   waiter->done = std::move(done);
   asking_.push_back(waiter);
-  // The file may lie on a file system that hangs: even fstat is a job.
+  LookOrder order{waiter->peer, waiter->path, books_.rights.everything(waiter->peer.uid), books_.rights.group(),
+                  books_.config.model_folders};
   auto file = std::make_shared<Fd>(std::move(ask.file));
   jobs_of(waiter->peer.uid)
-      .run([file, look = looker(*waiter)] { return look(*file); },
+      .run([os = &books_.os, order = std::move(order), file] { return look_at_source(*os, order, *file); },
            [this, file, waiter](const Result<Look>& look) { identified(waiter, std::move(*file), look); });
-}
-
-// What looks at a waiter's source, on a job thread: opens it where no descriptor came.
-std::function<Result<Loads::Look>(Fd&)> Loads::looker(const Waiter& waiter) const {
-  const bool everything = books_.rights.everything(waiter.peer.uid);
-  return [&os = books_.os, peer = waiter.peer, path = waiter.path, everything, group = books_.rights.group(),
-          folders = books_.config.model_folders](Fd& file) -> Result<Look> {
-    if (!file) {
-      MODELBROKER_ASSIGN(file, everything ? open_for_ourselves(os, path) : open_for_member(os, folders, peer, path));
-    }
-    Look look;
-    MODELBROKER_ASSIGN(look.source, settled_identity(os, file.get(), wire::printable(path)));
-    if (const auto found = os.fstat(file.get())) look.uid = found->st_uid;
-    look.is_private = group && !could_read(os, file.get(), *group);
-    return look;
-  };
 }
 
 Jobs& Loads::jobs_of(uid_t uid) {
@@ -152,7 +82,8 @@ void Loads::identified(const WaiterPtr& asking, Fd file, const Result<Look>& loo
     return waiter.done(fail(ErrorCode::kFailedPrecondition,
                             "'" + wire::printable(waiter.path) + "' is not the file any more that was loaded"));
   }
-  if (auto free = check_name(waiter, *source); !free) return waiter.done(tl::unexpected(free.error()));
+  if (auto free = naming_.check(waiter, *source, coming_beside(*source)); !free)
+    return waiter.done(tl::unexpected(free.error()));
   std::string outcome;
   if (Resident* const resident = usable(*source, outcome)) {
     ++books_.hits;
@@ -169,32 +100,13 @@ void Loads::identified(const WaiterPtr& asking, Fd file, const Result<Look>& loo
   take_off(std::move(waiter), std::move(file), *source);
 }
 
-// Refuses a name that another file has, or is about to get, before anything is read.
-Result<void> Loads::check_name(const Waiter& waiter, const FileIdentity& source) {
-  if (waiter.any_name) return {};
-  const std::string name = waiter.wanted_name();
-  const uid_t uid = waiter.peer.uid;
-  const auto taken = [&](const std::string& path, bool shown) {
-    return fail(ErrorCode::kAlreadyExists, "the name '" + wire::printable(name) + "' belongs to " +
-                                               (shown ? "'" + wire::printable(path) + "'" : "another user's file") +
-                                               ": use --name to choose another, or unload it first");
-  };
-  const Resident* const owner = books_.store.by_name(name);
-  const bool same_path = owner != nullptr && owner->path == waiter.path && books_.manages_all(uid, *owner);
-  if (owner != nullptr && !same_path && !owner->source.same_but_ctime(source)) {
-    // A file that is resident under other names needs no name of its own.
-    if (waiter.name.empty() && books_.store.by_source_but_ctime(source) != nullptr) return {};
-    return taken(owner->path, books_.may_attach(uid, *owner));
-  }
+std::vector<const Claim*> Loads::coming_beside(const FileIdentity& source) const {
+  std::vector<const Claim*> claims;
   for (const FlightPtr& flight : flights_) {
     if (flight->source == source) continue;
-    for (const Waiter& other : flight->waiters) {
-      const std::string theirs = other.wanted_name();
-      const bool same = other.path == waiter.path && books_.rights.manage(uid, other.peer.uid);
-      if (theirs == name && !same) return taken(other.path, books_.rights.manage(uid, other.peer.uid));
-    }
+    for (const Waiter& waiter : flight->waiters) claims.push_back(&waiter);
   }
-  return {};
+  return claims;
 }
 
 void Loads::take_off(Waiter waiter, Fd file, const FileIdentity& source) {
@@ -332,7 +244,7 @@ void Loads::landed(const FlightPtr& flight, Result<Block> block) {
   resident.keep_alive = books_.config.keep_alive;
   resident.seconds_to_load = std::chrono::duration<double>(books_.clock.now() - flight->began).count();
   const Manifest& manifest = resident.block->manifest();
-  resident.type = manifest.type;  // its path comes with its name: see settle_name()
+  resident.type = manifest.type;  // its path comes with its name: see Naming::settle()
   Resident& added = books_.store.add(std::move(resident));
   crash_point("load.in_books");
   wire::EventData loaded = event_of(added);
@@ -382,8 +294,8 @@ void Loads::fail_all(const FlightPtr& flight, const Error& error) {
 }
 
 void Loads::finish(Waiter& waiter, Resident& resident, std::string outcome) {
-  if (auto allowed = allow(waiter, resident); !allowed) return waiter.done(tl::unexpected(allowed.error()));
-  auto model = settle_name(waiter, resident, outcome);
+  if (auto allowed = naming_.allow(waiter, resident); !allowed) return waiter.done(tl::unexpected(allowed.error()));
+  auto model = naming_.settle(waiter, resident, outcome);
   if (!model) return waiter.done(tl::unexpected(model.error()));
   if ((waiter.pin || waiter.keep_alive) && !books_.manages_any(waiter.peer.uid, resident)) {
     return waiter.done(tl::unexpected(Rights::not_manageable(*model, books_.store.loader_of(*model))));
@@ -400,62 +312,6 @@ void Loads::finish(Waiter& waiter, Resident& resident, std::string outcome) {
     Resident* const promised = books_.store.by_block(result.block);
     if (promised != nullptr && --promised->promised == 0) admission_.look_again();
   });
-}
-
-// Whether this block is for the waiter at all.
-Result<void> Loads::allow(const Waiter& waiter, Resident& resident) {
-  if (!books_.may_attach(waiter.peer.uid, resident)) {
-    return tl::unexpected(Rights::not_attachable(wire::printable(waiter.wanted_name())));
-  }
-  settle_privacy(waiter, resident);
-  return {};
-}
-
-// The file's owner may have opened it to the group since, or closed it.
-void Loads::settle_privacy(const Waiter& waiter, Resident& resident) {
-  const auto group = books_.rights.group();
-  if (!group || waiter.is_private == resident.is_private) return;
-  const uid_t uid = waiter.peer.uid;
-  if (waiter.is_private && !books_.rights.everything(uid) && uid != resident.source_uid && uid != resident.loader) {
-    return;  // found by another way to the file, through a folder of this user's own
-  }
-  Block& block = *resident.block;
-  const auto done = waiter.is_private ? block.take_from_group(books_.os) : block.give_to_group(books_.os, *group);
-  if (!done) return log_warning(done.error().message);
-  resident.is_private = waiter.is_private;
-}
-
-Result<std::string> Loads::settle_name(const Waiter& waiter, Resident& resident, std::string& outcome) {
-  // Names follow the file: what this path was called before, its new generation is called now.
-  const uid_t uid = waiter.peer.uid;
-  Resident* before = books_.store.by_path(waiter.path, books_.believed_by(uid));
-  if (before != nullptr && before != &resident && !books_.manages_all(uid, *before)) before = nullptr;
-  if (before != nullptr && before != &resident) {
-    books_.store.move_names(*before, resident);
-    reaper_.drain_nameless(*before);
-  }
-  if (resident.names.empty() || before != nullptr) {
-    resident.path = waiter.path;
-    resident.path_uid = waiter.path_uid;
-  }
-  if (!waiter.type.empty() && (resident.names.empty() || books_.manages_any(uid, resident))) {
-    resident.type = waiter.type;
-  }
-  if (waiter.name.empty() && !resident.names.empty()) return resident.name();
-  std::string name = waiter.wanted_name();
-  const Resident* const owner = books_.store.by_name(name);
-  if (waiter.any_name && owner != nullptr && owner != &resident) name += "@" + resident.block->name().digest16;
-  const bool had_names = !resident.names.empty();
-  const bool is_new = std::ranges::find(resident.names, name) == resident.names.end();
-  MODELBROKER_TRY(books_.store.add_name(resident, name, uid));
-  books_.evicted.forget(name);
-  if (had_names && is_new && outcome == "resident") {
-    outcome = "alias";
-    wire::EventData alias = event_of(resident);
-    alias.model = name;
-    events_.publish("model.alias", alias);
-  }
-  return name;
 }
 
 // Takes waiters out of all loads, and tells them why.

@@ -21,7 +21,9 @@
 #include "broker/server/events.h"
 #include "broker/server/expiry.h"
 #include "broker/server/jobs.h"
+#include "broker/server/naming.h"
 #include "broker/server/reaper.h"
+#include "broker/server/source_look.h"
 #include "broker/server/state_keeper.h"
 
 namespace modelbroker {
@@ -56,7 +58,8 @@ class Loads {
         keeper_(keeper),
         admission_(admission),
         expiry_(expiry),
-        events_(events) {}
+        events_(events),
+        naming_(books, reaper, events) {}
 
   // Asked of a block that a load finds resident: whether it is missing, and withdrawn by now.
   void on_resident(std::function<bool(Resident&)> is_missing) { is_missing_ = std::move(is_missing); }
@@ -79,29 +82,15 @@ class Loads {
   [[nodiscard]] std::vector<Running> running() const;
 
  private:
-  struct Waiter {
+  struct Waiter : Claim {
     SessionId session = 0;
-    Peer peer;
-    std::string path, name, type;
-    uid_t path_uid = 0;  // who says that the file lies there
-    uid_t source_uid = 0;
-    bool is_private = false;  // the group cannot read it
     bool pin = false;
-    bool any_name = false;
     std::optional<Duration> keep_alive;
     std::optional<TimePoint> until;
     std::optional<FileIdentity> only;
     Done done;
-    // The name that it asks for: by default the file's stem.
-    [[nodiscard]] std::string wanted_name() const;
   };
   using WaiterPtr = std::shared_ptr<Waiter>;
-  // A source as it was looked at.
-  struct Look {
-    FileIdentity source;
-    uid_t uid = 0;
-    bool is_private = false;
-  };
   struct Flight {
     FileIdentity source;
     Fd file;
@@ -120,9 +109,9 @@ class Loads {
   using FlightPtr = std::shared_ptr<Flight>;
 
   [[nodiscard]] Jobs& jobs_of(uid_t uid);
-  [[nodiscard]] std::function<Result<Look>(Fd&)> looker(const Waiter& waiter) const;
   void identified(const WaiterPtr& waiter, Fd file, const Result<Look>& look);
-  [[nodiscard]] Result<void> check_name(const Waiter& waiter, const FileIdentity& source);
+  // What those want to be called who wait for other files than this.
+  [[nodiscard]] std::vector<const Claim*> coming_beside(const FileIdentity& source) const;
   void take_off(Waiter waiter, Fd file, const FileIdentity& source);
   struct Header {
     LoadPlan plan;
@@ -143,9 +132,6 @@ class Loads {
   void give_up_if_unwanted(const FlightPtr& flight);
   void fail_all(const FlightPtr& flight, const Error& error);
   void finish(Waiter& waiter, Resident& resident, std::string outcome);
-  [[nodiscard]] Result<void> allow(const Waiter& waiter, Resident& resident);
-  void settle_privacy(const Waiter& waiter, Resident& resident);
-  [[nodiscard]] Result<std::string> settle_name(const Waiter& waiter, Resident& resident, std::string& outcome);
   [[nodiscard]] Resident* usable(const FileIdentity& source, std::string& outcome);
 
   Books& books_;
@@ -155,14 +141,12 @@ class Loads {
   Admission& admission_;
   Expiry& expiry_;
   Events& events_;
+  Naming naming_;
   std::vector<WaiterPtr> asking_;  // whose file is being looked at
   std::vector<FlightPtr> flights_;
   bool watching_progress_ = false;
   std::function<bool(Resident&)> is_missing_ = [](Resident&) { return false; };
   std::map<uid_t, std::unique_ptr<Jobs>> jobs_;  // last: ends before what its threads use
 };
-
-// The file's name without folder and suffix: a model's default name.
-[[nodiscard]] std::string stem_of(const std::string& path);
 
 }  // namespace modelbroker

@@ -23,11 +23,14 @@ Resident entry_of(const Books& books, Block block, const BlockRecord* record) {
     resident.type = record->type;
     resident.path = record->path;
     resident.pinned = record->pinned;
+    resident.damaged = record->damaged;
     resident.source.ctime_ns = record->ctime_ns;
     resident.loader = record->loader;
     resident.source_uid = record->source_uid;
     resident.path_uid = record->path_uid;
   }
+  // Without a record nobody knows why it was withdrawn: it is not given out again.
+  if (record == nullptr && block.name().state == BlockState::kDraining) resident.damaged = true;
   resident.is_private = books.rights.group().has_value() && block.group() != books.rights.group();
   resident.keep_alive = record == nullptr ? books.config.keep_alive : Duration(record->keep_alive_ns);
   resident.block = std::make_shared<Block>(std::move(block));

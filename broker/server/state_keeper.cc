@@ -14,6 +14,7 @@ BlockRecord StateKeeper::record_of(const Resident& resident) const {
   record.type = resident.type;
   record.path = resident.path;
   record.pinned = resident.pinned;
+  record.damaged = resident.damaged;
   record.ctime_ns = resident.source.ctime_ns;
   record.keep_alive_ns = resident.keep_alive.count();
   record.loader = resident.loader;
@@ -64,8 +65,13 @@ void StateKeeper::failed(const Error& error) {
 }
 
 void StateKeeper::flush() {
-  if (behind_) write_all({});
   jobs_.drain();
+  // Whether the last writes succeeded is said to the loop, which does not run any more.
+  std::vector<BlockRecord> records;
+  for (const auto& [id, resident] : store_.all()) records.push_back(record_of(resident));
+  if (const auto written = db_->replace(records); !written) {
+    log_warning(written.error().message + "; names may be lost");
+  }
 }
 
 }  // namespace modelbroker

@@ -74,6 +74,7 @@ def check_line(line: dict[str, Any], bench: str) -> None:
     assert line["goal_met"] in (True, False, None)
     assert line["goal"] or line["goal_met"] is None
     assert line["machine"].count(",") >= 2
+    assert 0 <= line["stolen"] < 1
     assert line["page_kind"] in ("2MiB", "4KiB")
     assert "pidfd" in line["features"]
     assert str(ROOT) not in json.dumps(line), "a folder of this machine"
@@ -127,7 +128,8 @@ def test_make_bench_prints_one_table_and_keeps_every_line(tmp_path: Path, socket
     assert done.returncode == 0, done.stderr
     written = figures.parse_lines(lines.read_text())
     assert {line["bench"] for line in written} == {"restart", "round_trip"}
-    assert done.stdout.count("\n") == 1 + len(written)
+    assert done.stdout == figures.table(written) + "\n"
+    assert all(line["metric"] in done.stdout for line in written)
     assert list(sockets.iterdir()) == []
 
 
@@ -214,7 +216,7 @@ def test_a_goal_is_judged_where_it_is_meant(tmp_path: Path) -> None:
         "command": "c",
     }
     with lines.open("w") as out:
-        made = figures.Figures(out, common)
+        made = figures.Figures(out, common, lambda: 0.031)
         twice = figures.within_times(2)
         made.add("within", 1.9, "bare", 1.0, runs=1, goal=twice)
         made.add("beyond", 2.1, "bare", 1.0, runs=1, goal=twice)
@@ -230,3 +232,5 @@ def test_a_goal_is_judged_where_it_is_meant(tmp_path: Path) -> None:
     assert rows[2].endswith("MISSED")
     assert rows[3].endswith("not for this")
     assert rows[6] == "left out: b, the rest: no room"
+    assert rows[7] == "CPU time that the host of this virtual machine took: b 3.1%"
+    assert [line.get("stolen") for line in written] == [0.031] * 5 + [None]

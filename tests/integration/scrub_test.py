@@ -153,6 +153,43 @@ def test_holders_keep_their_mapping_until_they_attach_again(
     wait_until(lambda: quiet.books()["draining"] == 0)
 
 
+@pytest.mark.parametrize("names_lost", [False, True])
+def test_what_was_damaged_before_a_restart_is_not_revived_after_it(
+    quiet: BrokerProcess, tmp_path: Path, names_lost: bool
+) -> None:
+    path = files.write_random(tmp_path / "m.safetensors", 20)
+    quiet.cli("load", path)
+    (block,) = quiet.blocks()
+    with workers(quiet, 1, READER, "m"):
+        flip_in_payload(block, 77)
+        with quiet.connect() as client:
+            assert client.scrub("m").damaged == 1
+            assert_right_bytes(client, "m", crcs(path))  # loaded again by now
+            client.unload("m", wait=True)
+        quiet.kill()
+        if names_lost:
+            for file in quiet.run.glob("state.db*"):
+                file.unlink()
+        quiet.start()
+        with quiet.connect() as client:
+            assert client.load(path).outcome == "loaded"
+            assert_right_bytes(client, "m", crcs(path))
+
+
+def test_a_whole_block_that_drained_before_a_restart_is_revived_after_it(
+    quiet: BrokerProcess, tmp_path: Path
+) -> None:
+    path = files.write_random(tmp_path / "m.safetensors", 20)
+    quiet.cli("load", path)
+    with workers(quiet, 1, READER, "m"):
+        quiet.cli("unload", "m")
+        quiet.kill()
+        quiet.start()
+        with quiet.connect() as client:
+            assert client.load(path).outcome == "revived"
+            assert_right_bytes(client, "m", crcs(path))
+
+
 def test_a_changed_source_is_not_loaded_in_its_place(quiet: BrokerProcess, tmp_path: Path) -> None:
     path = files.write_random(tmp_path / "m.safetensors", 5)
     quiet.cli("load", path)

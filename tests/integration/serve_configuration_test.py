@@ -161,6 +161,27 @@ def test_what_is_wrong_is_named_with_its_place(make_broker: MakeBroker, tmp_path
     assert "--ram-budget: 'much' is not allowed: bytes" in done.stderr
 
 
+def test_a_variable_that_is_no_setting_is_told(make_broker: MakeBroker) -> None:
+    environment = {
+        "MODELBROKER_RAM_BUGDET": "1GiB",
+        "MODELBROKER_CONFIG": "",
+        "MODELBROKER_SERVICE_HOST": "10.0.0.1",
+        "MODELBROKER_PORT_5555_TCP": "tcp://10.0.0.1:5555",
+        "MODELBROKER_RAM_BUDGET": "100MiB",
+    }
+    broker = make_broker(environment=environment).start()
+    assert broker.books()["limit"] == 100 * MIB
+    told = [line for line in broker.output().splitlines() if "is no setting" in line]
+    assert len(told) == 1
+    assert "MODELBROKER_RAM_BUGDET" in told[0]
+
+
+def test_help_says_what_can_be_chosen(make_broker: MakeBroker) -> None:
+    text = make_broker().cli("serve", "--help").stdout
+    for choice in ("--huge-pages off|auto", "--on-stop free|keep", "--log-format text|json"):
+        assert choice in text
+
+
 def test_a_file_that_is_named_must_be_a_small_text(make_broker: MakeBroker, tmp_path: Path) -> None:
     broker = make_broker()
     done = ended(broker, "--config", str(tmp_path / "nowhere.toml"))

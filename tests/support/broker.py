@@ -18,7 +18,7 @@ from typing import Any
 
 import modelbroker
 
-BINARY = os.environ.get("MODELBROKER_BINARY") or shutil.which("modelbroker") or "modelbroker"
+BINARY = os.environ.get("MODELBROKER_TEST_BROKER") or shutil.which("modelbroker") or "modelbroker"
 
 
 class BrokerProcess:

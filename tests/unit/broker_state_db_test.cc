@@ -20,8 +20,8 @@ namespace modelbroker {
 // For comparisons in this file.
 inline bool operator==(const BlockRecord& a, const BlockRecord& b) {
   const auto tie = [](const BlockRecord& r) {
-    return std::tie(r.block, r.names, r.type, r.path, r.pinned, r.ctime_ns, r.loader, r.source_uid, r.path_uid,
-                    r.name_loaders);
+    return std::tie(r.block, r.names, r.type, r.path, r.pinned, r.damaged, r.ctime_ns, r.keep_alive_ns, r.loader,
+                    r.source_uid, r.path_uid, r.name_loaders);
   };
   return tie(a) == tie(b);
 }
@@ -32,7 +32,9 @@ namespace fs = std::filesystem;
 using Records = std::vector<BlockRecord>;
 
 BlockRecord record(const std::string& block, const std::vector<std::string>& names, bool pinned = false) {
-  BlockRecord made{block, names, "unet", "/models/" + block, pinned, 1'700'000'000'123'456'789};
+  BlockRecord made{block, names, "unet", "/models/" + block, pinned};
+  made.damaged = names.empty();
+  made.ctime_ns = 1'700'000'000'123'456'789;
   made.loader = 1500;
   made.source_uid = 4'000'000'000;
   made.path_uid = 1502;
@@ -93,6 +95,7 @@ TEST_F(StateDbTest, WhatIsAppliedIsThereWhenItIsOpenedAgain) {
                "",
                "",
                false,
+               true,
                -5}};
   ASSERT_TRUE(open().db->apply(all, {}));
   all.back().name_loaders = {all.back().loader};  // whoever loaded it, where nothing else is said
@@ -217,6 +220,37 @@ TEST_F(StateDbTest, ADatabaseOfAnotherVersionIsMovedAside) {
   SQLite::Database(path_, SQLite::OPEN_READWRITE).exec("PRAGMA user_version=99");
   expect_moved_aside_and_usable("another version");
   EXPECT_EQ(SQLite::Database(path_ + ".damaged").execAndGet("PRAGMA user_version").getInt(), 99);
+}
+
+// As versions 1 and 2 made it: what they did not know of is as if root had loaded it, for ever, and nothing is damaged.
+TEST_F(StateDbTest, WhatEarlierVersionsWroteIsKept) {
+  for (const int version : {1, 2}) {
+    for (const char* const suffix : {"", "-wal", "-shm"}) fs::remove(path_ + suffix);
+    {
+      SQLite::Database db(path_, SQLite::OPEN_READWRITE | SQLite::OPEN_CREATE);
+      const std::string more = ", keep_alive_ns INTEGER, loader INTEGER, source_uid INTEGER, path_uid INTEGER";
+      db.exec("CREATE TABLE blocks(block TEXT PRIMARY KEY, type TEXT, path TEXT, pinned INTEGER, ctime_ns INTEGER" +
+              (version == 2 ? more : "") + ") WITHOUT ROWID");
+      db.exec("CREATE TABLE names(name TEXT PRIMARY KEY, block TEXT, position INTEGER" +
+              std::string(version == 2 ? ", loader INTEGER" : "") + ") WITHOUT ROWID");
+      db.exec(std::string("INSERT INTO blocks VALUES('b', 'unet', '/m', 1, 77") +
+              (version == 2 ? ", 5, 6, 7, 8)" : ")"));
+      db.exec(std::string("INSERT INTO names VALUES('n', 'b', 0") + (version == 2 ? ", 9)" : ")"));
+      db.exec("PRAGMA user_version=" + std::to_string(version));
+    }
+    BlockRecord expected{"b", {"n"}, "unet", "/m", true, false, 77};
+    expected.name_loaders = {0};
+    if (version == 2) {
+      expected.keep_alive_ns = 5;
+      expected.loader = 6;
+      expected.source_uid = 7;
+      expected.path_uid = 8;
+      expected.name_loaders = {9};
+    }
+    EXPECT_EQ(records(), Records{expected}) << version;
+    ASSERT_TRUE(open().db->apply({record("new", {})}, {})) << version;
+    EXPECT_EQ(records(), (Records{expected, record("new", {})})) << version;
+  }
 }
 
 TEST_F(StateDbTest, SomebodyElsesTablesAreMovedAside) {

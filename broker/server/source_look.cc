@@ -1,0 +1,72 @@
+#include "broker/server/source_look.h"
+
+#include <fcntl.h>
+
+#include <chrono>
+#include <thread>
+
+#include "broker/workers/source_access.h"
+#include "wire/frame.h"
+
+namespace modelbroker {
+namespace {
+
+// File clocks tick every few milliseconds: what was written within the tick of our look could be written again
+// within it and look the same. And stores through a mapping change no time while their page is dirty: so where
+// somebody may write, the pages are first made clean, and the file must look alike before and after.
+constexpr std::chrono::milliseconds kFileClockTick{10};
+constexpr int kLooks = 8;
+
+bool settled(const FileIdentity& source) {
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  const auto age = now - std::chrono::nanoseconds(source.ctime_ns);
+  return age < std::chrono::nanoseconds(0) || age > kFileClockTick;
+}
+
+Result<FileIdentity> settled_identity(Os& os, int file, const std::string& label) {
+  auto source = identify(os, file, label);
+  for (int look = 0; look < kLooks && source; ++look) {
+    const bool writer = os.may_have_writer(file);
+    if (writer) os.clean_pages(file);
+    auto again = identify(os, file, label);
+    if (!again || (settled(*again) && (!writer || *again == *source))) return again;
+    std::this_thread::sleep_for(kFileClockTick);
+    source = again;
+  }
+  if (!source) return source;
+  return fail(ErrorCode::kDataLoss, "'" + label + "' is being written: load it again when its writer has finished");
+}
+
+// With our own rights, for those who have them too.
+Result<Fd> open_for_ourselves(Os& os, const std::string& path) {
+  auto opened = os.open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0);
+  if (!opened) return fail_errno(opened.error().number, "opening '" + wire::printable(path) + "'");
+  return std::move(*opened);
+}
+
+// The broker is nobody's deputy: beneath the model folders, and only what the peer could read itself. The one answer
+// to all else, so that nobody learns what is there.
+Result<Fd> open_for_member(Os& os, const std::vector<std::string>& folders, const Peer& peer, const std::string& path) {
+  std::optional<Fd> file = open_in_folders(os, folders, path);
+  if (file && could_read(os, file->get(), peer)) return std::move(*file);
+  return fail(ErrorCode::kPermissionDenied,
+              "uid " + std::to_string(peer.uid) + " may not load '" + wire::printable(path) +
+                  "' by its path: it is no file in the broker's model folders that this user can read; hand in "
+                  "the file itself, as 'modelbroker load' and the clients' load() do");
+}
+
+}  // namespace
+
+Result<Look> look_at_source(Os& os, const LookOrder& order, Fd& file) {
+  if (!file) {
+    MODELBROKER_ASSIGN(file, order.everything ? open_for_ourselves(os, order.path)
+                                              : open_for_member(os, order.folders, order.peer, order.path));
+  }
+  Look look;
+  MODELBROKER_ASSIGN(look.source, settled_identity(os, file.get(), wire::printable(order.path)));
+  if (const auto found = os.fstat(file.get())) look.uid = found->st_uid;
+  look.is_private = order.group && !could_read(os, file.get(), *order.group);
+  return look;
+}
+
+}  // namespace modelbroker
