@@ -76,7 +76,7 @@ def bars(panel: Panel, lines: list[dict[str, Any]]) -> list[tuple[str, float, st
                 break
     if not found:
         return []
-    ours = min(line["value"] for line in of_it)
+    ours = max(line["value"] for line in of_it)  # where several programs measured it
     return [("modelbroker", ours, of_it[0]["unit"], True), *found]
 
 
