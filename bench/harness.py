@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import generate_model  # noqa: E402  its folder is not on the path before
 from figures import Figures  # noqa: E402
 from host import StolenTime, machine, meminfo  # noqa: E402
+from line_worker import LineWorker  # noqa: E402
 
 _WORKER = str(Path(__file__).with_name("bench_worker.py"))
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "MIB": 1 << 20, "GIB": 1 << 30}
@@ -68,42 +69,11 @@ def parse_size(text: str) -> int:
 # ---- processes
 
 
-class Worker:
-    """A process of bench_worker.py: it answers by JSON lines."""
+class Worker(LineWorker):
+    """A process of bench_worker.py."""
 
     def __init__(self, *arguments: str, python: str = sys.executable) -> None:
-        self.process = subprocess.Popen(
-            [python, _WORKER, *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def hear(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"a worker died: {self.process.args!r}")
-        heard: dict[str, Any] = json.loads(line)
-        return heard
-
-    def prompt(self, word: str = "") -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{word}\n")
-        self.process.stdin.flush()
-
-    def ask(self, word: str = "") -> dict[str, Any]:
-        self.prompt(word)
-        return self.hear()
-
-    def end(self) -> None:
-        """It ends by itself at the end of its input."""
-        with contextlib.suppress(OSError):
-            self.process.communicate(timeout=120)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.communicate()
+        super().__init__([python, _WORKER, *arguments])
 
 
 class Broker:

@@ -45,10 +45,10 @@ def embed(
         return []
     worker = _start(endpoint, folder / "minilm", package, examples)
     ready = worker.hear()
-    ours, theirs = (np.array(w.ask(vectors=True)["vectors"]) for w in (worker, workers[0]))
+    ours, theirs = (np.array(w.ask('{"vectors": true}')["vectors"]) for w in (worker, workers[0]))
     error = float(np.abs(ours - theirs).max())
     claims.check(error < _TOLERANCE, f"a C++ worker embeds alike, {error:.0e} off at most")
-    copied = worker.ask(memory=True)["copied"] + ready["grown"]
+    copied = worker.ask('{"memory": true}')["copied"] + ready["grown"]
     size = ready["shared_bytes"]
     claims.check(
         all(name.endswith("_ids") for name in ready["own"]) and copied < size / 100,
