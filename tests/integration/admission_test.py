@@ -20,7 +20,7 @@ from modelbroker import (
     ResourceExhaustedError,
 )
 from support import files
-from support.broker import BrokerProcess, wait_until
+from support.broker import COUNTED, BrokerProcess, wait_until
 from support.hanging_files import hanging_file
 from support.listener import sparse_model
 from support.raw_wire import code_of, dealer, frame, received
@@ -292,8 +292,9 @@ CLIENTS = 8
 
 
 def test_ten_thousand_attaches_and_detaches_leave_nothing(
-    broker: BrokerProcess, tmp_path: Path
+    make_broker: MakeBroker, tmp_path: Path
 ) -> None:
+    broker = make_broker(environment=COUNTED).start()
     source = files.write_random(tmp_path / "m.safetensors", 1)
     with ExitStack() as stack, ThreadPoolExecutor(CLIENTS) as pool:
         clients = [stack.enter_context(broker.connect()) for _ in range(CLIENTS)]
@@ -304,17 +305,10 @@ def test_ten_thousand_attaches_and_detaches_leave_nothing(
                 client.attach("m").release()
 
         list(pool.map(attach, clients, [125] * CLIENTS))
-        resident = _resident_kib(broker.pid)
+        before = broker.own_memory()
         list(pool.map(attach, clients, [1125] * CLIENTS))
-        assert _resident_kib(broker.pid) < resident + 4096, "the broker grew"
+        assert broker.own_memory() < before + 4 * MIB, "the broker grew"
         wait_until(lambda: broker.books()["leases"] == 0)
         assert len(list(Path(f"/proc/{broker.pid}/fd").iterdir())) < 64 + 4 * CLIENTS
         clients[0].unload("m", wait=True)
     assert broker.is_empty()
-
-
-def _resident_kib(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
-            return int(line.split()[1])
-    raise AssertionError("no VmRSS")

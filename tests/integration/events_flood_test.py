@@ -12,7 +12,7 @@ import pytest
 
 import modelbroker
 from support import files
-from support.broker import BINARY, BrokerProcess, wait_until
+from support.broker import BINARY, COUNTED, BrokerProcess, wait_until
 from support.listener import Listener, listening, seqs_rise
 from support.raw_wire import call, dealer, frame, received
 
@@ -39,22 +39,16 @@ def flood(broker: BrokerProcess, exchanges: int, ear: Listener | None = None) ->
                     ear.next()
 
 
-def resident_bytes(broker: BrokerProcess) -> int:
-    """Without the shared memory of the blocks."""
-    status = Path(f"/proc/{broker.pid}/status").read_text()
-    (line,) = (line for line in status.splitlines() if line.startswith("RssAnon:"))
-    return int(line.split()[1]) * 1024
-
-
 def test_who_never_reads_costs_a_bounded_amount_and_delays_nobody(
-    broker: BrokerProcess, tmp_path: Path
+    make_broker: Callable[..., BrokerProcess], tmp_path: Path
 ) -> None:
+    broker = make_broker(environment=COUNTED).start()
     broker.cli("load", files.write_random(tmp_path / "m.safetensors", 1))
     with listening(broker) as reader, listening(broker, high_water=1) as silent:
         flood(broker, 2_000, reader)  # what a busy broker takes anyway, and the silent one's share
-        before = resident_bytes(broker)
+        before = broker.own_memory()
         flood(broker, 20_000, reader)
-        grown = resident_bytes(broker) - before
+        grown = broker.own_memory() - before
         assert len(reader.heard) > 44_000
         assert seqs_rise(reader.heard)  # the other one got everything
         # 40,000 events that were kept would be more than 20 MB.
