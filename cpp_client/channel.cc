@@ -3,13 +3,15 @@
 #include <poll.h>
 
 #include <cerrno>
+#include <vector>
 
 namespace modelbroker::client {
 namespace {
 
 constexpr Timeout kSlice{1000};   // how long it sleeps at most between two looks
 constexpr Timeout kRepeat{5000};  // after so long a silence it asks again: the broker joins repeats
-constexpr Timeout kGrace{500};    // the broker's own "deadline_exceeded" is worth waiting for
+constexpr std::size_t kForASocket = 4;
+constexpr Timeout kGrace{500};  // the broker's own "deadline_exceeded" is worth waiting for
 
 // A call of libzmq's that does not wait may still meet a signal.
 template <class Call>
@@ -25,7 +27,22 @@ auto again_if_interrupted(Call call) {
 
 }  // namespace
 
-Result<Channel> Channel::connect(zmq::context_t& context, const std::string& endpoint) {
+Result<void> descriptors_left(Os& os, std::size_t wanted) {
+  std::vector<Fd> some;
+  while (some.size() < wanted) {
+    auto one = os.event_fd();
+    if (!one) {
+      return fail(ErrorCode::kResourceExhausted, "fewer than " + std::to_string(wanted) +
+                                                     " descriptors are left for a connection to the broker: close "
+                                                     "some, or raise the limit (ulimit -n)");
+    }
+    some.push_back(std::move(*one));
+  }
+  return {};
+}
+
+Result<Channel> Channel::connect(Os& os, zmq::context_t& context, const std::string& endpoint) {
+  MODELBROKER_TRY(descriptors_left(os, kForASocket));
   try {
     zmq::socket_t socket(context, zmq::socket_type::dealer);
     socket.set(zmq::sockopt::linger, 0);
@@ -70,9 +87,9 @@ Result<wire::Reply> Channel::exchange(const Encode& encode, std::string_view id,
     }
     if (hung_up) return tl::unexpected(lost("the broker went away: start it again and retry"));
     if (end.passed()) {
-      return fail(ErrorCode::kDeadlineExceeded, "the broker did not answer " + std::string(type) + " within " +
-                                                    std::to_string(deadline.timeout().count()) +
-                                                    " ms: it is busy or hangs; see its log");
+      return tl::unexpected(unanswered("the broker did not answer " + std::string(type) + " within " +
+                                       std::to_string(deadline.timeout().count()) +
+                                       " ms: it is busy or hangs; see its log"));
     }
     if (repeat.passed()) {
       repeat = Deadline(kRepeat);

@@ -12,16 +12,22 @@
 #include "cpp_client/deadline.h"
 #include "cpp_client/session.h"
 #include "shm/error.h"
+#include "shm/os.h"
 #include "wire/frame.h"
 
 namespace modelbroker::client {
+
+// What libzmq's threads and a first session take; libzmq aborts, or hangs, where it meets the limit itself.
+inline constexpr std::size_t kForAContext = 16;
+// resource_exhausted if fewer descriptors than that can be opened now.
+[[nodiscard]] Result<void> descriptors_left(Os& os, std::size_t wanted);
 
 class Channel {
  public:
   // Encodes a request anew, with what is left of its deadline.
   using Encode = std::function<std::string(std::uint64_t deadline_ms)>;
 
-  [[nodiscard]] static Result<Channel> connect(zmq::context_t& context, const std::string& endpoint);
+  [[nodiscard]] static Result<Channel> connect(Os& os, zmq::context_t& context, const std::string& endpoint);
 
   // Sends, waits, and asks again where an answer may have got lost. After a failure that is not the broker's answer the
   // channel is `spoilt`: a late reply may still come.

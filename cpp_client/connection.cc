@@ -14,6 +14,8 @@ constexpr Timeout kShort{10'000};  // for hello, which the broker answers from i
 }  // namespace
 
 struct Connection::State {
+  explicit State(Os& its_os) : os(its_os) {}
+  Os& os;
   zmq::context_t context{1};
   wire::Endpoint endpoint;
   std::unique_ptr<Session> session;
@@ -34,12 +36,13 @@ int Connection::descriptor() const noexcept { return state_->session->descriptor
 
 Result<Connection> Connection::connect(Os& os, const ConnectOptions& options, const Deadline& deadline) {
   return find_broker(options, deadline, [&](const wire::Endpoint& endpoint) -> Result<Connection> {
+    MODELBROKER_TRY(descriptors_left(os, kForAContext));
     MODELBROKER_ASSIGN(auto session, Session::open(os, endpoint, deadline));
-    Connection connection(std::make_unique<State>());
+    Connection connection(std::make_unique<State>(os));
     State& state = *connection.state_;
     state.endpoint = endpoint;
     state.session = std::move(session);
-    MODELBROKER_ASSIGN(state.channel, Channel::connect(state.context, endpoint.broker()));
+    MODELBROKER_ASSIGN(state.channel, Channel::connect(os, state.context, endpoint.broker()));
     MODELBROKER_ASSIGN(state.hello, connection.request<wire::SessionHelloReply>("session.hello", wire::Empty{},
                                                                                 deadline.at_most(kShort).timeout()));
     return connection;
@@ -49,7 +52,7 @@ Result<Connection> Connection::connect(Os& os, const ConnectOptions& options, co
 Result<wire::Reply> Connection::exchange(std::string_view type, const Encode& encode, Timeout timeout) {
   State& state = *state_;
   if (state.channel->spoilt()) {
-    MODELBROKER_ASSIGN(state.channel, Channel::connect(state.context, state.endpoint.broker()));
+    MODELBROKER_ASSIGN(state.channel, Channel::connect(state.os, state.context, state.endpoint.broker()));
   }
   const std::string id = state.prefix + "-" + std::to_string(state.next_id++);
   const auto with_head = [&](std::uint64_t deadline_ms) {

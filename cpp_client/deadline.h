@@ -12,9 +12,12 @@ namespace modelbroker::client {
 class Deadline {
  public:
   using Clock = std::chrono::steady_clock;
+  // What is longer is as good as this, and no sum with it overflows.
+  static constexpr Timeout kLongest = std::chrono::hours(24 * 365 * 100);
   // Zero: never.
   explicit Deadline(Timeout timeout)
-      : at_(timeout.count() > 0 ? Clock::now() + timeout : Clock::time_point::max()), timeout_(timeout) {}
+      : at_(timeout.count() > 0 ? Clock::now() + std::min(timeout, kLongest) : Clock::time_point::max()),
+        timeout_(timeout) {}
 
   [[nodiscard]] bool never() const { return at_ == Clock::time_point::max(); }
   [[nodiscard]] bool passed() const { return Clock::now() >= at_; }

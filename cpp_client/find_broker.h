@@ -24,7 +24,7 @@ template <class Open>
     -> decltype(open(wire::Endpoint())) {
   constexpr Timeout kPause{20};
   MODELBROKER_ASSIGN(const auto endpoints, wire::endpoints_to_try(options.endpoint));
-  const auto end = Deadline::Clock::now() + options.timeout;
+  const auto end = Deadline::Clock::now() + std::min(options.timeout, Deadline::kLongest);
   while (true) {
     for (const auto& endpoint : endpoints) {
       auto opened = open(endpoint);

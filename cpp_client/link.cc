@@ -5,6 +5,8 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <system_error>
+
 #include "cpp_client/find_broker.h"
 
 namespace modelbroker::client {
@@ -24,13 +26,19 @@ constexpr std::size_t kMostIdle = 16;
 
 // Its thread runs none of the program's signal handlers.
 std::thread without_signals(std::function<void()> work) {
-  sigset_t all;
-  sigset_t before;
-  sigfillset(&all);
-  ::pthread_sigmask(SIG_SETMASK, &all, &before);
-  std::thread thread(std::move(work));
-  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  return thread;
+  struct Blocked {
+    Blocked() {
+      sigset_t all;
+      sigfillset(&all);
+      ::pthread_sigmask(SIG_SETMASK, &all, &before);
+    }
+    ~Blocked() { ::pthread_sigmask(SIG_SETMASK, &before, nullptr); }
+    Blocked(const Blocked&) = delete;
+    Blocked& operator=(const Blocked&) = delete;
+    sigset_t before{};
+  };
+  const Blocked blocked;
+  return std::thread(std::move(work));
 }
 
 }  // namespace
@@ -38,9 +46,21 @@ std::thread without_signals(std::function<void()> work) {
 Result<std::shared_ptr<Link>> Link::make(Os& os, wire::Endpoint endpoint) {
   auto wake = os.event_fd();
   if (!wake) return fail_errno(wake.error().number, "connecting to " + endpoint.broker());
-  return std::shared_ptr<Link>(new Link(os, std::move(endpoint), std::move(*wake)), [](Link* link) {
+  MODELBROKER_TRY(descriptors_left(os, kForAContext));
+  const auto destroy = [](Link* link) {
     if (link->pid_ == ::getpid()) delete link;
-  });
+  };
+  try {
+    std::shared_ptr<Link> link(new Link(os, std::move(endpoint), std::move(*wake)), destroy);
+    // libzmq begins its threads with the first socket: now, while it has what it needs.
+    (void)zmq::socket_t(link->context_, zmq::socket_type::dealer);
+    return link;
+  } catch (const std::system_error& error) {
+    return fail(ErrorCode::kResourceExhausted,
+                std::string("no thread for a connection to the broker: ") + error.what());
+  } catch (const zmq::error_t& error) {
+    return fail(ErrorCode::kResourceExhausted, std::string("connecting to the broker: ") + error.what());
+  }
 }
 
 Link::Link(Os& os, wire::Endpoint endpoint, Fd wake)
@@ -75,7 +95,7 @@ Result<wire::Reply> Link::exchange(const Session& session, std::string_view id, 
     }
   }
   if (!channel) {
-    MODELBROKER_ASSIGN(channel, Channel::connect(context_, endpoint_.broker()));
+    MODELBROKER_ASSIGN(channel, Channel::connect(os_, context_, endpoint_.broker()));
   }
   auto reply = channel->ask(encode, id, type, deadline, session);
   if (!channel->spoilt()) {
@@ -92,7 +112,7 @@ Result<Link::Granted> Link::attach(wire::Attach data, const Deadline& deadline, 
     const std::string id = next_id();
     auto reply = ask<wire::AttachReply>(*session, id, "model.attach", data, deadline);
     if (reply) return hold(std::move(*reply), session);
-    if (reply.error().code == ErrorCode::kDeadlineExceeded) {
+    if (is_unanswered(reply.error())) {
       // Nobody waits any more, but a lease may be granted yet: find out and end it.
       const std::lock_guard lock(mutex_);
       errands_.push_back({session, id, data});
@@ -155,13 +175,19 @@ Result<void> Link::open_session(const Deadline& deadline) {
   {
     const std::lock_guard lock(mutex_);  // none is added meanwhile: attach() wants a session
     held = held_;
+    restating_ = true;
   }
-  MODELBROKER_ASSIGN(const std::vector<Key> gone, restate(*session, held, deadline));
+  const auto gone = restate(*session, held, deadline);
   {
     const std::lock_guard lock(mutex_);
-    for (const Key key : gone) held_.erase(key);
-    session_ = std::move(session);
+    restating_ = false;
+    if (gone) {
+      for (const Key key : *gone) held_.erase(key);
+      session_ = std::move(session);
+    }
+    for (const Key key : std::exchange(let_go_, {})) end_lease(key);
   }
+  if (!gone) return tl::unexpected(gone.error());
   os_.event_fd_signal(wake_.get());  // the keeper has another descriptor to look at
   return {};
 }
@@ -203,13 +229,20 @@ void Link::lose(const SharedSession& session) {
 void Link::drop(Key key) {
   if (pid_ != ::getpid()) return;  // a forked child: the lease is its parent's
   const std::lock_guard lock(mutex_);
+  if (restating_) {
+    let_go_.push_back(key);  // by now it may be stated: ended on the session that comes
+  } else {
+    end_lease(key);
+  }
+  os_.event_fd_signal(wake_.get());
+}
+
+// Under mutex_.
+void Link::end_lease(Key key) {
   const auto found = held_.find(key);
   if (found == held_.end()) return;
-  if (session_) {
-    errands_.push_back({session_, next_id(), wire::Detach{found->second.lease}});
-  }
+  if (session_) errands_.push_back({session_, next_id(), wire::Detach{found->second.lease}});
   held_.erase(found);  // without a session it has ended already
-  os_.event_fd_signal(wake_.get());
 }
 
 // Tells the broker of leases that have ended, and what became of abandoned attaches.
@@ -244,7 +277,8 @@ bool Link::run(const Errand& errand, const Deadline& deadline) {
   const Deadline soon = deadline.at_most(kErrandTimeout);
   const auto done = [&](const Error& error) {
     if (is_lost(error)) lose(errand.session);
-    return error.code != ErrorCode::kDeadlineExceeded;
+    const bool could_not_ask = error.code == ErrorCode::kUnavailable || error.code == ErrorCode::kResourceExhausted;
+    return is_lost(error) || !(is_unanswered(error) || could_not_ask);
   };
   if (const auto* detach = std::get_if<wire::Detach>(&errand.data)) {
     const auto reply = ask<wire::DetachReply>(*errand.session, errand.id, "model.detach", *detach, soon);

@@ -130,6 +130,7 @@ class Link : public std::enable_shared_from_this<Link> {
   // Takes a granted lease in; lost when its session is over, and the lease with it.
   [[nodiscard]] Result<Granted> hold(wire::AttachReply reply, const SharedSession& session);
   void drop(Key key);
+  void end_lease(Key key);
   void settle(const Deadline& deadline);
   [[nodiscard]] bool run(const Errand& errand, const Deadline& deadline);
   void keep();  // the keeper's thread
@@ -153,6 +154,8 @@ class Link : public std::enable_shared_from_this<Link> {
   std::map<Key, wire::HeldLease> held_;
   std::deque<Errand> errands_;
   bool running_errand_ = false;  // one that is no longer in the queue
+  bool restating_ = false;       // held_ was copied, and is being stated
+  std::vector<Key> let_go_;      // keys in held_ that were dropped meanwhile
   bool stopping_ = false;
 
   std::timed_mutex renewing_;  // long: opening a session

@@ -6,11 +6,12 @@
 
 namespace modelbroker {
 
-using Timeout = std::chrono::milliseconds;  // zero: as long as it takes
+// Zero: as long as it takes. A call may end half a second after it: the broker's own word is worth waiting for.
+using Timeout = std::chrono::milliseconds;
 
 struct ConnectOptions {
   std::string endpoint{};  // "ipc:///<run>/broker.sock"; "": MODELBROKER_ENDPOINT, else the default places
-  Timeout timeout{2000};   // how long to wait for a broker that is just starting, or busy
+  Timeout timeout{2000};   // how long to wait for a broker that is just starting, or busy; zero: one try
 };
 
 namespace client {

@@ -13,6 +13,7 @@ namespace {
 
 constexpr Timeout kLongest{10'000};  // the broker answers these from its books: longer means that it hangs
 constexpr auto* kLostKey = "session_lost";
+constexpr auto* kUnansweredKey = "unanswered";
 
 tl::unexpected<Error> hangs(const std::string& path, const std::string& what) {
   return fail(ErrorCode::kDeadlineExceeded,
@@ -45,6 +46,12 @@ Error lost(std::string message) { return {ErrorCode::kUnavailable, std::move(mes
 bool is_lost(const Error& error) {
   return error.details.contains(kLostKey) || error.details.contains("unknown_session");
 }
+
+Error unanswered(std::string message) {
+  return {ErrorCode::kDeadlineExceeded, std::move(message), {{kUnansweredKey, 1}}};
+}
+
+bool is_unanswered(const Error& error) { return error.details.contains(kUnansweredKey); }
 
 std::string random_prefix() {
   std::random_device device;

@@ -24,6 +24,10 @@ namespace modelbroker::client {
 // The session is over; on another one the same request may go well.
 [[nodiscard]] Error lost(std::string message);
 [[nodiscard]] bool is_lost(const Error& error);
+
+// A deadline_exceeded of our own: the broker has said nothing yet, and what was asked of it may still happen.
+[[nodiscard]] Error unanswered(std::string message);
+[[nodiscard]] bool is_unanswered(const Error& error);
 // Ids that no other process uses.
 [[nodiscard]] std::string random_prefix();
 

@@ -30,7 +30,7 @@ _PANELS = (
     Panel(
         "a fresh worker gets {size:.1f} GB of resident weights and touches every page",
         "attach_touch",
-        ("safetensors, cache from faults", "torch.load"),
+        ("safetensors, cache from faults", "safetensors, cache from reads", "torch.load"),
     ),
     Panel(
         "first load, file not in memory",

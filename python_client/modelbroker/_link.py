@@ -32,7 +32,7 @@ from ._keeper import Keeper
 from ._leases import Errand, Held, Lease
 from ._pool import Pool
 from ._session import Session
-from ._wire import RequestIds, SessionLost, encode_request
+from ._wire import RequestIds, SessionLost, UnansweredError, encode_request
 
 Data = dict[str, Any]
 MakeData = Callable[[Session, Deadline], Data]
@@ -100,7 +100,7 @@ class Link:
             raise
         except BaseException as error:
             # Nobody waits any more, but a lease may be granted yet: find out and end it.
-            if isinstance(error, DeadlineExceededError) or not isinstance(error, ModelBrokerError):
+            if isinstance(error, UnansweredError) or not isinstance(error, ModelBrokerError):
                 self._errands.append(errand)
                 self._keep()
             raise
@@ -292,7 +292,7 @@ class Link:
         except SessionLost:
             self._lose(errand.session)
             return True
-        except DeadlineExceededError:
+        except UnansweredError:
             return False
         except ModelBrokerError:
             return True

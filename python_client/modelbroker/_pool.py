@@ -14,8 +14,7 @@ from typing import Any, TypeAlias
 import zmq
 
 from ._deadline import Deadline
-from ._errors import DeadlineExceededError
-from ._wire import SessionLost, data_of, decode_reply
+from ._wire import SessionLost, UnansweredError, data_of, decode_reply
 
 _SLICE_MS = 100  # how often a waiting call looks whether its session still lives
 _REPEAT_SECONDS = 5.0  # after so long a silence it asks again: the broker joins repeats
@@ -126,9 +125,7 @@ def _exchange(
         if deadline.passed():
             grace = grace or Deadline(_GRACE_SECONDS)
             if grace.passed():
-                raise DeadlineExceededError(
-                    f"the broker did not answer within {deadline.seconds} s"
-                )
+                raise UnansweredError(f"the broker did not answer within {deadline.seconds} s")
         repeat = repeat or Deadline(_REPEAT_SECONDS)
         if repeat.passed():
             repeat = None

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgpack
 
-from ._errors import InternalError, InvalidArgumentError, error_of
+from ._errors import DeadlineExceededError, InternalError, InvalidArgumentError, error_of
 
 MESSAGE_LIMIT = 1 << 20
 PACKET_LIMIT = 64 << 10
@@ -17,6 +17,10 @@ PROTOCOL = 2
 
 class SessionLost(Exception):  # noqa: N818  it is news, not an error, and never escapes
     """The session is over (the broker died or forgot it): open another and ask again."""
+
+
+class UnansweredError(DeadlineExceededError):
+    """The broker has said nothing yet: what was asked of it may still happen."""
 
 
 class RequestIds:

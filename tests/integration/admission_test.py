@@ -157,6 +157,24 @@ def test_a_load_that_nobody_waits_for_any_more_is_given_up(tight: Tight) -> None
         assert loading(broker) == []
 
 
+def test_an_attach_that_the_broker_gave_up_is_not_asked_again(
+    make_broker: MakeBroker, tmp_path: Path
+) -> None:
+    broker = make_broker("--ram-budget", "200MiB").start()
+    other = files.write_random(tmp_path / "other.safetensors", 150)
+    with broker.connect() as client:
+        client.load(files.write_random(tmp_path / "m.safetensors", 150))
+        client.load(other)  # in its place: there is room for one
+        with pytest.raises(DeadlineExceededError):
+            client.attach("m", timeout=0.001)
+        client.load(other, timeout=60)  # waits until what that made is gone
+        # More than the answers that a broker remembers, and longer than until an errand is run.
+        for _ in range(600):
+            client.status()
+            time.sleep(0.004)
+        assert [model.name for model in client.list()] == ["other"]
+
+
 def test_unload_during_a_load_and_load_during_a_drain(
     make_broker: MakeBroker, tmp_path: Path
 ) -> None:

@@ -79,7 +79,8 @@ def test_without_python_the_broker_is_measured_alone(tmp_path: Path, temporary: 
         (["/no/such/file"], 11, "/no/such/file"),
         (["BROKEN"], 17, "broken.safetensors"),
         (["GOOD", "--workers", "0"], 2, "--workers"),
-        (["GOOD", "--png", "x.png", "--python", "/no/such/python"], 13, "matplotlib"),
+        (["GOOD", "--png", "/no/such/folder/x.png"], 11, "/no/such/folder/x.png"),
+        (["GOOD", "--png", "PNG", "--python", "/no/such/python"], 13, "matplotlib"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(
@@ -88,14 +89,16 @@ def test_what_cannot_be_measured_is_refused(
     paths = {
         "BROKEN": files.write_random(tmp_path / "broken.safetensors", 1),
         "GOOD": files.write_random(tmp_path / "good.safetensors", 1),
+        "PNG": tmp_path / "x.png",
     }
     paths["BROKEN"].write_bytes(paths["BROKEN"].read_bytes()[:-1])
     done = bench(*(paths.get(word, word) for word in arguments), tmp=temporary)
     assert done.returncode == status, done.stderr
     assert words in done.stderr
+    assert not paths["PNG"].exists()
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_it_tidies_up_when_it_is_interrupted(
     tmp_path: Path, temporary: Path, how: signal.Signals
 ) -> None:

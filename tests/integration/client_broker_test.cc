@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cstring>
@@ -10,6 +12,7 @@
 #include <optional>
 #include <set>
 #include <thread>
+#include <vector>
 
 #include "tests/support/broker_process.h"
 #include "tests/support/child.h"
@@ -283,6 +286,74 @@ TEST_F(ClientBroker, AnAttachThatIsGivenUpLeavesNoLease) {
   EXPECT_EQ(late.error().code, ErrorCode::kDeadlineExceeded);
   wait_until([&] { return leases(broker) == 0; });
   ASSERT_TRUE(broker.unload("m", {.wait = true}));
+}
+
+TEST_F(ClientBroker, AnAttachThatTheBrokerGaveUpIsNotAskedAgain) {
+  Broker broker = connect();
+  const std::string other = write_model("other.safetensors", 150 * kMiB);
+  ASSERT_TRUE(broker.load(write_model("m.safetensors", 150 * kMiB)));
+  ASSERT_TRUE(broker.load(other));  // in its place: there is room for one
+  ASSERT_EQ(broker.attach("m", {.timeout = Timeout(1)}).error().code, ErrorCode::kDeadlineExceeded);
+  ASSERT_TRUE(broker.load(other, {.timeout = Timeout(60'000)}));  // waits until what that made is gone
+  // More than the answers that a broker remembers, and longer than it takes until an errand is run again.
+  for (int i = 0; i < 600; ++i) {
+    ASSERT_TRUE(broker.status());
+    std::this_thread::sleep_for(std::chrono::milliseconds(4));
+  }
+  ASSERT_EQ(broker.list()->size(), 1U);
+  EXPECT_EQ(broker.list()->front().name, "other");
+}
+
+TEST_F(ClientBroker, WhatIsDroppedWhileTheNextBrokerIsToldOfItEnds) {
+  Broker broker = connect();
+  ASSERT_TRUE(broker.load(write_model("m.safetensors", kMiB)));
+  std::vector<std::optional<Weights>> many;
+  while (many.size() < 5'000) many.emplace_back(attach(broker, "m"));
+  process_.kill();
+  process_.start();
+  for (std::optional<Weights>& weights : many) {
+    weights.reset();
+    std::this_thread::sleep_for(std::chrono::microseconds(20));
+  }
+  wait_until([&] { return leases(broker) == 0; });
+  ASSERT_TRUE(broker.unload("m", {.wait = true}));
+}
+
+TEST_F(ClientBroker, TooFewDescriptorsAreARefusal) {
+  rlimit usual{};
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &usual), 0);
+  const auto limited = [&](Broker* broker, rlim_t left) -> std::optional<Error> {
+    const int lowest = ::dup(0);  // the lowest number that is free
+    ::close(lowest);
+    const rlimit few{static_cast<rlim_t>(lowest) + left, usual.rlim_max};
+    ::setrlimit(RLIMIT_NOFILE, &few);
+    std::optional<Error> error;
+    if (broker == nullptr) {
+      const auto connected = Broker::connect({.endpoint = process_.endpoint(), .timeout = Timeout(60'000)});
+      if (!connected) error = connected.error();
+    } else if (const auto listed = broker->list(); !listed) {
+      error = listed.error();
+    }
+    ::setrlimit(RLIMIT_NOFILE, &usual);
+    return error;
+  };
+  for (rlim_t left = 1; left < 16; ++left) {
+    const auto error = limited(nullptr, left);
+    ASSERT_TRUE(error) << left;
+    EXPECT_EQ(error->code, ErrorCode::kResourceExhausted) << left << ": " << error->message;
+    EXPECT_NE(error->message.find("ulimit -n"), std::string::npos) << error->message;
+  }
+  Broker broker = connect();
+  const auto error = limited(&broker, 1);
+  EXPECT_TRUE(!error || error->code == ErrorCode::kResourceExhausted) << error->message;
+  EXPECT_TRUE(broker.list());
+}
+
+TEST_F(ClientBroker, TheLongestTimeoutIsLong) {
+  Broker broker = connect();
+  ASSERT_TRUE(broker.load(write_model("m.safetensors", kMiB), {.timeout = Timeout::max()}));
+  const auto connected = Broker::connect({.endpoint = process_.endpoint(), .timeout = Timeout::max()});
+  EXPECT_TRUE(connected);
 }
 
 TEST_F(ClientBroker, ManyThreadsShareOne) {

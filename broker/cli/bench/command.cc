@@ -1,5 +1,7 @@
 // `modelbroker bench`: a user's own numbers on their file and machine, beside what they use today.
+#include <fcntl.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -209,12 +211,23 @@ Result<Json> ask_python(const Arguments& arguments) {
   return has;
 }
 
+// Asked before all the measuring. Nothing is left of the question.
+Result<void> can_be_written(Os& os, const std::string& path) {
+  if (path.empty()) return {};
+  const bool is_new = ::access(path.c_str(), F_OK) != 0;
+  const auto file = os.open(path, O_WRONLY | O_CREAT | O_NONBLOCK | O_CLOEXEC, 0666);
+  if (!file) return fail_errno(file.error().number, "writing '" + wire::printable(path) + "'");
+  if (is_new) ::unlink(path.c_str());
+  return {};
+}
+
 Result<void> bench(const Common& common, const Arguments& arguments) {
   const Interrupted guard;
   const std::unique_ptr<Os> os = make_plain_os();
   Results results;
   results.file = client::absolute_path(arguments.model);
   MODELBROKER_TRY(client::open_source(*os, results.file));
+  MODELBROKER_TRY(can_be_written(*os, arguments.png));
   MODELBROKER_ASSIGN(const Json has, ask_python(arguments));
   if (!arguments.png.empty() && !has.value("matplotlib", false)) {
     return fail(ErrorCode::kFailedPrecondition,
@@ -225,17 +238,15 @@ Result<void> bench(const Common& common, const Arguments& arguments) {
   MODELBROKER_TRY(measure_broker(results, arguments, sockets));
   MODELBROKER_TRY(measure_python(results, arguments, folder, has));
   const Json json = to_json(results, arguments);
-  if (!arguments.png.empty()) {
-    MODELBROKER_ASSIGN(auto plot, Process::start({arguments.python, "-c", kBenchPython, "plot", arguments.png}));
-    plot.write(json.dump());
-    MODELBROKER_TRY(plot.finish());
-  }
   if (common.json) {
     std::printf("%s\n", json.dump(2, ' ', false, Json::error_handler_t::replace).c_str());
   } else {
     print(results, arguments);
   }
-  return {};
+  if (arguments.png.empty()) return {};
+  MODELBROKER_ASSIGN(auto plot, Process::start({arguments.python, "-c", kBenchPython, "plot", arguments.png}));
+  plot.write(json.dump());
+  return plot.finish();
 }
 
 }  // namespace

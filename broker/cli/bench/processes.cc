@@ -21,9 +21,9 @@ namespace modelbroker::cli {
 namespace {
 
 std::atomic<bool> interrupted = false;
-std::array<struct sigaction, 2> before_interruption{};
+std::array<struct sigaction, 3> before_interruption{};
 constexpr client::Timeout kStart{20'000};
-constexpr std::array<int, 2> kSignals{SIGINT, SIGTERM};
+constexpr std::array<int, 3> kSignals{SIGINT, SIGTERM, SIGHUP};
 
 Error cancelled() { return {ErrorCode::kCancelled, "interrupted"}; }
 
@@ -49,7 +49,12 @@ Error cancelled() { return {ErrorCode::kCancelled, "interrupted"}; }
 Interrupted::Interrupted() {
   struct sigaction action {};
   action.sa_handler = [](int) { interrupted = true; };  // without SA_RESTART: waits end
-  for (std::size_t i = 0; i < kSignals.size(); ++i) ::sigaction(kSignals.at(i), &action, &before_interruption.at(i));
+  for (std::size_t i = 0; i < kSignals.size(); ++i) {
+    struct sigaction& before = before_interruption.at(i);
+    ::sigaction(kSignals.at(i), &action, &before);
+    const bool by_nohup = kSignals.at(i) == SIGHUP && before.sa_handler == SIG_IGN;
+    if (by_nohup) ::sigaction(SIGHUP, &before, nullptr);
+  }
 }
 
 Interrupted::~Interrupted() {
