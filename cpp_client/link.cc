@@ -277,12 +277,13 @@ bool Link::run(const Errand& errand, const Deadline& deadline) {
   const Deadline soon = deadline.at_most(kErrandTimeout);
   const auto done = [&](const Error& error) {
     if (is_lost(error)) lose(errand.session);
-    const bool could_not_ask = error.code == ErrorCode::kUnavailable || error.code == ErrorCode::kResourceExhausted;
-    return is_lost(error) || !(is_unanswered(error) || could_not_ask);
+    return !is_unanswered(error);
   };
   if (const auto* detach = std::get_if<wire::Detach>(&errand.data)) {
     const auto reply = ask<wire::DetachReply>(*errand.session, errand.id, "model.detach", *detach, soon);
-    return reply || done(reply.error());
+    if (reply) return true;
+    // No descriptor for a channel: not an answer, for a broker refuses no detach so.
+    return done(reply.error()) && reply.error().code != ErrorCode::kResourceExhausted;
   }
   const auto reply =
       ask<wire::AttachReply>(*errand.session, errand.id, "model.attach", std::get<wire::Attach>(errand.data), soon);

@@ -24,6 +24,12 @@ BlockRecord StateKeeper::record_of(const Resident& resident) const {
   return record;
 }
 
+std::vector<BlockRecord> StateKeeper::all_records() const {
+  std::vector<BlockRecord> records;
+  for (const auto& [id, resident] : store_.all()) records.push_back(record_of(resident));
+  return records;
+}
+
 void StateKeeper::save(const Resident& resident, std::function<void()> then) {
   apply({record_of(resident)}, {}, std::move(then));
 }
@@ -40,9 +46,7 @@ void StateKeeper::apply(std::vector<BlockRecord> records, std::vector<std::strin
 }
 
 void StateKeeper::write_all(std::function<void()> then) {
-  std::vector<BlockRecord> records;
-  for (const auto& [id, resident] : store_.all()) records.push_back(record_of(resident));
-  jobs_.run([this, records = std::move(records)] { return db_->replace(records); },
+  jobs_.run([this, records = all_records()] { return db_->replace(records); },
             [this, then = std::move(then)](const Result<void>& written) {
               if (!written) {
                 failed(written.error());
@@ -67,9 +71,7 @@ void StateKeeper::failed(const Error& error) {
 void StateKeeper::flush() {
   jobs_.drain();
   // Whether the last writes succeeded is said to the loop, which does not run any more.
-  std::vector<BlockRecord> records;
-  for (const auto& [id, resident] : store_.all()) records.push_back(record_of(resident));
-  if (const auto written = db_->replace(records); !written) {
+  if (const auto written = db_->replace(all_records()); !written) {
     log_warning(written.error().message + "; names may be lost");
   }
 }

@@ -27,6 +27,7 @@ class StateKeeper {
 
  private:
   [[nodiscard]] BlockRecord record_of(const Resident& resident) const;
+  [[nodiscard]] std::vector<BlockRecord> all_records() const;
   void apply(std::vector<BlockRecord> records, std::vector<std::string> erased, std::function<void()> then);
   void write_all(std::function<void()> then);
   void failed(const Error& error);
