@@ -132,14 +132,12 @@ class BrokerProcess:
 
     def bytes_in_ram(self) -> int:
         """As the kernel counts them, each file once: a rename by link and unlink has two names."""
-        files: dict[int, int] = {}
-        for path in self.blocks():
+        while True:
             try:
-                found = path.stat()
+                found = [path.stat() for path in self.blocks()]
             except FileNotFoundError:
-                continue
-            files[found.st_ino] = found.st_blocks * 512
-        return sum(files.values())
+                continue  # removed since it was listed, or renamed: then it lies there yet
+            return sum({file.st_ino: file.st_blocks * 512 for file in found}.values())
 
     def cli(
         self, *arguments: str | bytes | Path, check: bool = True

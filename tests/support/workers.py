@@ -48,7 +48,7 @@ def workers(
     finally:
         for worker in started:
             worker.kill()
-            worker.communicate()
+            worker.communicate(timeout=60)  # a child that it left may hold its pipes
 
 
 def crcs(path: Path) -> dict[str, int]:
