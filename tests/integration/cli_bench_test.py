@@ -14,12 +14,16 @@ import pytest
 from support import files
 from support.broker import BINARY, wait_until
 
+NO_PYTHON = {"PATH": "/no/such/folder"}
 
-def bench(*arguments: str | Path, tmp: Path) -> subprocess.CompletedProcess[str]:
+
+def bench(
+    *arguments: str | Path, tmp: Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Runs it to its end, and looks that nothing is left of it."""
     with subprocess.Popen(
         [BINARY, "bench", *map(str, arguments)],
-        env={**os.environ, "TMPDIR": str(tmp)},
+        env={**os.environ, "TMPDIR": str(tmp), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -64,9 +68,22 @@ def test_all_ways_are_measured_in_one_run(tmp_path: Path, temporary: Path) -> No
     assert ways["torch.load"]["workers_bytes"] > 1.9 * 20e6
 
 
+def test_a_picture_is_drawn_on_request(tmp_path: Path, temporary: Path) -> None:
+    image = pytest.importorskip("matplotlib.image")
+    model = files.write_random(tmp_path / "m.safetensors", 1)
+    png = tmp_path / "bench.png"
+    named = ("--png", png, "--python", sys.executable)
+    done = bench(model, "--runs", "1", "--workers", "2", *named, tmp=temporary)
+    assert done.returncode == 0, done.stderr
+    pixels = image.imread(png)
+    assert pixels.shape[0] > 300 < pixels.shape[1]
+    bar = (0x1F / 255, 0x77 / 255, 0xB4 / 255)  # the first colour of matplotlib's default cycle
+    assert (abs(pixels[:, :, :3] - bar).max(axis=2) < 0.01).mean() > 0.02, "no bars"
+
+
 def test_without_python_the_broker_is_measured_alone(tmp_path: Path, temporary: Path) -> None:
     model = files.write_random(tmp_path / "m.safetensors", 1)
-    done = bench(model, "--runs", "1", "--python", "/no/such/python", tmp=temporary)
+    done = bench(model, "--runs", "1", tmp=temporary, **NO_PYTHON)
     assert done.returncode == 0, done.stderr
     assert "the broker is measured alone" in done.stderr
     assert "modelbroker " in done.stdout
@@ -80,7 +97,9 @@ def test_without_python_the_broker_is_measured_alone(tmp_path: Path, temporary: 
         (["BROKEN"], 17, "broken.safetensors"),
         (["GOOD", "--workers", "0"], 2, "--workers"),
         (["GOOD", "--png", "/no/such/folder/x.png"], 11, "/no/such/folder/x.png"),
-        (["GOOD", "--png", "PNG", "--python", "/no/such/python"], 13, "matplotlib"),
+        (["GOOD", "--png", "PNG", "--python", "BARE"], 13, "matplotlib"),
+        (["GOOD", "--python", "/no/such/python"], 10, "/no/such/python"),
+        (["GOOD", "--python", "/bin/false"], 10, "/bin/false"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(
@@ -90,7 +109,10 @@ def test_what_cannot_be_measured_is_refused(
         "BROKEN": files.write_random(tmp_path / "broken.safetensors", 1),
         "GOOD": files.write_random(tmp_path / "good.safetensors", 1),
         "PNG": tmp_path / "x.png",
+        "BARE": tmp_path / "python",  # one without any library
     }
+    paths["BARE"].write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
+    paths["BARE"].chmod(0o755)
     paths["BROKEN"].write_bytes(paths["BROKEN"].read_bytes()[:-1])
     done = bench(*(paths.get(word, word) for word in arguments), tmp=temporary)
     assert done.returncode == status, done.stderr
@@ -104,8 +126,8 @@ def test_it_tidies_up_when_it_is_interrupted(
 ) -> None:
     model = files.write_random(tmp_path / "m.safetensors", 20)
     process = subprocess.Popen(
-        [BINARY, "bench", str(model), "--runs", "100", "--python", "/no/such/python"],
-        env={**os.environ, "TMPDIR": str(temporary)},
+        [BINARY, "bench", str(model), "--runs", "100"],
+        env={**os.environ, "TMPDIR": str(temporary), **NO_PYTHON},
         stderr=subprocess.PIPE,
         text=True,
     )

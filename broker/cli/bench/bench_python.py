@@ -110,6 +110,7 @@ def plot(target: str) -> None:
         scale = 1e9 if key == "workers_bytes" else 1
         bars = axis.bar([name for name, _ in rows], [value / scale for _, value in rows])
         axis.bar_label(bars, fmt="%.3g")
+        axis.margins(y=0.12)  # room for the highest bar's label
         axis.set_title(title, fontsize=10)
         axis.tick_params(labelsize=8)
     figure.suptitle(f"{told['file']}, {told['payload_bytes'] / 1e9:.2f} GB", fontsize=11)

@@ -26,6 +26,7 @@ namespace {
 struct Arguments {
   std::string model, png, python = "python3";
   unsigned workers = 4, runs = 3;
+  bool python_named = false;  // by --python; else it may be absent
   bool no_torch_load = false, as_worker = false;
 };
 
@@ -203,12 +204,14 @@ void print(const Results& results, const Arguments& arguments) {
 Result<Json> ask_python(const Arguments& arguments) {
   MODELBROKER_ASSIGN(auto process, Process::start({arguments.python, "-c", kBenchPython, "has"}));
   auto has = process.hear();
-  if (!has && has.error().code != ErrorCode::kCancelled) {
-    std::fprintf(stderr, "no '%s' here: the broker is measured alone (--python names another)\n",
-                 arguments.python.c_str());
-    return Json::object();
+  if (has || has.error().code == ErrorCode::kCancelled) return has;
+  if (arguments.python_named) {
+    return fail(ErrorCode::kInvalidArgument, "--python '" + wire::printable(arguments.python) +
+                                                 "' does not run as a Python 3; leave it out to measure the broker "
+                                                 "alone where there is no python3");
   }
-  return has;
+  std::fprintf(stderr, "no python3 here: the broker is measured alone (--python names another)\n");
+  return Json::object();
 }
 
 // Asked before all the measuring. Nothing is left of the question.
@@ -258,7 +261,8 @@ void add_bench_command(CLI::App& app, Common& common, Action& action) {
   command->add_option("MODEL", arguments->model, "a .safetensors file")->required();
   command->add_option("--workers", arguments->workers, "how many start at once (default 4)")->check(CLI::Range(1, 64));
   command->add_option("--runs", arguments->runs, "of which the best counts (default 3)")->check(CLI::Range(1, 100));
-  command->add_option("--python", arguments->python, "whose safetensors and torch are measured (default: python3)");
+  const auto* const python =
+      command->add_option("--python", arguments->python, "whose safetensors and torch are measured (default: python3)");
   command->add_flag("--no-torch-load", arguments->no_torch_load,
                     "leave torch.load out; it wants the file once more in TMPDIR, and memory for each worker");
   command->add_option("--png", arguments->png, "also draw the figures into this file (with matplotlib)");
@@ -270,7 +274,8 @@ void add_bench_command(CLI::App& app, Common& common, Action& action) {
       "the Python has them.\n"
       "Examples:\n  modelbroker bench ./model.safetensors\n"
       "  modelbroker bench ./model.safetensors --workers 8 --python venv/bin/python --png bench.png");
-  command->callback([&common, &action, arguments] {
+  command->callback([&common, &action, arguments, python] {
+    arguments->python_named = python->count() > 0;
     action = [&common, arguments] {
       if (arguments->as_worker) return run_bench_worker(arguments->model);
       const Result<void> done = bench(common, *arguments);
