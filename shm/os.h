@@ -128,7 +128,8 @@ class Os {
   [[nodiscard]] virtual SysResult<Fd> peer_pidfd(int socket) = 0;
   [[nodiscard]] virtual SysResult<Fd> pidfd_open(pid_t pid) = 0;
   // One packet with its descriptors (all MSG_CMSG_CLOEXEC). Empty bytes: the peer hung up. EMSGSIZE: it was
-  // longer than `limit` or carried more than `fd_limit` descriptors; what arrived has been closed.
+  // longer than `limit` or carried more than `fd_limit` descriptors. EMFILE: this process may not open those that
+  // it carried. What arrived has been closed then.
   struct Packet {
     std::vector<std::byte> bytes;
     std::vector<Fd> descriptors;

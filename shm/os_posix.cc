@@ -408,7 +408,9 @@ SysResult<Os::Packet> PosixOs::receive(int socket, std::size_t limit, std::size_
       packet.descriptors.emplace_back(number);
     }
   }
-  if ((message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0 || packet.descriptors.size() > fd_limit) {
+  const bool truncated = (message.msg_flags & MSG_CTRUNC) != 0;
+  if (truncated && packet.descriptors.size() < kControlDescriptors) return tl::unexpected(Errno{EMFILE});  // unix(7)
+  if (truncated || (message.msg_flags & MSG_TRUNC) != 0 || packet.descriptors.size() > fd_limit) {
     return tl::unexpected(Errno{EMSGSIZE});
   }
   packet.bytes.resize(static_cast<std::size_t>(got));

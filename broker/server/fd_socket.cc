@@ -127,10 +127,11 @@ void FdSocket::receive(ConnectionId id) {
   if (!packet) {
     const int error = packet.error().number;
     if (error == EAGAIN || error == EINTR) return;
-    if (error != EMSGSIZE) return close(id);
-    const Error too_long{ErrorCode::kInvalidArgument,
-                         "the packet is longer than 64 KiB or carries more than 4 descriptors"};
-    const std::string bytes = wire::encode_error({}, too_long);
+    if (error != EMSGSIZE && error != EMFILE) return close(id);
+    const Error told = error == EMFILE ? error_from_errno(error, "the broker takes no descriptor")
+                                       : Error{ErrorCode::kInvalidArgument,
+                                               "the packet is longer than 64 KiB or carries more than 4 descriptors"};
+    const std::string bytes = wire::encode_error({}, told);
     if (!books_.os.send(connection.socket.get(), std::as_bytes(std::span(bytes)), {})) close(id);
     return;
   }

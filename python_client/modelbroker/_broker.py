@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from ._block import read_header
 from ._deadline import Deadline
+from ._descriptors import exhausted, none_left
 from ._endpoint import endpoints_to_try
 from ._errors import (
     FailedPreconditionError,
@@ -270,7 +271,9 @@ class Broker:
         try:
             # Without O_NONBLOCK: while the broker asks the kernel who has the block, we wait.
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:
+        except OSError as error:
+            if none_left(error):
+                raise exhausted(f"opening block {name}") from None
             # Another mount namespace, another user, or renamed since: the broker opens it for us.
             return self._link.open_block(name, _SHORT)
 
@@ -321,8 +324,8 @@ def _open_error(error: OSError, path: str) -> ModelBrokerError:
         return NotFoundError(message)
     if error.errno in (errno.EACCES, errno.EPERM):
         return PermissionDeniedError(message)
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        return FailedPreconditionError(f"{message}: raise 'ulimit -n'")
+    if none_left(error):
+        return exhausted(f"opening '{path}'")
     return InvalidArgumentError(message)
 
 

@@ -18,7 +18,7 @@ import zmq
 from ._deadline import Deadline
 from ._errors import DeadlineExceededError, InternalError, ModelBrokerError, UnavailableError
 from ._link import Link
-from ._pool import Socket, keep_forever, our_context
+from ._pool import Socket, keep_forever, our_socket
 from ._session import Session
 from ._wire import decode_event
 
@@ -242,7 +242,7 @@ def _patience(deadline: Deadline) -> float:
 
 def _subscribed(endpoint: str) -> Socket:
     """A SUB socket that gets everything (`seq` counts everything), once the broker accepted it."""
-    socket = our_context().socket(zmq.SUB)
+    socket = our_socket(zmq.SUB)
     try:
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.SUBSCRIBE, b"")

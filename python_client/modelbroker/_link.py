@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ._deadline import Deadline
+from ._descriptors import OutOfDescriptorsError, exhausted, none_left
 from ._endpoint import Endpoint
 from ._errors import (
     DeadlineExceededError,
@@ -169,6 +170,8 @@ class Link:
         except SessionLost:
             return f"{self.endpoint.fds}: the connection was closed"
         except OSError as error:
+            if none_left(error):
+                raise exhausted("connecting to the broker") from None
             return f"{self.endpoint.fds}: {error.strerror or error}"
         finally:
             self._renewing.release()
@@ -244,6 +247,10 @@ class Link:
             with self._lock:
                 if self._keeper is None and not self._shut:
                     self._keeper = Keeper(self)
+        except OSError as error:
+            if not none_left(error):
+                raise
+            raise exhausted("keeping a lease") from None
         except RuntimeError:  # no more threads: Python 3.12 gives none at exit
             self._end_with_process()
             raise
@@ -292,7 +299,7 @@ class Link:
         except SessionLost:
             self._lose(errand.session)
             return True
-        except UnansweredError:
+        except (UnansweredError, OutOfDescriptorsError):
             return False
         except ModelBrokerError:
             return True

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -14,6 +15,7 @@ from typing import Any, TypeAlias
 import zmq
 
 from ._deadline import Deadline
+from ._descriptors import FOR_A_CONTEXT, FOR_A_SOCKET, ensure_left
 from ._wire import SessionLost, UnansweredError, data_of, decode_reply
 
 _SLICE_MS = 100  # how often a waiting call looks whether its session still lives
@@ -24,16 +26,34 @@ _MOST_IDLE = 16
 Socket: TypeAlias = "zmq.Socket[bytes]"
 
 _context: tuple[int, zmq.Context[Socket]] | None = None
+_making = threading.Lock()
 
 
-def our_context() -> zmq.Context[Socket]:
-    """One context a process. It is never terminated: that would wait for other people's sockets."""
+def our_socket(kind: int) -> Socket:
+    """A new socket, or OutOfDescriptorsError."""
+    context = _our_context()
+    ensure_left(FOR_A_SOCKET, "connecting to the broker")
+    return context.socket(kind)
+
+
+def _our_context() -> zmq.Context[Socket]:
+    """One a process. It is never terminated: that would wait for other people's sockets."""
     global _context
-    if _context is None or _context[0] != os.getpid():
-        if _context is not None:
-            keep_forever(_context[1])
-        _context = os.getpid(), zmq.Context(io_threads=1)
-    return _context[1]
+    with _making:  # two at once would each make one
+        if _context is None or _context[0] != os.getpid():
+            ensure_left(FOR_A_CONTEXT, "connecting to the broker")
+            if _context is not None:
+                keep_forever(_context[1])
+            _context = os.getpid(), zmq.Context(io_threads=1)
+        return _context[1]
+
+
+def _in_a_child() -> None:
+    global _making
+    _making = threading.Lock()  # another thread of the parent's may have had it
+
+
+os.register_at_fork(after_in_child=_in_a_child)
 
 
 def keep_forever(thing: object) -> None:
@@ -76,7 +96,7 @@ class Pool:
             return self._idle.pop()
         except IndexError:
             pass
-        socket = our_context().socket(zmq.DEALER)
+        socket = our_socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.SNDTIMEO, 1000)
         socket.setsockopt(zmq.RCVTIMEO, _SLICE_MS)

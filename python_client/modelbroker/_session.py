@@ -15,6 +15,7 @@ import struct
 import threading
 from typing import Any
 
+from ._descriptors import exhausted
 from ._endpoint import Endpoint
 from ._errors import InternalError, PermissionDeniedError
 from ._wire import PACKET_LIMIT, RequestIds, SessionLost, data_of, decode_reply, encode_request
@@ -121,7 +122,8 @@ class Session:
             if not raw:
                 raise SessionLost
             reply = decode_reply(raw)
-            if reply.get("request_id") == request_id:
+            # Without an id: about a packet that could not be read.
+            if reply.get("request_id") in (request_id, "", None):
                 return reply, descriptors
             _close_all(descriptors)  # the late reply of an exchange that timed out
 
@@ -133,13 +135,16 @@ def _patience(seconds: float) -> float:
 
 def _receive_packet(connection: socket.socket) -> tuple[bytes, list[int]]:
     descriptors = array.array("i")
-    raw, ancillary, _, _ = connection.recvmsg(
+    raw, ancillary, flags, _ = connection.recvmsg(
         PACKET_LIMIT, socket.CMSG_SPACE(4 * descriptors.itemsize), socket.MSG_CMSG_CLOEXEC
     )
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             whole = len(content) - len(content) % descriptors.itemsize
             descriptors.frombytes(content[:whole])
+    if flags & socket.MSG_CTRUNC:  # more came than this process may have open
+        _close_all(list(descriptors))
+        raise exhausted("receiving a block's descriptor")
     return raw, list(descriptors)
 
 

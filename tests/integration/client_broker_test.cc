@@ -3,7 +3,6 @@
 
 #include <gtest/gtest.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -16,6 +15,7 @@
 
 #include "tests/support/broker_process.h"
 #include "tests/support/child.h"
+#include "tests/support/few_descriptors.h"
 #include "tests/support/safetensors_file.h"
 #include "tests/support/sanitized.h"
 #include "tests/support/watchdog.h"
@@ -321,33 +321,28 @@ TEST_F(ClientBroker, WhatIsDroppedWhileTheNextBrokerIsToldOfItEnds) {
 
 TEST_F(ClientBroker, TooFewDescriptorsAreARefusal) {
   if (testing::kSanitized) GTEST_SKIP() << "a sanitizer opens pipes of its own, and takes none for wrong types";
-  rlimit usual{};
-  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &usual), 0);
-  const auto limited = [&](Broker* broker, rlim_t left) -> std::optional<Error> {
-    const int lowest = ::dup(0);  // the lowest number that is free
-    ::close(lowest);
-    const rlimit few{static_cast<rlim_t>(lowest) + left, usual.rlim_max};
-    ::setrlimit(RLIMIT_NOFILE, &few);
-    std::optional<Error> error;
-    if (broker == nullptr) {
-      const auto connected = Broker::connect({.endpoint = process_.endpoint(), .timeout = Timeout(60'000)});
-      if (!connected) error = connected.error();
-    } else if (const auto listed = broker->list(); !listed) {
-      error = listed.error();
-    }
-    ::setrlimit(RLIMIT_NOFILE, &usual);
-    return error;
+  const auto expect_refusal = [](const Error& error) {
+    EXPECT_EQ(error.code, ErrorCode::kResourceExhausted) << error.message;
+    EXPECT_NE(error.message.find("ulimit -n"), std::string::npos) << error.message;
   };
   for (rlim_t left = 1; left < 16; ++left) {
-    const auto error = limited(nullptr, left);
-    ASSERT_TRUE(error) << left;
-    EXPECT_EQ(error->code, ErrorCode::kResourceExhausted) << left << ": " << error->message;
-    EXPECT_NE(error->message.find("ulimit -n"), std::string::npos) << error->message;
+    const testing::FewDescriptors few(left);
+    const auto connected = Broker::connect({.endpoint = process_.endpoint(), .timeout = Timeout(60'000)});
+    ASSERT_FALSE(connected) << left;
+    expect_refusal(connected.error());
   }
   Broker broker = connect();
-  const auto error = limited(&broker, 1);
-  EXPECT_TRUE(!error || error->code == ErrorCode::kResourceExhausted) << error->message;
-  EXPECT_TRUE(broker.list());
+  ASSERT_TRUE(broker.load(write_model("m.safetensors", kMiB)));
+  for (rlim_t left = 0; left < 8; ++left) {
+    const testing::FewDescriptors few(left);
+    if (const auto listed = broker.list(); !listed) expect_refusal(listed.error());
+    const auto attached = broker.attach("m");
+    EXPECT_TRUE(attached || left < 7) << left;
+    EXPECT_TRUE(!attached || left > 0) << left;
+    if (!attached) expect_refusal(attached.error());
+  }
+  EXPECT_TRUE(broker.attach("m"));
+  wait_until([&] { return leases(broker) == 0; });
 }
 
 TEST_F(ClientBroker, TheLongestTimeoutIsLong) {

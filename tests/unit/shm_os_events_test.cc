@@ -14,6 +14,7 @@
 
 #include "shm/os.h"
 #include "tests/support/child.h"
+#include "tests/support/few_descriptors.h"
 #include "tests/support/temp_directory.h"
 #include "tests/support/watchdog.h"
 
@@ -21,6 +22,8 @@ namespace modelbroker {
 namespace {
 
 using testing::Child;
+using testing::FewDescriptors;
+using testing::lowest_descriptor;
 using testing::TempDirectory;
 using testing::Watchdog;
 
@@ -98,6 +101,22 @@ TEST_F(OsEventsTest, RefusesPacketsThatAreTooLargeAndClosesWhatCame) {
   EXPECT_EQ(open_descriptors(*os_), before);
   ASSERT_TRUE(os_->send(client.get(), bytes_of("still works"), {}));
   EXPECT_EQ(os_->receive(server.get(), 100, 1)->bytes, bytes_of("still works"));
+}
+
+TEST_F(OsEventsTest, TellsOfDescriptorsThatItMayNotOpen) {
+  const Fd listener = os_->listen_seqpacket(folder_ / "s", 0600).value();
+  const Fd client = os_->connect_seqpacket(folder_ / "s", kLongest).value();
+  const Fd server = os_->accept(listener.get()).value();
+  const std::vector<int> two(2, client.get());
+  for (const unsigned left : {0U, 1U}) {
+    ASSERT_TRUE(os_->send(client.get(), bytes_of("hello"), two));
+    const int lowest = lowest_descriptor();
+    {
+      const FewDescriptors few(left);
+      EXPECT_EQ(os_->receive(server.get(), 100, 4).error().number, EMFILE) << left;
+    }
+    EXPECT_EQ(lowest_descriptor(), lowest) << "what arrived was closed";
+  }
 }
 
 TEST_F(OsEventsTest, TellsOfAPeerThatHungUp) {

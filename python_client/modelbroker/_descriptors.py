@@ -1,0 +1,46 @@
+"""File descriptors of this process: none left is a refusal, not an abort.
+
+libzmq aborts the process when it gets none in the wrong place, so they are asked for first.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from ._errors import ResourceExhaustedError
+
+FOR_A_CONTEXT = 16
+FOR_A_SOCKET = 8
+
+
+class OutOfDescriptorsError(ResourceExhaustedError):
+    """This process's own limit, no answer of the broker's: what was asked may be asked again."""
+
+
+def none_left(error: OSError) -> bool:
+    """Whether this is the process's or the system's limit of open files."""
+    return error.errno in (errno.EMFILE, errno.ENFILE)
+
+
+def exhausted(what: str) -> OutOfDescriptorsError:
+    """The refusal, with its remedy."""
+    return OutOfDescriptorsError(
+        f"{what}: this process has no file descriptor left: close some, or raise the limit "
+        "(ulimit -n)"
+    )
+
+
+def ensure_left(count: int, what: str) -> None:
+    """OutOfDescriptorsError unless that many can be opened now."""
+    opened: list[int] = []
+    try:
+        for _ in range(count):
+            opened.append(os.eventfd(0, os.EFD_CLOEXEC))
+    except OSError as error:
+        if not none_left(error):
+            raise
+        raise exhausted(what) from None
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
