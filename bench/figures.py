@@ -7,6 +7,7 @@ over ours, or our rate over its rate. A goal is a bound on the value or on the r
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -187,7 +188,7 @@ def table(lines: Iterable[dict[str, Any]]) -> str:
             left.append(f"left out: {line['bench']}, {line['left_out']}: {line['reason']}")
             continue
         stolen[line["bench"]] = max(stolen.get(line["bench"], 0), line.get("stolen", 0))
-        verdict = met[line["goal_met"]]
+        verdict = line.get("verdict", met[line["goal_met"]])
         if line["goal"] and line["goal_met"] is None:
             verdict = "not for this"
         rows.append(
@@ -213,12 +214,32 @@ def table(lines: Iterable[dict[str, Any]]) -> str:
     return "\n".join([*texts, *left])
 
 
+def medians(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One line for what was measured in several runs, and in how many of them its goal was met."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for line in lines:
+        words = ("bench", "left_out", "metric", "baseline", "goal", "size")
+        groups.setdefault(tuple(line.get(word) for word in words), []).append(line)
+    found = []
+    for group in groups.values():
+        one = dict(group[0])
+        if len(group) > 1 and "left_out" not in one:
+            for word in ("value", "baseline_value", "ratio"):
+                one[word] = statistics.median(line[word] for line in group)
+            one["stolen"] = max(line.get("stolen", 0) for line in group)
+            if one["goal"] and one["goal_met"] is not None:
+                times = sum(bool(line["goal_met"]) for line in group)
+                one["verdict"] = f"met in {times} of {len(group)}"
+        found.append(one)
+    return found
+
+
 def main() -> None:
-    """Prints the table of kept lines."""
+    """Prints the table of kept lines; the medians of what was measured more than once."""
     if len(sys.argv) < 2:
         sys.exit("usage: figures.py FIGURES.jsonl...")
     lines = [line for path in sys.argv[1:] for line in parse_lines(Path(path).read_text())]
-    print(table(lines))
+    print(table(medians(lines)))
 
 
 if __name__ == "__main__":

@@ -234,3 +234,28 @@ def test_a_goal_is_judged_where_it_is_meant(tmp_path: Path) -> None:
     assert rows[6] == "left out: b, the rest: no room"
     assert rows[7] == "CPU time that the host of this virtual machine took: b 3.1%"
     assert [line.get("stolen") for line in written] == [0.031] * 5 + [None]
+
+
+def test_several_runs_are_shown_as_their_medians(tmp_path: Path) -> None:
+    lines = tmp_path / "lines.jsonl"
+    words = ("goal_id", "page_kind", "machine", "date", "command")
+    common = {"bench": "b", "size": 1, "features": [], **dict.fromkeys(words, "w")}
+    with lines.open("w") as out:
+        for value in (1.0, 9.0, 2.0):
+            made = figures.Figures(out, common, lambda: 0.0)
+            made.add("m", value, "bare", 1.0, runs=1, goal=figures.within_times(2))
+        made.add("once", 5.0, "bare", 1.0, runs=1, goal=figures.within_times(2))
+        made.leave_out("the rest", "no room")
+    done = subprocess.run(
+        [sys.executable, BENCH / "figures.py", lines],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    _, first, second, left = done.stdout.splitlines()
+    assert "2.00 s" in first
+    assert " 0.50 " in first
+    assert first.endswith("met in 2 of 3")
+    assert second.endswith("MISSED")
+    assert left == "left out: b, the rest: no room"
