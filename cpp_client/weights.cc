@@ -44,16 +44,16 @@ void index(Contents& contents) {
 }  // namespace
 
 Result<const Contents*> Weights::Attached::contents() const {
-  const std::lock_guard lock(decoding);
-  if (decoded) return &*decoded;
-  Contents fresh;
-  fresh.manifests.reserve(views.size());  // tensors point into them
+  if (const Contents* known = decoded.load()) return known;
+  auto fresh = std::make_unique<Contents>();
+  fresh->manifests.reserve(views.size());  // tensors point into them
   for (const BlockView& view : views) {
     MODELBROKER_ASSIGN(Manifest manifest, view.read_manifest());
-    add_tensors(fresh, fresh.manifests.emplace_back(std::move(manifest)), view.payload());
+    add_tensors(*fresh, fresh->manifests.emplace_back(std::move(manifest)), view.payload());
   }
-  index(fresh);
-  return &decoded.emplace(std::move(fresh));
+  index(*fresh);
+  const Contents* first = nullptr;
+  return decoded.compare_exchange_strong(first, fresh.get()) ? fresh.release() : first;
 }
 
 Weights::Weights(std::shared_ptr<const Attached> attached) noexcept : attached_(std::move(attached)) {}

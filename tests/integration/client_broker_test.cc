@@ -396,6 +396,29 @@ TEST_F(ClientBroker, AForkedChildHasASessionOfItsOwn) {
   EXPECT_TRUE(right(*weights, kMiB));
 }
 
+TEST_F(ClientBroker, AForkBesideAThreadThatDecodesLeavesTheChildItsTensors) {
+  if (testing::kSanitized) GTEST_SKIP() << "a sanitizer's allocator may be locked in such a child";
+  constexpr std::size_t kMany = 50'000;
+  std::string header = "{";
+  for (std::size_t i = 0; i < kMany; ++i) {
+    header += (i == 0 ? "" : ",") + testing::u8_tensor("tensor." + std::to_string(i), i, 1);
+  }
+  testing::write_file(process_ / "many.safetensors", testing::safetensors_bytes(header + "}", payload_of(kMany)));
+  Broker broker = connect();
+  ASSERT_TRUE(broker.load(process_ / "many.safetensors", {.name = "many"}));
+  for (unsigned i = 0; i < 10; ++i) {
+    const Weights weights = attach(broker, "many");
+    const auto all = [&] { return weights.tensors() && weights.tensors()->size() == kMany; };
+    const std::jthread decodes([&] { EXPECT_TRUE(all()); });
+    std::this_thread::sleep_for(std::chrono::milliseconds(i));  // one of these is in the midst of it
+    Child child([&](const Child::Parent&) {
+      ::alarm(60);
+      return all() ? 0 : 1;
+    });
+    ASSERT_EQ(child.wait(), 0);
+  }
+}
+
 // Anonymous memory of this process, in bytes.
 std::size_t anonymous() {
   std::ifstream file("/proc/self/smaps_rollup");
