@@ -13,7 +13,8 @@ namespace {
 
 // File clocks tick every few milliseconds: what was written within the tick of our look could be written again
 // within it and look the same. And stores through a mapping change no time while their page is dirty: so where
-// somebody may write, the pages are first made clean, and the file must look alike before and after.
+// somebody may write, the pages are first made clean, and the file must look alike before and a tick after. Whoever
+// stalls for less in the midst of writing is noticed either way.
 constexpr std::chrono::milliseconds kFileClockTick{10};
 constexpr int kLooks = 8;
 
@@ -27,10 +28,13 @@ Result<FileIdentity> settled_identity(Os& os, int file, const std::string& label
   auto source = identify(os, file, label);
   for (int look = 0; look < kLooks && source; ++look) {
     const bool writer = os.may_have_writer(file);
-    if (writer) os.clean_pages(file);
+    if (writer) {
+      os.clean_pages(file);
+      std::this_thread::sleep_for(kFileClockTick);
+    }
     auto again = identify(os, file, label);
     if (!again || (settled(*again) && (!writer || *again == *source))) return again;
-    std::this_thread::sleep_for(kFileClockTick);
+    if (!writer) std::this_thread::sleep_for(kFileClockTick);
     source = again;
   }
   if (!source) return source;

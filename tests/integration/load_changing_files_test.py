@@ -156,10 +156,13 @@ def test_loads_of_a_file_that_is_written_all_the_time_never_mix_versions(
                     return
                 data = bytes([value % 251]) * size
                 began = time.monotonic()
-                if how == "mmap":
-                    memory[start:] = data
-                else:
-                    os.pwrite(file.fileno(), data, start)
+                for at in (start, start + size // 2):  # with a stall that is none yet
+                    if how == "mmap":
+                        memory[at : at + size // 2] = data[: size // 2]
+                    else:
+                        os.pwrite(file.fileno(), data[: size // 2], at)
+                    if at == start:
+                        time.sleep(FILE_CLOCK_TICK / 2)
                 if time.monotonic() - began > FILE_CLOCK_TICK:
                     stalled.add(value % 251)
 
