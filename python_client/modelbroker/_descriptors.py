@@ -8,6 +8,8 @@ from __future__ import annotations
 import errno
 import os
 
+import zmq
+
 from ._errors import ResourceExhaustedError
 
 FOR_A_CONTEXT = 16
@@ -18,7 +20,7 @@ class OutOfDescriptorsError(ResourceExhaustedError):
     """This process's own limit, no answer of the broker's: what was asked may be asked again."""
 
 
-def none_left(error: OSError) -> bool:
+def none_left(error: OSError | zmq.ZMQError) -> bool:
     """Whether this is the process's or the system's limit of open files."""
     return error.errno in (errno.EMFILE, errno.ENFILE)
 

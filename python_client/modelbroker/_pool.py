@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import zmq
 
 from ._deadline import Deadline
-from ._descriptors import FOR_A_CONTEXT, FOR_A_SOCKET, ensure_left
+from ._descriptors import FOR_A_CONTEXT, FOR_A_SOCKET, ensure_left, exhausted, none_left
 from ._wire import SessionLost, UnansweredError, data_of, decode_reply
 
 _SLICE_MS = 100  # how often a waiting call looks whether its session still lives
@@ -31,9 +31,15 @@ _making = threading.Lock()
 
 def our_socket(kind: int) -> Socket:
     """A new socket, or OutOfDescriptorsError."""
-    context = _our_context()
-    ensure_left(FOR_A_SOCKET, "connecting to the broker")
-    return context.socket(kind)
+    what = "connecting to the broker"
+    try:
+        context = _our_context()
+        ensure_left(FOR_A_SOCKET, what)
+        return context.socket(kind)
+    except zmq.ZMQError as error:  # another thread has opened them meanwhile
+        if not none_left(error):
+            raise
+        raise exhausted(what) from None
 
 
 def _our_context() -> zmq.Context[Socket]:

@@ -49,7 +49,7 @@ def run(script: str, *arguments: str | Path, broker: BrokerProcess) -> list[str]
         timeout=120,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.splitlines()
 
 
@@ -98,13 +98,15 @@ def test_a_worker_out_of_descriptors_goes_on_when_it_has_some(
     broker: BrokerProcess, model: Path
 ) -> None:
     *attached, loaded, released, listed = run(USES, model, broker=broker)
+    assert attached[0] != "done" != loaded
     assert attached[-1] == "done"
-    refused = [said for said in [*attached, loaded, listed] if said != "done"]
-    assert len(refused) >= 4
-    for said in refused:
-        assert said.startswith("resource_exhausted: ")
-        assert "ulimit -n" in said
-    assert released == "done"
+    for said in (
+        *attached,
+        loaded,
+        released,
+        listed,
+    ):  # beside the keeper's thread, which opens some too
+        assert said == "done" or (said.startswith("resource_exhausted: ") and "ulimit -n" in said)
     wait_until(lambda: broker.books()["leases"] == 0)
 
 
