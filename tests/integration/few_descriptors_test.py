@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import os
 import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import modelbroker
 from support import files
-from support.broker import BrokerProcess, wait_until
+from support.broker import BrokerProcess, run_python, wait_until
 from support.workers import assert_right_bytes, crcs
 
 # Does something with so many descriptors left, and says how it went.
@@ -41,14 +39,7 @@ def told(left, act):
 
 
 def run(script: str, *arguments: str | Path, broker: BrokerProcess) -> list[str]:
-    done = subprocess.run(
-        [sys.executable, "-c", FEW + script, *map(str, arguments)],
-        env=broker.environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run_python(FEW + script, *map(str, arguments), environment=broker.environment)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.splitlines()
 
