@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from ._block import read_header
 from ._deadline import Deadline
-from ._descriptors import exhausted, none_left
+from ._descriptors import exhausted, none_left, or_exhausted
 from ._endpoint import endpoints_to_try
 from ._errors import (
     FailedPreconditionError,
@@ -270,10 +270,9 @@ class Broker:
     def _open_block(self, name: str, path: str) -> int:
         try:
             # Without O_NONBLOCK: while the broker asks the kernel who has the block, we wait.
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError as error:
-            if none_left(error):
-                raise exhausted(f"opening block {name}") from None
+            with or_exhausted(f"opening block {name}"):
+                return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
             # Another mount namespace, another user, or renamed since: the broker opens it for us.
             return self._link.open_block(name, _SHORT)
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import zmq
 
@@ -33,16 +35,23 @@ def exhausted(what: str) -> OutOfDescriptorsError:
     )
 
 
-def ensure_left(count: int, what: str) -> None:
-    """OutOfDescriptorsError unless that many can be opened now."""
+@contextmanager
+def or_exhausted(what: str) -> Iterator[None]:
+    """Makes that limit an OutOfDescriptorsError; other errors stay what they are."""
+    try:
+        yield
+    except (OSError, zmq.ZMQError) as error:
+        if not none_left(error):
+            raise
+        raise exhausted(what) from None
+
+
+def ensure_left(count: int) -> None:
+    """OSError unless that many can be opened now."""
     opened: list[int] = []
     try:
         for _ in range(count):
             opened.append(os.eventfd(0, os.EFD_CLOEXEC))
-    except OSError as error:
-        if not none_left(error):
-            raise
-        raise exhausted(what) from None
     finally:
         for descriptor in opened:
             os.close(descriptor)

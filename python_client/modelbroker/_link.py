@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ._deadline import Deadline
-from ._descriptors import OutOfDescriptorsError, exhausted, none_left
+from ._descriptors import OutOfDescriptorsError, or_exhausted
 from ._endpoint import Endpoint
 from ._errors import (
     DeadlineExceededError,
@@ -166,12 +166,11 @@ class Link:
             return "another thread is still connecting"
         try:
             if self._session is None:
-                self._open_session(deadline)
+                with or_exhausted("connecting to the broker"):
+                    self._open_session(deadline)
         except SessionLost:
             return f"{self.endpoint.fds}: the connection was closed"
         except OSError as error:
-            if none_left(error):
-                raise exhausted("connecting to the broker") from None
             return f"{self.endpoint.fds}: {error.strerror or error}"
         finally:
             self._renewing.release()
@@ -244,13 +243,9 @@ class Link:
 
     def _keep(self) -> None:
         try:
-            with self._lock:
+            with self._lock, or_exhausted("keeping a lease"):
                 if self._keeper is None and not self._shut:
                     self._keeper = Keeper(self)
-        except OSError as error:
-            if not none_left(error):
-                raise
-            raise exhausted("keeping a lease") from None
         except RuntimeError:  # no more threads: Python 3.12 gives none at exit
             self._end_with_process()
             raise

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import zmq
 
 from ._deadline import Deadline
-from ._descriptors import FOR_A_CONTEXT, FOR_A_SOCKET, ensure_left, exhausted, none_left
+from ._descriptors import FOR_A_CONTEXT, FOR_A_SOCKET, ensure_left, or_exhausted
 from ._wire import SessionLost, UnansweredError, data_of, decode_reply
 
 _SLICE_MS = 100  # how often a waiting call looks whether its session still lives
@@ -31,15 +31,10 @@ _making = threading.Lock()
 
 def our_socket(kind: int) -> Socket:
     """A new socket, or OutOfDescriptorsError."""
-    what = "connecting to the broker"
-    try:
+    with or_exhausted("connecting to the broker"):
         context = _our_context()
-        ensure_left(FOR_A_SOCKET, what)
-        return context.socket(kind)
-    except zmq.ZMQError as error:  # another thread has opened them meanwhile
-        if not none_left(error):
-            raise
-        raise exhausted(what) from None
+        ensure_left(FOR_A_SOCKET)
+        return context.socket(kind)  # ZMQError where another thread has opened them meanwhile
 
 
 def _our_context() -> zmq.Context[Socket]:
@@ -47,7 +42,7 @@ def _our_context() -> zmq.Context[Socket]:
     global _context
     with _making:  # two at once would each make one
         if _context is None or _context[0] != os.getpid():
-            ensure_left(FOR_A_CONTEXT, "connecting to the broker")
+            ensure_left(FOR_A_CONTEXT)
             if _context is not None:
                 keep_forever(_context[1])
             _context = os.getpid(), zmq.Context(io_threads=1)
