@@ -27,8 +27,9 @@ std::vector<Waiter> take_if(std::vector<Waiter>& waiters, Predicate whose) {
 
 }  // namespace
 
-void Loads::start(Ask ask, Done done) {
+Loads::AskId Loads::start(Ask ask, Done done) {
   const auto waiter = std::make_shared<Waiter>();
+  waiter->id = next_id_++;
   waiter->session = ask.session;
   // Who says where it lies: with a descriptor its sender; else we open it there ourselves.
   waiter->path_uid = ask.file ? ask.peer.uid : books_.os.uid();
@@ -49,6 +50,7 @@ void Loads::start(Ask ask, Done done) {
   jobs_of(waiter->peer.uid)
       .run([os = &books_.os, order = std::move(order), file] { return look_at_source(*os, order, *file); },
            [this, file, waiter](const Result<Look>& look) { identified(waiter, std::move(*file), look); });
+  return waiter->id;
 }
 
 Jobs& Loads::jobs_of(uid_t uid) {
@@ -344,6 +346,10 @@ void Loads::give_up_if_unwanted(const FlightPtr& flight) {
   } else {
     admission_.look_again();
   }
+}
+
+void Loads::give_up(AskId id) {
+  withdraw([&](const Waiter& waiter) { return waiter.id == id; }, std::nullopt);
 }
 
 void Loads::session_ended(SessionId session) {

@@ -49,6 +49,7 @@ class Loads {
     std::string outcome;  // loaded, resident, revived, alias
   };
   using Done = std::function<void(Result<Outcome>)>;
+  using AskId = std::uint64_t;
 
   Loads(Books& books, Loop& loop, Reaper& reaper, StateKeeper& keeper, Admission& admission, Expiry& expiry,
         Events& events)
@@ -63,8 +64,10 @@ class Loads {
 
   // Asked of a block that a load finds resident: whether it is missing, and withdrawn by now.
   void on_resident(std::function<bool(Resident&)> is_missing) { is_missing_ = std::move(is_missing); }
-  // `done` is called once, on the loop's thread, unless the session ends before.
-  void start(Ask ask, Done done);
+  // `done` is called once, on the loop's thread, unless the session ends or it is given up before.
+  AskId start(Ask ask, Done done);
+  // Whoever asked so waits no longer.
+  void give_up(AskId id);
   // Withdraws what an ended session asked for.
   void session_ended(SessionId session);
   // Tells everybody who waits for this load (a name that was asked for, or a path) that it is cancelled; how many they
@@ -83,6 +86,7 @@ class Loads {
 
  private:
   struct Waiter : Claim {
+    AskId id = 0;
     SessionId session = 0;
     bool pin = false;
     std::optional<Duration> keep_alive;
@@ -144,6 +148,7 @@ class Loads {
   Naming naming_;
   std::vector<WaiterPtr> asking_;  // whose file is being looked at
   std::vector<FlightPtr> flights_;
+  AskId next_id_ = 1;
   bool watching_progress_ = false;
   std::function<bool(Resident&)> is_missing_ = [](Resident&) { return false; };
   std::map<uid_t, std::unique_ptr<Jobs>> jobs_;  // last: ends before what its threads use

@@ -75,7 +75,7 @@ void Server::load(Session& session, const wire::LoadModel& data, const Reply<wir
   if (data.keep_alive) ask->keep_alive = keep_alive_from_seconds(*data.keep_alive);
   ask->until = reply.deadline();
   const TimePoint began = books_->clock.now();
-  loads_->start(std::move(*ask), [this, reply, began](Result<Loads::Outcome> outcome) {
+  const Loads::AskId asked = loads_->start(std::move(*ask), [this, reply, began](Result<Loads::Outcome> outcome) {
     if (!outcome) return reply.error(outcome.error());
     const Resident* const resident = books_->store.by_block(outcome->block);
     if (resident == nullptr) {
@@ -93,6 +93,7 @@ void Server::load(Session& session, const wire::LoadModel& data, const Reply<wir
     loaded.seconds = seconds_between(began, books_->clock.now());
     reply.ok(loaded);
   });
+  reply.on_late([this, asked] { loads_->give_up(asked); });
 }
 
 // A name is its loader's to withdraw; a path stands for all names.
@@ -229,7 +230,7 @@ void Server::attach(Session& session, const wire::Attach& data, const Reply<wire
 // `evicted`: the name of a model that was here before and is loaded again.
 void Server::attach_by_load(Loads::Ask ask, const Reply<wire::AttachReply>& reply, const std::string& evicted) {
   const SessionId id = ask.session;
-  loads_->start(std::move(ask), [this, reply, id, evicted](Result<Loads::Outcome> outcome) {
+  const Loads::AskId asked = loads_->start(std::move(ask), [this, reply, id, evicted](Result<Loads::Outcome> outcome) {
     if (!outcome) {
       Error error = outcome.error();
       if (!evicted.empty() && error.code == ErrorCode::kPermissionDenied) {
@@ -247,6 +248,7 @@ void Server::attach_by_load(Loads::Ask ask, const Reply<wire::AttachReply>& repl
     }
     reply.ok(grant(*asker, *resident, outcome->model));
   });
+  reply.on_late([this, asked] { loads_->give_up(asked); });
 }
 
 void Server::detach(Session& session, const wire::Detach& data, const Reply<wire::DetachReply>& reply) {

@@ -125,11 +125,7 @@ void Router::handle(const std::vector<std::string>& route, std::string_view byte
     const auto most = static_cast<std::uint64_t>(std::chrono::milliseconds(std::chrono::hours(24)).count());
     const std::chrono::milliseconds delay(std::min(request->deadline_ms(), most));
     ticket->deadline_ = loop_.after(delay, [weak = std::weak_ptr<OpenRequest>(ticket), delay] {
-      const Ticket late = weak.lock();
-      if (!late) return;
-      late->answer(wire::encode_error(
-          late->to(),
-          {ErrorCode::kDeadlineExceeded, "not done within the deadline of " + std::to_string(delay.count()) + " ms"}));
+      if (const Ticket open = weak.lock()) open->late(delay);
     });
   }
   dispatch_(**session, *request, std::move(ticket));
@@ -201,6 +197,12 @@ OpenRequest::OpenRequest(Router& router, wire::ReplyTo to) : router_(router), to
 }
 
 OpenRequest::~OpenRequest() { drop(); }
+
+void OpenRequest::late(std::chrono::milliseconds deadline) {
+  answer(wire::encode_error(to_, {ErrorCode::kDeadlineExceeded,
+                                  "not done within the deadline of " + std::to_string(deadline.count()) + " ms"}));
+  if (on_late_) on_late_();
+}
 
 // Nobody will answer it any more.
 void OpenRequest::drop() {

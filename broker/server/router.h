@@ -37,6 +37,8 @@ class Reply {
   [[nodiscard]] bool answered() const noexcept;
   // Until when the asker waits, if it said so.
   [[nodiscard]] std::optional<TimePoint> deadline() const noexcept;
+  // `give_up` is called once the deadline has passed without an answer, on the loop's thread.
+  void on_late(std::function<void()> give_up) const;
   void send(const Result<M>& result) const { result ? ok(*result) : error(result.error()); }
 
  private:
@@ -111,7 +113,10 @@ class OpenRequest {
   }
 
  private:
+  template <class M>
+  friend class Reply;
   friend class Router;
+  void late(std::chrono::milliseconds deadline);
   void drop();
   Router& router_;
   wire::ReplyTo to_;
@@ -119,6 +124,7 @@ class OpenRequest {
   SessionId session_ = 0;
   std::string remembered_as_;  // request id, or empty: not remembered
   std::optional<TimerId> deadline_;
+  std::function<void()> on_late_;
   bool answered_ = false;
 };
 
@@ -130,6 +136,11 @@ bool Reply<M>::answered() const noexcept {
 template <class M>
 std::optional<TimePoint> Reply<M>::deadline() const noexcept {
   return ticket_->deadline();
+}
+
+template <class M>
+void Reply<M>::on_late(std::function<void()> give_up) const {
+  ticket_->on_late_ = std::move(give_up);
 }
 
 template <class M>

@@ -93,7 +93,8 @@ class Broker:
         The file is opened here, with this process's rights. `name` defaults to the file's stem.
         `keep_alive`: seconds after its last use until it is evicted; below zero for ever, None for
         the broker's default. Where memory is full of models that are in use, a call with a
-        `timeout` waits that long for room; one without is refused at once.
+        `timeout` waits that long for room; one without is refused at once. A load that is not done
+        by then is given up, unless others wait for it.
         `progress(read_bytes, total_bytes)` is called from another thread while it reads, and from
         this one at the end; an error that it raises is raised here once the load is done.
         """

@@ -157,6 +157,33 @@ def test_a_load_that_nobody_waits_for_any_more_is_given_up(tight: Tight) -> None
         assert loading(broker) == []
 
 
+@pytest.mark.parametrize("what", ["load", "attach"])
+def test_past_its_deadline_a_load_is_given_up(
+    broker: BrokerProcess, tmp_path: Path, what: str
+) -> None:
+    content = files.write_random(tmp_path / "content", 40).read_bytes()
+    with hanging_file(tmp_path / "fuse", content, READS) as slow, broker.connect() as client:
+        with pytest.raises(DeadlineExceededError):
+            getattr(client, what)(slow.path, timeout=2.0)
+        assert slow.hanging.is_set(), "it was being read"
+        assert loading(broker) == []
+        slow.go_on()
+        wait_until(broker.is_empty)
+        assert broker.books()["loads"] == 0
+
+
+def test_a_load_goes_on_for_who_has_more_time(tight: Tight) -> None:
+    broker, first, second = tight.broker, tight.first, tight.second
+    with broker.connect() as client, broker.connect() as other, ThreadPoolExecutor(1) as pool:
+        weights = client.attach(first)
+        waiting = pool.submit(other.load, second, timeout=60)
+        wait_until(lambda: loading(broker) == ["second"])
+        with pytest.raises(DeadlineExceededError):
+            client.load(second, timeout=0.1)
+        weights.release()
+        assert waiting.result(60).outcome == "loaded"
+
+
 def test_an_attach_that_the_broker_gave_up_is_not_asked_again(
     make_broker: MakeBroker, tmp_path: Path
 ) -> None:
