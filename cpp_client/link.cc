@@ -113,7 +113,10 @@ Result<Link::Granted> Link::attach(wire::Attach data, const Deadline& deadline, 
     auto reply = ask<wire::AttachReply>(*session, id, "model.attach", data, deadline);
     if (reply) return hold(std::move(*reply), session);
     if (is_unanswered(reply.error())) {
-      // Nobody waits any more, but a lease may be granted yet: find out and end it.
+      // Nobody waits any more, but a lease may be granted yet: find out and end it. If the broker never heard of it
+      // before, nothing is loaded.
+      data.load = false;
+      data.file.clear();
       const std::lock_guard lock(mutex_);
       errands_.push_back({session, id, data});
       os_.event_fd_signal(wake_.get());

@@ -18,6 +18,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from ._deadline import Deadline
@@ -100,9 +101,11 @@ class Link:
         except SessionLost:
             raise
         except BaseException as error:
-            # Nobody waits any more, but a lease may be granted yet: find out and end it.
+            # Nobody waits any more, but a lease may be granted yet: find out and end it. If the
+            # broker never heard of it before, nothing is loaded.
             if isinstance(error, UnansweredError) or not isinstance(error, ModelBrokerError):
-                self._errands.append(errand)
+                data = {**errand.data, "load": False, "file": None}
+                self._errands.append(replace(errand, data=data))
                 self._keep()
             raise
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -200,6 +202,21 @@ def test_an_attach_that_the_broker_gave_up_is_not_asked_again(
             client.status()
             time.sleep(0.004)
         assert [model.name for model in client.list()] == ["other"]
+
+
+def test_an_attach_that_was_given_up_before_it_was_sent_loads_nothing(tight: Tight) -> None:
+    broker = tight.broker
+    with broker.connect() as client, broker.connect() as late:
+        client.load(tight.first)
+        client.load(tight.second)  # in its place
+        os.kill(broker.pid, signal.SIGSTOP)  # and no socket of the other client's is connected yet
+        with pytest.raises(DeadlineExceededError):
+            late.attach("first", timeout=0.1)
+        os.kill(broker.pid, signal.SIGCONT)
+        assert late.load(tight.second).outcome == "resident"
+        time.sleep(1.5)  # as long as it takes until what is left over is asked again
+        assert broker.books()["loads"] == 2
+        assert [model.name for model in client.list()] == ["second"]
 
 
 def test_unload_during_a_load_and_load_during_a_drain(

@@ -304,6 +304,21 @@ TEST_F(ClientBroker, AnAttachThatTheBrokerGaveUpIsNotAskedAgain) {
   EXPECT_EQ(broker.list()->front().name, "other");
 }
 
+TEST_F(ClientBroker, AnAttachThatWasGivenUpBeforeItWasSentLoadsNothing) {
+  Broker broker = connect();
+  Broker late = connect();
+  const std::string other = write_model("other.safetensors", 150 * kMiB);
+  ASSERT_TRUE(broker.load(write_model("m.safetensors", 150 * kMiB)));
+  ASSERT_TRUE(broker.load(other));  // in its place: there is room for one
+  process_.freeze();                // and no socket of the other client's is connected yet
+  EXPECT_EQ(late.attach("m", {.timeout = Timeout(1)}).error().code, ErrorCode::kDeadlineExceeded);
+  process_.thaw();
+  EXPECT_EQ(late.load(other)->outcome, "resident");
+  std::this_thread::sleep_for(std::chrono::milliseconds(1'500));  // until what is left over has been asked again
+  EXPECT_EQ(broker.status().value().tiers.at("ram").loads, 2U);
+  EXPECT_EQ(broker.list()->front().name, "other");
+}
+
 TEST_F(ClientBroker, WhatIsDroppedWhileTheNextBrokerIsToldOfItEnds) {
   Broker broker = connect();
   ASSERT_TRUE(broker.load(write_model("m.safetensors", kMiB)));
