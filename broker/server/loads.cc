@@ -158,29 +158,28 @@ void Loads::header_read(const FlightPtr& flight, Result<Header> header) {
     }
   }
   flight->plan = std::move(header->plan);
-  admit(flight, std::nullopt);
+  admit(flight);
 }
 
-void Loads::admit(const FlightPtr& flight, std::optional<TimePoint> until) {
+void Loads::admit(const FlightPtr& flight) {
   if (flight->waiters.empty()) return fail_all(flight, {ErrorCode::kCancelled, "nobody waits for the load"});
-  const auto then = [this, flight, waited = until.has_value()](Result<Budget::Reservation> admitted) {
+  const auto then = [this, flight](Result<Budget::Reservation> admitted) {
     flight->asked.reset();
-    if (!admitted) return refused(flight, admitted.error(), waited);
+    if (!admitted) return refused(flight, admitted.error());
     flight->reservation = std::move(*admitted);
     read(flight);
   };
-  flight->asked = admission_.ask({flight->plan.layout.block_size, "'" + flight->plan.label + "'", until}, then);
+  flight->asked = admission_.ask({flight->plan.layout.block_size, "'" + flight->plan.label + "'", flight->until}, then);
 }
 
-// Who gave no deadline hears it now; the others wait for room.
-void Loads::refused(const FlightPtr& flight, const Error& error, bool waited) {
-  std::optional<TimePoint> until;
-  for (const Waiter& waiter : flight->waiters) {
-    if (waiter.until) until = std::max(until.value_or(*waiter.until), *waiter.until);
-  }
-  if (waited || !until || flight->plan.layout.block_size > books_.budget.limit()) return fail_all(flight, error);
-  const std::vector<Waiter> hasty = take_if(flight->waiters, [](const Waiter& waiter) { return !waiter.until; });
-  admit(flight, until);
+// Who gave no deadline, or none that is later than what was waited for, hears it now; the others wait for room.
+void Loads::refused(const FlightPtr& flight, const Error& error) {
+  const std::optional<TimePoint> waited = flight->until;
+  for (const Waiter& waiter : flight->waiters) flight->until = std::max(flight->until, waiter.until);
+  if (flight->until == waited || flight->plan.layout.block_size > books_.budget.limit()) return fail_all(flight, error);
+  const std::vector<Waiter> hasty =
+      take_if(flight->waiters, [&](const Waiter& waiter) { return waiter.until <= waited; });
+  admit(flight);
   for (const Waiter& waiter : hasty) waiter.done(tl::unexpected(error));
 }
 

@@ -105,6 +105,7 @@ class Loads {
     LoadProgress progress;
     LoadPlan plan;
     std::optional<Admission::Id> asked;  // while it waits for its admission
+    std::optional<TimePoint> until;      // how long it waits for room; nothing: it is told at once
     Budget::Reservation reservation;
     std::uint64_t generation = 0;
     TimePoint began;               // its reading
@@ -122,8 +123,8 @@ class Loads {
     bool same_bytes = false;  // as the block that was to be compared
   };
   void header_read(const FlightPtr& flight, Result<Header> header);
-  void admit(const FlightPtr& flight, std::optional<TimePoint> until);
-  void refused(const FlightPtr& flight, const Error& error, bool waited);
+  void admit(const FlightPtr& flight);
+  void refused(const FlightPtr& flight, const Error& error);
   void read(const FlightPtr& flight);
   void tell(std::string_view type, const Flight& flight, const std::string& reason = "");
   void watch_progress();

@@ -159,6 +159,25 @@ def test_a_load_that_nobody_waits_for_any_more_is_given_up(tight: Tight) -> None
         assert loading(broker) == []
 
 
+def test_who_joins_a_load_that_waits_for_room_has_its_own_deadline(tight: Tight) -> None:
+    broker, first, second = tight.broker, tight.first, tight.second
+    with (
+        broker.connect() as client,
+        broker.connect() as hasty,
+        broker.connect() as patient,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        weights = client.attach(first)
+        short = pool.submit(hasty.load, second, timeout=3)
+        wait_until(lambda: loading(broker) == ["second"])
+        long = pool.submit(patient.load, second, timeout=60)
+        with pytest.raises(ResourceExhaustedError):
+            short.result(60)
+        assert loading(broker) == ["second"]
+        weights.release()
+        assert long.result(60).outcome == "loaded"
+
+
 @pytest.mark.parametrize("what", ["load", "attach"])
 def test_past_its_deadline_a_load_is_given_up(
     broker: BrokerProcess, tmp_path: Path, what: str
