@@ -21,7 +21,7 @@ class Checker {
       case msgpack::type::EXT:
         return refuse("binary and extension values are not part of the protocol");
       case msgpack::type::STR:
-        return valid_utf8(text_of(object)) || refuse("a string is not UTF-8");
+        return valid_utf8(text_of(object)) || no_text(text_of(object));
       case msgpack::type::ARRAY:
         return std::all_of(object.via.array.ptr, object.via.array.ptr + object.via.array.size,
                            [&](const Object& item) { return check(item); });
@@ -39,6 +39,9 @@ class Checker {
   bool refuse(std::string why) {
     problem_ = std::move(why);
     return false;
+  }
+  bool no_text(std::string_view text) {
+    return refuse("'" + printable(text, 64) + "' is not UTF-8: rename the file, or choose another name");
   }
   bool twice(std::string_view key) { return refuse("key '" + printable(key, 64) + "' is there twice"); }
 

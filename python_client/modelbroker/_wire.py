@@ -52,7 +52,9 @@ def encode_request(
     try:
         raw: bytes = msgpack.packb(frame)
     except UnicodeEncodeError as error:
-        raise InvalidArgumentError(f"{type_}: cannot be sent as UTF-8 text: {error}") from None
+        raise InvalidArgumentError(
+            f"{type_}: {error.object!r} is not UTF-8: rename the file, or choose another name"
+        ) from None
     if len(raw) > limit:
         raise InvalidArgumentError(f"{type_}: the request has {len(raw)} bytes; at most {limit}")
     return raw

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,20 @@ def test_words_that_are_no_text_are_refused_at_once(
     done = broker.cli(*what, check=False)
     assert done.returncode >= 10
     assert done.stderr.startswith("modelbroker: ")
+
+
+def test_a_file_whose_name_is_no_text_is_to_be_renamed(
+    broker: BrokerProcess, tmp_path: Path
+) -> None:
+    named = files.write_random(tmp_path / "m.safetensors", 1).rename(
+        tmp_path / os.fsdecode(b"m\xff.safetensors")
+    )
+    remedy = "is not UTF-8: rename the file"
+    assert remedy in broker.cli("load", os.fsencode(named), check=False).stderr
+    with broker.connect() as client:
+        for ask in (client.load, client.attach):
+            with pytest.raises(modelbroker.InvalidArgumentError, match=remedy):
+                ask(named)
 
 
 def test_an_attach_that_came_too_late_leaves_no_lease(
