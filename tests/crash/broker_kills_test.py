@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import subprocess
 import threading
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import pytest
 import modelbroker
 from support import files
 from support.broker import BINARY, BrokerProcess, wait_until
+from support.loads_under_way import freeze_in_a_load
 from support.workers import (
     assert_books_are_the_kernels,
     assert_right_bytes,
@@ -166,17 +166,15 @@ def test_a_kill_while_the_list_says_loading_leaves_nothing(
         return enough and broker.bytes_in_ram() > 0
 
     with broker.connect() as client:
-        for _ in range(50):
-            loader = subprocess.Popen([BINARY, "load", long, "--name", "m"], env=broker.environment)
-            wait_until(lambda done=loader.poll: so_far(client) or done() is not None, every=0)
-            os.kill(broker.pid, signal.SIGSTOP)
-            if [found.suffix for found in broker.blocks()] == [".tmp"]:
-                break
-            os.kill(broker.pid, signal.SIGCONT)  # the load was too fast to see: again
-            assert loader.wait(60) == 0
-            client.unload("m", wait=True)
-        else:
-            raise AssertionError("the load was never seen under way")
+        loader = freeze_in_a_load(
+            broker,
+            client,
+            begin=lambda: subprocess.Popen(
+                [BINARY, "load", long, "--name", "m"], env=broker.environment
+            ),
+            end=lambda loader: loader.wait(60),
+            due=lambda loader: so_far(client) or loader.poll() is not None,
+        )
         broker.kill()
         loader.kill()
         loader.wait()
@@ -237,7 +235,7 @@ def test_every_call_in_flight_at_a_death_is_answered_by_the_next_broker(
     }
     with broker.connect() as client, ThreadPoolExecutor(len(expected)) as threads:
         client.load(path, "m")
-        os.kill(broker.pid, signal.SIGSTOP)  # it takes no call any more, and so answers none
+        broker.freeze()  # it takes no call any more, and so answers none
         barrier = threading.Barrier(len(expected) + 1)
 
         def ask(call: Callable[[], Any]) -> Any:
@@ -263,15 +261,13 @@ def test_a_load_under_way_at_a_death_is_done_by_the_next_broker(
     path.write_bytes(files.encode({"t": files.entry("U8", [size], 0, size)}))
     os.truncate(path, path.stat().st_size + size)
     with broker.connect() as client, ThreadPoolExecutor(1) as threads:
-        while True:
-            load = threads.submit(client.load, path, "m")
-            wait_until(lambda load=load: broker.blocks() or load.done(), every=0)
-            os.kill(broker.pid, signal.SIGSTOP)
-            if any(block.suffix == ".tmp" for block in broker.blocks()):
-                break
-            os.kill(broker.pid, signal.SIGCONT)  # the load was too fast to see: again
-            load.result(60)
-            client.unload("m", wait=True)
+        load = freeze_in_a_load(
+            broker,
+            client,
+            begin=lambda: threads.submit(client.load, path, "m"),
+            end=lambda load: load.result(60),
+            due=lambda load: bool(broker.blocks()) or load.done(),
+        )
         broker.kill()
         broker.start()
         loaded = load.result(60)

@@ -13,8 +13,9 @@ import pytest
 
 import modelbroker
 from support import files
-from support.broker import BrokerProcess, start_python, wait_until
+from support.broker import BrokerProcess, freeze, start_python, wait_until
 from support.features import KERNEL_TELLS_HOLDERS, needs
+from support.loads_under_way import freeze_in_a_load
 from support.workers import (
     HOLDER,
     assert_books_are_the_kernels,
@@ -125,18 +126,15 @@ for _ in sys.stdin:
 def stop_in_a_load(
     broker: BrokerProcess, client: modelbroker.Broker, loader: subprocess.Popen[str]
 ) -> None:
-    """Has the loader load, and SIGSTOPs the broker in the first half of it."""
-    for _ in range(50):
-        tell(loader, "go")
-        wait_until(broker.blocks, every=0)
-        os.kill(broker.pid, signal.SIGSTOP)
-        unfinished = any(path.suffix == ".tmp" for path in broker.blocks())
-        if unfinished and broker.bytes_in_ram() < LONG / 2:
-            return
-        os.kill(broker.pid, signal.SIGCONT)  # it was too fast: again
-        line_of(loader)
-        client.unload("m", wait=True)
-    raise AssertionError("the load was never seen in its first half")
+    """Has the loader load, and freezes the broker in the first half of it."""
+    freeze_in_a_load(
+        broker,
+        client,
+        begin=lambda: tell(loader, "go"),
+        end=lambda _: line_of(loader),
+        due=lambda _: bool(broker.blocks()),
+        caught=lambda: broker.bytes_in_ram() < LONG / 2,
+    )
 
 
 def test_a_load_whose_only_worker_was_killed_is_given_up(
@@ -147,7 +145,7 @@ def test_a_load_whose_only_worker_was_killed_is_given_up(
         stop_in_a_load(broker, client, loader)
         loader.kill()
         loader.wait()
-        os.kill(broker.pid, signal.SIGCONT)
+        broker.thaw()
         wait_until(lambda: "nobody waits for it" in broker.output())
         wait_until(broker.is_empty)
         assert client.load(files.write_random(tmp_path / "other", 1), "m").outcome == "loaded"
@@ -159,7 +157,7 @@ def test_a_load_goes_on_for_the_worker_that_lives(broker: BrokerProcess, tmp_pat
         with broker.connect() as second, ThreadPoolExecutor(1) as thread:
             stop_in_a_load(broker, client, loader)
             load = thread.submit(second.load, path, "m")
-            os.kill(broker.pid, signal.SIGCONT)
+            broker.thaw()
             wait_until(lambda: load.done() or broker.books()["misses"] >= 2, every=0)
             loader.kill()
             loader.wait()
@@ -175,7 +173,7 @@ def test_a_stopped_worker_keeps_its_lease_and_others_go_on(
     path = files.write_random(tmp_path / "m", 5)
     broker.cli("load", path, "--name", "m")
     with workers(broker, 2, HOLDER, "m") as [stopped, other]:
-        os.kill(stopped.pid, signal.SIGSTOP)
+        freeze(stopped.pid)
         other.kill()
         wait_until(lambda: broker.books()["leases"] == 1)
         with broker.connect() as client:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -228,10 +226,10 @@ def test_an_attach_that_was_given_up_before_it_was_sent_loads_nothing(tight: Tig
     with broker.connect() as client, broker.connect() as late:
         client.load(tight.first)
         client.load(tight.second)  # in its place
-        os.kill(broker.pid, signal.SIGSTOP)  # and no socket of the other client's is connected yet
+        broker.freeze()  # and no socket of the other client's is connected yet
         with pytest.raises(DeadlineExceededError):
             late.attach("first", timeout=0.1)
-        os.kill(broker.pid, signal.SIGCONT)
+        broker.thaw()
         assert late.load(tight.second).outcome == "resident"
         time.sleep(1.5)  # as long as it takes until what is left over is asked again
         assert broker.books()["loads"] == 2

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,9 +17,8 @@ LIMIT = 10  # seconds that a command without a deadline of its own waits
 
 @pytest.fixture
 def stopped(broker: BrokerProcess) -> Iterator[BrokerProcess]:
-    os.kill(broker.pid, signal.SIGSTOP)
-    yield broker
-    os.kill(broker.pid, signal.SIGCONT)
+    with broker.frozen():
+        yield broker
 
 
 @pytest.mark.parametrize("timeout", ["0.1", "300ms"])
@@ -43,8 +40,8 @@ def test_a_question_ends_too(stopped: BrokerProcess) -> None:
 def test_a_load_that_waits_for_nothing_else_is_served_when_it_goes_on(
     broker: BrokerProcess, tmp_path: Path
 ) -> None:
-    os.kill(broker.pid, signal.SIGSTOP)
+    broker.freeze()
     source = files.write_random(tmp_path / "m.safetensors", 1)
     assert broker.cli("load", source, "--timeout", "0.1", check=False).returncode != 0
-    os.kill(broker.pid, signal.SIGCONT)
+    broker.thaw()
     assert broker.cli_json("load", source, "--timeout", "1m")["outcome"] in ("loaded", "resident")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,7 +62,7 @@ def test_without_the_lock_a_block_tells_that_its_broker_lives(
     broker.cli("load", adopted)
     broker.kill()
     broker.start()
-    os.kill(broker.pid, signal.SIGSTOP)  # it cannot make its lock again
+    broker.freeze()  # it cannot make its lock again
     lock_of(broker).unlink()
     for _ in range(2):  # a refusal leaves no lock behind that would let the next one in
         assert "stop it or choose --instance" in refusal(second)
@@ -72,15 +71,15 @@ def test_without_the_lock_a_block_tells_that_its_broker_lives(
         "clean", "--ram-directory", broker.ram, "--instance", broker.instance, check=False
     )
     assert cleaned.returncode == PRECONDITION
-    os.kill(broker.pid, signal.SIGCONT)
+    broker.thaw()
     wait_until(lock_of(broker).exists)
     with broker.connect() as client:
         client.load(loaded)
         client.unload("adopted", wait=True)
-    os.kill(broker.pid, signal.SIGSTOP)
+    broker.freeze()
     lock_of(broker).unlink()
     assert "another broker" in refusal(second)  # the same for a block that it made itself
-    os.kill(broker.pid, signal.SIGCONT)
+    broker.thaw()
     with broker.connect() as client:
         assert_right_bytes(client, "loaded", crcs(loaded))
 
@@ -89,11 +88,11 @@ def test_a_broker_whose_place_was_taken_ends_and_frees_nothing(
     broker: BrokerProcess, second: BrokerProcess, tmp_path: Path
 ) -> None:
     path = files.write_random(tmp_path / "m.safetensors", 5)
-    os.kill(broker.pid, signal.SIGSTOP)
+    broker.freeze()
     lock_of(broker).unlink()
     second.start()  # there is no block that could tell
     second.cli("load", path)
-    os.kill(broker.pid, signal.SIGCONT)
+    broker.thaw()
     assert broker.process is not None
     assert broker.process.wait(60) == PRECONDITION
     broker.process = None

@@ -6,7 +6,6 @@ import json
 import os
 import pty
 import re
-import signal
 import subprocess
 import threading
 from collections.abc import Callable
@@ -102,9 +101,9 @@ def test_a_terminal_sees_it_go_on(quiet: BrokerProcess, tmp_path: Path) -> None:
     # However fast it is: its progress is due when the broker wakes from a pause in the middle.
     assert quiet.process is not None
     wait_until(lambda: quiet.books()["scrubbed_bytes"] > 0, every=0)
-    quiet.process.send_signal(signal.SIGSTOP)
+    quiet.freeze()
     threading.Event().wait(0.3)
-    quiet.process.send_signal(signal.SIGCONT)
+    quiet.thaw()
     out = process.communicate(timeout=60)[0]
     reader.join()
     os.close(ours)

@@ -88,12 +88,12 @@ def test_the_watchdog_is_patted_by_the_loop_alone(
         assert manager.hear_until("WATCHDOG") == {"WATCHDOG": "1"}
     assert broker.alive()
     # A broker that does not run says nothing: what is on its way is read, then nothing comes.
-    os.kill(broker.pid, signal.SIGSTOP)
+    broker.freeze()
     manager._socket.settimeout(1)
     with suppress(TimeoutError):
         while manager.hear():
             pass
-    os.kill(broker.pid, signal.SIGCONT)
+    broker.thaw()
     manager._socket.settimeout(60)
     manager.hear_until("WATCHDOG")
 

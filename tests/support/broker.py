@@ -87,6 +87,23 @@ class BrokerProcess:
         """SIGTERM: the clean stop. Returns the exit status."""
         return self._end(signal.SIGTERM)
 
+    def freeze(self) -> None:
+        """SIGSTOP. Returns when every thread of it stands still; the signal alone does not."""
+        freeze(self.pid)
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Meanwhile it does nothing."""
+        self.freeze()
+        try:
+            yield
+        finally:
+            self.thaw()
+
     def _end(self, how: signal.Signals) -> int:
         assert self.process is not None
         self.process.send_signal(how)
@@ -168,6 +185,12 @@ class BrokerProcess:
         books = self.books()
         used = ("reserved", "made", "draining", "pinned", "leased", "models", "leases")
         return not self.blocks() and all(books[word] == 0 for word in used)
+
+
+def freeze(child: int) -> None:
+    """SIGSTOP to a child of ours; returns when every thread of it stands still."""
+    os.kill(child, signal.SIGSTOP)
+    os.waitid(os.P_PID, child, os.WSTOPPED)
 
 
 @contextmanager

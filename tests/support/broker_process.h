@@ -49,7 +49,12 @@ class BrokerProcess {
   void kill() { end(SIGKILL); }
   // A clean stop, which frees every block.
   void stop() { end(SIGTERM); }
-  void freeze() const { ::kill(pid_, SIGSTOP); }
+  // Returns when every thread of it stands still.
+  void freeze() const {
+    ::kill(pid_, SIGSTOP);
+    while (::waitpid(pid_, nullptr, WUNTRACED) < 0 && errno == EINTR) {
+    }
+  }
   void thaw() const { ::kill(pid_, SIGCONT); }
 
   [[nodiscard]] std::string operator/(const std::string& name) const { return folder_ / name; }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import zmq
 
 from support import files
 from support.broker import BrokerProcess, wait_until
+from support.loads_under_way import is_reading
 from support.raw_wire import call, dealer
 
 Socket: TypeAlias = "zmq.Socket[bytes]"
@@ -102,11 +102,9 @@ def seqs_rise(events: list[Event]) -> bool:
 
 def let_it_read_for_a_while(broker: BrokerProcess, seconds: float = 0.3) -> None:
     """Stops the broker once it reads a file. Its clock goes on: progress is due when it wakes."""
-    wait_until(lambda: [path for path in broker.blocks() if path.suffix == ".tmp"], every=0)
-    assert broker.process is not None
-    broker.process.send_signal(signal.SIGSTOP)
-    time.sleep(seconds)
-    broker.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: is_reading(broker), every=0)
+    with broker.frozen():
+        time.sleep(seconds)
 
 
 def sparse_model(path: Path, megabytes: int) -> Path:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,15 +18,6 @@ from support.broker import BrokerProcess, run_python, wait_until
 def loaded(broker: BrokerProcess, tmp_path: Path) -> BrokerProcess:
     broker.cli("load", files.write_random(tmp_path / "m", 2), "--name", "m")
     return broker
-
-
-@contextmanager
-def stopped(broker: BrokerProcess) -> Iterator[None]:
-    os.kill(broker.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(broker.pid, signal.SIGCONT)
 
 
 # ---- Ctrl-C
@@ -102,7 +91,7 @@ def test_an_attach_that_came_too_late_leaves_no_lease(
 ) -> None:
     with loaded.connect() as client:
         client.list()
-        with stopped(loaded), pytest.raises(modelbroker.DeadlineExceededError) as caught:
+        with loaded.frozen(), pytest.raises(modelbroker.DeadlineExceededError) as caught:
             client.attach("m" if by == "name" else tmp_path / "m", timeout=0.1)
         assert isinstance(caught.value, TimeoutError)
         # The broker reads the request now, and grants a lease that nobody waits for.
@@ -117,7 +106,7 @@ def test_an_attach_that_came_too_late_leaves_no_lease(
 def test_a_call_that_came_too_late_does_no_harm_to_the_next(loaded: BrokerProcess) -> None:
     with loaded.connect() as client:
         for _ in range(3):
-            with stopped(loaded), pytest.raises(modelbroker.DeadlineExceededError):
+            with loaded.frozen(), pytest.raises(modelbroker.DeadlineExceededError):
                 client.unload("nothing", timeout=0.05)
             assert [model.name for model in client.list()] == ["m"]
             with pytest.raises(modelbroker.NotFoundError, match="nothing"):
@@ -140,7 +129,7 @@ def test_loads_that_came_too_late_do_not_use_up_the_session(
 ) -> None:
     # Each has handed in its file's descriptor, and has not waited for the handle.
     with loaded.connect() as client, client.attach("m") as weights:
-        with stopped(loaded):
+        with loaded.frozen():
             for _ in range(70):
                 with pytest.raises(modelbroker.DeadlineExceededError):
                     client.load(tmp_path / "m", timeout=0)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -182,15 +178,6 @@ sys.stdin.readline()
 """
 
 
-@contextmanager
-def stopped(pid: int) -> Iterator[None]:
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
-
-
 @pytest.mark.parametrize(
     "more", ["", "weights.release()", "client.close()", "del tensors, weights"]
 )
@@ -208,7 +195,7 @@ def test_the_interpreter_leaves_though_the_broker_does_not_answer(
             worker.communicate("go\n", timeout=60)
             loaded.start()
         else:
-            with stopped(loaded.pid):
+            with loaded.frozen():
                 worker.communicate("go\n", timeout=60)
         assert worker.returncode == 0
     finally:
