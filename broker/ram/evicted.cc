@@ -20,6 +20,14 @@ void EvictedNames::forget(std::string_view name) {
   std::erase(order_, name);
 }
 
+std::vector<std::string> EvictedNames::at_path(std::string_view path) const {
+  std::vector<std::string> names;
+  for (const auto& [name, model] : models_) {
+    if (model.given.path == path) names.push_back(name);
+  }
+  return names;
+}
+
 const EvictedNames::Model* EvictedNames::find(std::string_view name) const {
   const auto found = models_.find(name);
   return found == models_.end() ? nullptr : &found->second;

@@ -4,16 +4,16 @@
 // only.
 #pragma once
 
-#include <sys/types.h>
-
 #include <cstddef>
 #include <deque>
 #include <map>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "broker/clock.h"
+#include "broker/ram/given_name.h"
 #include "shm/manifest.h"
 
 namespace modelbroker {
@@ -22,15 +22,18 @@ class EvictedNames {
  public:
   static constexpr std::size_t kMost = 10000;
   struct Model {
-    std::string path, type;
+    GivenName given;
+    std::string type;
     Duration keep_alive{-1};
-    uid_t loader = 0, path_uid = 0;      // who gave the name, who said where the file lies
+    bool pinned = false;
     std::optional<FileIdentity> only{};  // it must still be this file
   };
 
   void remember(const std::string& name, Model model);
   void forget(std::string_view name);
   [[nodiscard]] const Model* find(std::string_view name) const;
+  // The names of the file at that path.
+  [[nodiscard]] std::vector<std::string> at_path(std::string_view path) const;
   [[nodiscard]] std::size_t size() const noexcept { return models_.size(); }
 
  private:

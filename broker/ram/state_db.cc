@@ -12,7 +12,7 @@
 namespace modelbroker {
 namespace {
 
-constexpr int kSchemaVersion = 3;
+constexpr int kSchemaVersion = 4;
 constexpr int kAnotherVersion = -2;  // no number of SQLite's
 // SQLite's own numbers (sqlite3.h), so that its header is not needed here.
 constexpr int kSqliteError = 1;  // here: tables that are not ours
@@ -56,13 +56,14 @@ struct StateDb::Impl {
           " damaged INTEGER NOT NULL) WITHOUT ROWID");
       db.exec(
           "CREATE TABLE IF NOT EXISTS names(name TEXT PRIMARY KEY, block TEXT NOT NULL, position INTEGER NOT NULL,"
-          " loader INTEGER NOT NULL) WITHOUT ROWID");
+          " loader INTEGER NOT NULL, path TEXT NOT NULL, path_uid INTEGER NOT NULL) WITHOUT ROWID");
       crash_point("state_db.tables_made");
       db.exec("PRAGMA user_version=" + std::to_string(kSchemaVersion));
-    } else if (version == 1 || version == 2) {
+    } else if (version >= 1 && version < kSchemaVersion) {
       SQLite::Transaction transaction(db);
-      if (version == 1) add_columns_of_2();
-      db.exec("ALTER TABLE blocks ADD COLUMN damaged INTEGER NOT NULL DEFAULT 0");
+      if (version < 2) add_columns_of_2();
+      if (version < 3) db.exec("ALTER TABLE blocks ADD COLUMN damaged INTEGER NOT NULL DEFAULT 0");
+      add_columns_of_4();
       db.exec("PRAGMA user_version=" + std::to_string(kSchemaVersion));
       transaction.commit();
     } else if (version != kSchemaVersion) {
@@ -76,6 +77,15 @@ struct StateDb::Impl {
       db.exec(std::string("ALTER TABLE blocks ADD COLUMN ") + column + " INTEGER NOT NULL DEFAULT 0");
     }
     db.exec("ALTER TABLE names ADD COLUMN loader INTEGER NOT NULL DEFAULT 0");
+  }
+
+  void add_columns_of_4() {  // a block had one path for all its names
+    db.exec("ALTER TABLE names ADD COLUMN path TEXT NOT NULL DEFAULT ''");
+    db.exec("ALTER TABLE names ADD COLUMN path_uid INTEGER NOT NULL DEFAULT 0");
+    for (const char* column : {"path", "path_uid"}) {
+      db.exec(std::string("UPDATE names SET ") + column + " = (SELECT " + column +
+              " FROM blocks WHERE blocks.block = names.block) WHERE block IN (SELECT block FROM blocks)");
+    }
   }
 
   std::vector<BlockRecord> read() {
@@ -97,12 +107,13 @@ struct StateDb::Impl {
       record.damaged = blocks.getColumn(9).getInt() != 0;
       records.emplace(record.block, std::move(record));
     }
-    SQLite::Statement names(db, "SELECT name, block, loader FROM names ORDER BY position");
+    SQLite::Statement names(db, "SELECT name, block, loader, path, path_uid FROM names ORDER BY position");
     while (names.executeStep()) {
       const auto found = records.find(names.getColumn(1).getString());
       if (found == records.end()) continue;
       found->second.names.push_back(names.getColumn(0).getString());
-      found->second.name_loaders.push_back(names.getColumn(2).getUInt());
+      found->second.given.push_back(
+          {names.getColumn(2).getUInt(), names.getColumn(3).getString(), names.getColumn(4).getUInt()});
     }
     std::vector<BlockRecord> list;
     list.reserve(records.size());
@@ -134,11 +145,15 @@ struct StateDb::Impl {
     block.exec();
     for (std::size_t position = 0; position < record.names.size(); ++position) {
       // A name that moves to a newer block may still stand at the older one's.
-      SQLite::Statement row(db, "INSERT OR REPLACE INTO names VALUES(?, ?, ?, ?)");
+      const GivenName& given = position < record.given.size() ? record.given[position]
+                                                              : GivenName{record.loader, record.path, record.path_uid};
+      SQLite::Statement row(db, "INSERT OR REPLACE INTO names VALUES(?, ?, ?, ?, ?, ?)");
       row.bind(1, record.names[position]);
       row.bind(2, record.block);
       row.bind(3, static_cast<std::int64_t>(position));
-      row.bind(4, position < record.name_loaders.size() ? record.name_loaders[position] : record.loader);
+      row.bind(4, given.loader);
+      row.bind(5, given.path);
+      row.bind(6, given.path_uid);
       row.exec();
     }
   }

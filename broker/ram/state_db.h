@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "broker/ram/given_name.h"
 #include "shm/error.h"
 
 namespace modelbroker {
@@ -23,9 +24,9 @@ struct BlockRecord {
   bool damaged = false;  // withdrawn since its bytes are not its source's
   std::int64_t ctime_ns = 0;
   std::int64_t keep_alive_ns = -1;
-  // Users: who loaded it, whose file it was, who said where that lies; who gave each name (none: the loader).
+  // Users: who loaded it, whose file it was, who said where that lies.
   std::uint32_t loader = 0, source_uid = 0, path_uid = 0;
-  std::vector<std::uint32_t> name_loaders{};
+  std::vector<GivenName> given{};  // of each name; where one is missing, loader, path and path_uid of the block
 };
 
 class StateDb {

@@ -1,12 +1,15 @@
 #include "broker/ram/store.h"
 
 #include <algorithm>
+#include <tuple>
+#include <utility>
 
 namespace modelbroker {
 
 Resident& RamStore::add(Resident resident) {
   const std::string id = resident.block->id();
-  for (const std::string& name : resident.names) names_[name] = {id, resident.loader};
+  for (const std::string& name : resident.names)
+    names_[name] = {id, {resident.loader, resident.path, resident.path_uid}};
   return residents_.insert_or_assign(id, std::move(resident)).first->second;
 }
 
@@ -32,8 +35,10 @@ Resident* RamStore::newest(Predicate predicate) {
   Resident* best = nullptr;
   for (auto& [id, resident] : residents_) {
     if (resident.removing || !predicate(resident)) continue;
-    // What still has its name goes before what drains, then the higher generation.
-    const auto rank = [](const Resident& r) { return std::pair(!r.draining(), r.block->name().generation); };
+    // What still has its name goes before what has none or drains, then the higher generation.
+    const auto rank = [](const Resident& r) {
+      return std::tuple(!r.draining(), !r.names.empty(), r.block->name().generation);
+    };
     if (best == nullptr || rank(resident) > rank(*best)) best = &resident;
   }
   return best;
@@ -41,17 +46,25 @@ Resident* RamStore::newest(Predicate predicate) {
 
 Resident* RamStore::by_path(std::string_view path, const Believes& believes) {
   if (path.empty()) return nullptr;
-  return newest(
-      [&](const Resident& r) { return !r.draining() && r.path == path && (!believes || believes(r.path_uid)); });
+  const auto lies_there = [&](const std::string& where, uid_t teller) {
+    return where == path && (!believes || believes(teller));
+  };
+  return newest([&](const Resident& r) {
+    if (r.draining()) return false;
+    if (r.names.empty()) return lies_there(r.path, r.path_uid);
+    return std::ranges::any_of(
+        r.names, [&](const std::string& name) { return lies_there(given(name).path, given(name).path_uid); });
+  });
 }
 
 Resident* RamStore::find(std::string_view name_or_path, const Believes& believes) {
   return name_or_path.starts_with('/') ? by_path(name_or_path, believes) : by_name(name_or_path);
 }
 
-uid_t RamStore::loader_of(std::string_view name) const {
+const GivenName& RamStore::given(std::string_view name) const {
+  static const GivenName nobodys;
   const auto found = names_.find(name);
-  return found == names_.end() ? 0 : found->second.loader;
+  return found == names_.end() ? nobodys : found->second.given;
 }
 
 Resident* RamStore::by_source(const FileIdentity& source) {
@@ -62,16 +75,22 @@ Resident* RamStore::by_source_but_ctime(const FileIdentity& source) {
   return newest([&](const Resident& r) { return !r.damaged && r.source.same_but_ctime(source); });
 }
 
-Result<void> RamStore::add_name(Resident& resident, const std::string& name, uid_t loader) {
-  const auto [entry, is_new] = names_.emplace(name, Named{resident.block->id(), loader});
+Result<void> RamStore::add_name(Resident& resident, const std::string& name, GivenName given) {
+  const auto [entry, is_new] = names_.emplace(name, Named{resident.block->id(), std::move(given)});
   if (is_new) {
     resident.names.push_back(name);
     return {};
   }
   if (entry->second.block == resident.block->id()) return {};
-  const Resident& owner = residents_.at(entry->second.block);
-  return fail(ErrorCode::kAlreadyExists, "the name '" + name + "' belongs to '" + owner.path +
+  return fail(ErrorCode::kAlreadyExists, "the name '" + name + "' belongs to '" + entry->second.given.path +
                                              "': use --name to choose another, or unload it first");
+}
+
+void RamStore::asked_again(const Resident& resident, std::string_view path, std::uint64_t asked) {
+  for (const std::string& name : resident.names) {
+    GivenName& known = names_.at(name).given;
+    if (known.path == path) known.asked = std::max(known.asked, asked);
+  }
 }
 
 void RamStore::remove_name(Resident& resident, const std::string& name) {
@@ -79,14 +98,16 @@ void RamStore::remove_name(Resident& resident, const std::string& name) {
   names_.erase(name);
 }
 
-void RamStore::move_names(Resident& from, Resident& to) {
-  for (std::string& name : from.names) {
-    names_[name].block = to.block->id();
-    to.names.push_back(std::move(name));
+void RamStore::move_names(Resident& from, Resident& to, std::string_view path) {
+  const std::vector<std::string> names = std::exchange(from.names, {});
+  for (const std::string& name : names) {
+    Named& named = names_[name];
+    const bool goes = named.given.path == path;
+    if (goes) named.block = to.block->id();
+    (goes ? to : from).names.push_back(name);
   }
-  from.names.clear();
   to.pinned = to.pinned || from.pinned;
-  from.pinned = false;
+  from.pinned = from.pinned && !from.names.empty();
 }
 
 Result<void> RamStore::drain(Resident& resident) {

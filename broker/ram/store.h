@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "broker/clock.h"
+#include "broker/ram/given_name.h"
 #include "shm/block.h"
 
 namespace modelbroker {
@@ -25,7 +26,7 @@ struct Resident {
   std::shared_ptr<Block> block;
   std::vector<std::string> names;  // the first is the model's; empty while it drains
   std::string type;
-  std::string path;  // the source as it was last named
+  std::string path;  // the source as it was last named; each name has one of its own, see GivenName
   // Users: who loaded it first, whose file it was, who said where that lies.
   uid_t loader = 0, source_uid = 0, path_uid = 0;
   FileIdentity source;      // as last confirmed: ctime may be newer than the manifest's
@@ -59,21 +60,31 @@ class RamStore {
   [[nodiscard]] Resident* by_name(std::string_view name);  // resident ones only, as the next two
   // `believes`: whether the asker takes that user's word for where a file lies; by default everybody's.
   using Believes = std::function<bool(uid_t teller)>;
+  // One of whose names was given to the file at that path.
   [[nodiscard]] Resident* by_path(std::string_view path, const Believes& believes = {});
   // By name, or by path if it begins with '/'.
   [[nodiscard]] Resident* find(std::string_view name_or_path, const Believes& believes = {});
-  // Who gave a name; meaningless for one that nobody has.
-  [[nodiscard]] uid_t loader_of(std::string_view name) const;
+  // Meaningless for a name that nobody has, as the next.
+  [[nodiscard]] const GivenName& given(std::string_view name) const;
+  // Who gave a name.
+  [[nodiscard]] uid_t loader_of(std::string_view name) const { return given(name).loader; }
   // The block that holds exactly this source (draining ones too, if they can be revived).
   [[nodiscard]] Resident* by_source(const FileIdentity& source);
   // The same, but for the ctime: to be trusted only after it was hashed again.
   [[nodiscard]] Resident* by_source_but_ctime(const FileIdentity& source);
 
-  // already_exists if another block has the name.
-  [[nodiscard]] Result<void> add_name(Resident& resident, const std::string& name, uid_t loader = 0);
+  // already_exists if another block has the name; one that it has already stays as it is.
+  [[nodiscard]] Result<void> add_name(Resident& resident, const std::string& name, GivenName given = {});
+  // Where the file of a name that somebody has lies by now.
+  void set_path(const std::string& name, const std::string& path, uid_t path_uid) {
+    names_.at(name).given.path = path;
+    names_.at(name).given.path_uid = path_uid;
+  }
+  // Names that were given to the file at `path` were asked for again.
+  void asked_again(const Resident& resident, std::string_view path, std::uint64_t asked);
   void remove_name(Resident& resident, const std::string& name);
-  // Names and pin go from one block to another: a new generation of the same file.
-  void move_names(Resident& from, Resident& to);
+  // The names that were given to the file at `path` go to the block of its new generation, which gets the pin too.
+  void move_names(Resident& from, Resident& to, std::string_view path);
   // Withdraws all names and renames the block to `.drain`. Kept resident if the rename fails.
   [[nodiscard]] Result<void> drain(Resident& resident);
   [[nodiscard]] Result<void> revive(Resident& resident);
@@ -92,7 +103,7 @@ class RamStore {
   std::map<std::string, Resident> residents_;  // by block id
   struct Named {
     std::string block;
-    uid_t loader = 0;
+    GivenName given;
   };
   std::map<std::string, Named, std::less<>> names_;
 };

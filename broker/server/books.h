@@ -3,6 +3,10 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
 
 #include "broker/clock.h"
 #include "broker/ram/budget.h"
@@ -47,6 +51,17 @@ struct Books {
   [[nodiscard]] std::uint64_t new_generation() {
     return highest_generation = std::max(os.boottime_ns(), highest_generation + 1);
   }
+  // What each of its names leads to when it is gone.
+  [[nodiscard]] std::vector<std::pair<std::string, EvictedNames::Model>> names_of(const Resident& resident) const {
+    std::vector<std::pair<std::string, EvictedNames::Model>> names;
+    for (const std::string& name : resident.names) {
+      names.emplace_back(name, EvictedNames::Model{.given = store.given(name),
+                                                   .type = resident.type,
+                                                   .keep_alive = resident.keep_alive,
+                                                   .pinned = resident.pinned});
+    }
+    return names;
+  }
   void used(Resident& resident) const {
     resident.last_used = clock.now();
     resident.value = value_when_used(cache_age, resident.seconds_to_load, resident.bytes());
@@ -61,6 +76,13 @@ struct Books {
   [[nodiscard]] bool manages_all(uid_t uid, const Resident& resident) const {
     return std::ranges::all_of(resident.names,
                                [&](const std::string& name) { return rights.manage(uid, store.loader_of(name)); });
+  }
+  // The same of those names that were given to the file at `path`.
+  [[nodiscard]] bool manages(uid_t uid, const Resident& resident, std::string_view path) const {
+    return std::ranges::all_of(resident.names, [&](const std::string& name) {
+      const GivenName& given = store.given(name);
+      return given.path != path || rights.manage(uid, given.loader);
+    });
   }
   [[nodiscard]] bool manages_any(uid_t uid, const Resident& resident) const {
     return std::ranges::any_of(resident.names,

@@ -42,6 +42,7 @@ Loads::AskId Loads::start(Ask ask, Done done) {
   waiter->keep_alive = ask.keep_alive;
   waiter->until = ask.until;
   waiter->only = ask.only;
+  waiter->name_loader = ask.name_loader;
   waiter->done = std::move(done);
   asking_.push_back(waiter);
   LookOrder order{waiter->peer, waiter->path, books_.rights.everything(waiter->peer.uid), books_.rights.group(),
@@ -77,6 +78,7 @@ void Loads::identified(const WaiterPtr& asking, Fd file, const Result<Look>& loo
   if (std::erase(asking_, asking) == 0) return;  // withdrawn meanwhile
   Waiter waiter = std::move(*asking);
   if (!look) return waiter.done(tl::unexpected(look.error()));
+  waiter.asked = ++looks_;
   waiter.source_uid = look->uid;
   waiter.is_private = look->is_private;
   const FileIdentity* const source = &look->source;
@@ -296,10 +298,12 @@ void Loads::fail_all(const FlightPtr& flight, const Error& error) {
 
 void Loads::finish(Waiter& waiter, Resident& resident, std::string outcome) {
   if (auto allowed = naming_.allow(waiter, resident); !allowed) return waiter.done(tl::unexpected(allowed.error()));
-  auto model = naming_.settle(waiter, resident, outcome);
-  if (!model) return waiter.done(tl::unexpected(model.error()));
-  if ((waiter.pin || waiter.keep_alive) && !books_.manages_any(waiter.peer.uid, resident)) {
-    return waiter.done(tl::unexpected(Rights::not_manageable(*model, books_.store.loader_of(*model))));
+  const auto settled = naming_.settle(waiter, resident, outcome);
+  if (!settled) return waiter.done(tl::unexpected(settled.error()));
+  const std::string& model = settled->name;
+  const uid_t manager = waiter.name_loader.value_or(waiter.peer.uid);
+  if ((waiter.pin || waiter.keep_alive) && !books_.manages_any(manager, resident)) {
+    return waiter.done(tl::unexpected(Rights::not_manageable(model, books_.store.loader_of(model))));
   }
   if (waiter.pin) resident.pinned = true;
   if (waiter.keep_alive) resident.keep_alive = *waiter.keep_alive;
@@ -307,12 +311,23 @@ void Loads::finish(Waiter& waiter, Resident& resident, std::string outcome) {
   expiry_.changed(resident);
   // Answered when it is written: what was acknowledged survives a crash.
   ++resident.promised;
-  keeper_.save(resident, [this, done = waiter.done, result = Outcome{resident.block->id(), *model, outcome}] {
+  if (Resident* const older = books_.store.by_block(settled->superseded)) ++older->promised;
+  keeper_.save(resident, [this, done = waiter.done, result = Outcome{resident.block->id(), model, outcome},
+                          superseded = settled->superseded] {
     crash_point("load.written");
+    drain_superseded(superseded);
     done(result);
     Resident* const promised = books_.store.by_block(result.block);
     if (promised != nullptr && --promised->promised == 0) admission_.look_again();
   });
+}
+
+// Not before the names that it had are written with another block: a death in between would lose them.
+void Loads::drain_superseded(const std::string& block) {
+  Resident* const older = books_.store.by_block(block);
+  if (older == nullptr) return;
+  --older->promised;
+  if (older->names.empty() && !older->draining()) reaper_.drain_nameless(*older);
 }
 
 // Takes waiters out of all loads, and tells them why.

@@ -42,6 +42,7 @@ class Loads {
     std::optional<Duration> keep_alive;
     std::optional<TimePoint> until;    // how long it may wait for room
     std::optional<FileIdentity> only;  // failed_precondition if it is another file by now
+    std::optional<uid_t> name_loader;  // who gave the name, if not the peer
   };
   struct Outcome {
     std::string block;
@@ -60,7 +61,7 @@ class Loads {
         admission_(admission),
         expiry_(expiry),
         events_(events),
-        naming_(books, reaper, events) {}
+        naming_(books, events) {}
 
   // Asked of a block that a load finds resident: whether it is missing, and withdrawn by now.
   void on_resident(std::function<bool(Resident&)> is_missing) { is_missing_ = std::move(is_missing); }
@@ -137,6 +138,7 @@ class Loads {
   void give_up_if_unwanted(const FlightPtr& flight);
   void fail_all(const FlightPtr& flight, const Error& error);
   void finish(Waiter& waiter, Resident& resident, std::string outcome);
+  void drain_superseded(const std::string& block);
   [[nodiscard]] Resident* usable(const FileIdentity& source, std::string& outcome);
 
   Books& books_;
@@ -150,6 +152,7 @@ class Loads {
   std::vector<WaiterPtr> asking_;  // whose file is being looked at
   std::vector<FlightPtr> flights_;
   AskId next_id_ = 1;
+  std::uint64_t looks_ = 0;  // at files, so far
   bool watching_progress_ = false;
   std::function<bool(Resident&)> is_missing_ = [](Resident&) { return false; };
   std::map<uid_t, std::unique_ptr<Jobs>> jobs_;  // last: ends before what its threads use

@@ -15,27 +15,40 @@ std::string stem_of(const std::string& path) {
 
 std::string Claim::wanted_name() const { return name.empty() ? stem_of(path) : name; }
 
+namespace {
+
+Error name_taken(const std::string& name, const std::string& owner) {
+  return {ErrorCode::kAlreadyExists, "the name '" + wire::printable(name) + "' belongs to " + owner +
+                                         ": use --name to choose another, or unload it first"};
+}
+
+std::string file_at(const std::string& path, bool shown) {
+  return shown ? "'" + wire::printable(path) + "'" : "another user's file";
+}
+
+}  // namespace
+
+Error Naming::taken(const std::string& name, const Resident& owner, uid_t asker) const {
+  return name_taken(name, file_at(books_.store.given(name).path, books_.may_attach(asker, owner)));
+}
+
 Result<void> Naming::check(const Claim& claim, const FileIdentity& source,
                            const std::vector<const Claim*>& coming) const {
   if (claim.any_name) return {};
   const std::string name = claim.wanted_name();
   const uid_t uid = claim.peer.uid;
-  const auto taken = [&](const std::string& path, bool shown) {
-    return fail(ErrorCode::kAlreadyExists, "the name '" + wire::printable(name) + "' belongs to " +
-                                               (shown ? "'" + wire::printable(path) + "'" : "another user's file") +
-                                               ": use --name to choose another, or unload it first");
-  };
   const Resident* const owner = books_.store.by_name(name);
-  const bool same_path = owner != nullptr && owner->path == claim.path && books_.manages_all(uid, *owner);
+  const bool same_path =
+      owner != nullptr && books_.store.given(name).path == claim.path && books_.manages(uid, *owner, claim.path);
   if (owner != nullptr && !same_path && !owner->source.same_but_ctime(source)) {
     // A file that is resident under other names needs no name of its own.
     if (claim.name.empty() && books_.store.by_source_but_ctime(source) != nullptr) return {};
-    return taken(owner->path, books_.may_attach(uid, *owner));
+    return tl::unexpected(taken(name, *owner, uid));
   }
   for (const Claim* const other : coming) {
     const bool managed = books_.rights.manage(uid, other->peer.uid);
     const bool same = other->path == claim.path && managed;
-    if (other->wanted_name() == name && !same) return taken(other->path, managed);
+    if (other->wanted_name() == name && !same) return tl::unexpected(name_taken(name, file_at(other->path, managed)));
   }
   return {};
 }
@@ -62,37 +75,81 @@ void Naming::settle_privacy(const Claim& claim, Resident& resident) {
   resident.is_private = claim.is_private;
 }
 
-Result<std::string> Naming::settle(const Claim& claim, Resident& resident, std::string& outcome) {
-  // Names follow the file: what this path was called before, its new generation is called now.
+// The block that this path led to before.
+Resident* Naming::before(const Claim& claim, const Resident& resident) {
   const uid_t uid = claim.peer.uid;
-  Resident* before = books_.store.by_path(claim.path, books_.believed_by(uid));
-  if (before != nullptr && before != &resident && !books_.manages_all(uid, *before)) before = nullptr;
-  if (before != nullptr && before != &resident) {
-    books_.store.move_names(*before, resident);
-    reaper_.drain_nameless(*before);
+  Resident* const found = books_.store.by_path(claim.path, books_.believed_by(uid));
+  const bool is_ours = found != nullptr && found != &resident && books_.manages(uid, *found, claim.path);
+  return is_ours ? found : nullptr;
+}
+
+// Who came later found another file there, and has got it already.
+bool Naming::is_outdated(const Claim& claim, const Resident& before) const {
+  return std::ranges::any_of(before.names, [&](const std::string& name) {
+    const GivenName& given = books_.store.given(name);
+    return given.path == claim.path && given.asked > claim.asked;
+  });
+}
+
+// Empty: what it is called already, or will be called when it takes over, is enough.
+Result<std::string> Naming::new_name(const Claim& claim, const Resident& resident, const Resident* before) {
+  if (claim.name.empty() && (!resident.names.empty() || (before != nullptr && !before->names.empty()))) return {};
+  std::string name = claim.wanted_name();
+  const auto is_free = [&] {
+    const Resident* const owner = books_.store.by_name(name);
+    return owner == nullptr || owner == &resident || (owner == before && books_.store.given(name).path == claim.path);
+  };
+  if (claim.any_name && !is_free()) name += "@" + resident.block->name().digest16;
+  if (!is_free()) return tl::unexpected(taken(name, *books_.store.by_name(name), claim.peer.uid));
+  return name;
+}
+
+// Names follow the file: what this path was called before, its new generation is called now, and is kept as that was.
+std::string Naming::take_over(const Claim& claim, Resident& before, Resident& resident) {
+  if (resident.names.empty()) {
+    resident.type = before.type;
+    resident.keep_alive = before.keep_alive;
   }
-  if (resident.names.empty() || before != nullptr) {
+  books_.store.move_names(before, resident, claim.path);
+  if (before.names.empty()) return before.block->id();
+  before.path = books_.store.given(before.name()).path;
+  before.path_uid = books_.store.given(before.name()).path_uid;
+  return {};
+}
+
+Result<Naming::Settled> Naming::settle(const Claim& claim, Resident& resident, std::string& outcome) {
+  const uid_t uid = claim.peer.uid;
+  Resident* const older = before(claim, resident);
+  if (older != nullptr && is_outdated(claim, *older)) {
+    return fail(ErrorCode::kStaleGeneration,
+                "'" + wire::printable(claim.path) + "' is another file since, which is loaded already: load it again");
+  }
+  MODELBROKER_ASSIGN(const std::string name, new_name(claim, resident, older));
+  const bool had_names = !resident.names.empty();
+  Settled settled;
+  if (older != nullptr) settled.superseded = take_over(claim, *older, resident);
+  if (!had_names || older != nullptr) {
     resident.path = claim.path;
     resident.path_uid = claim.path_uid;
   }
-  if (!claim.type.empty() && (resident.names.empty() || books_.manages_any(uid, resident))) {
-    resident.type = claim.type;
+  if (!claim.type.empty() && (!had_names || books_.manages_any(uid, resident))) resident.type = claim.type;
+  settled.name = name.empty() ? resident.name() : name;
+  const bool is_new = !name.empty() && std::ranges::find(resident.names, name) == resident.names.end();
+  if (is_new) {
+    MODELBROKER_TRY(books_.store.add_name(resident, name,
+                                          {claim.name_loader.value_or(uid), claim.path, claim.path_uid, claim.asked}));
+    books_.evicted.forget(name);
+  } else if (!claim.name.empty() && books_.rights.manage(uid, books_.store.loader_of(name))) {
+    books_.store.set_path(name, claim.path, claim.path_uid);
   }
-  if (claim.name.empty() && !resident.names.empty()) return resident.name();
-  std::string name = claim.wanted_name();
-  const Resident* const owner = books_.store.by_name(name);
-  if (claim.any_name && owner != nullptr && owner != &resident) name += "@" + resident.block->name().digest16;
-  const bool had_names = !resident.names.empty();
-  const bool is_new = std::ranges::find(resident.names, name) == resident.names.end();
-  MODELBROKER_TRY(books_.store.add_name(resident, name, uid));
-  books_.evicted.forget(name);
+  books_.store.asked_again(resident, claim.path, claim.asked);
   if (had_names && is_new && outcome == "resident") {
     outcome = "alias";
     wire::EventData alias = event_of(resident);
     alias.model = name;
     events_.publish("model.alias", alias);
   }
-  return name;
+  return settled;
 }
 
 }  // namespace modelbroker

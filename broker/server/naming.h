@@ -4,20 +4,23 @@
 // private block.
 #pragma once
 
+#include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "broker/server/books.h"
 #include "broker/server/events.h"
-#include "broker/server/reaper.h"
 
 namespace modelbroker {
 
 // What a peer wants its model to be called, and what is known of its file.
 struct Claim {
   Peer peer;
-  std::string path, name, type;  // an empty name: the one it has, else the file's stem
-  uid_t path_uid = 0;            // who says that the file lies there
+  std::string path, name, type;      // an empty name: the one it has, else the file's stem
+  std::optional<uid_t> name_loader;  // who gave the name, if not the peer
+  std::uint64_t asked = 0;           // the order in which files were looked at: what a path led to last, counts
+  uid_t path_uid = 0;                // who says that the file lies there
   uid_t source_uid = 0;
   bool is_private = false;  // the group cannot read it
   bool any_name = false;    // a free one, if the file's stem is taken
@@ -26,7 +29,7 @@ struct Claim {
 
 class Naming {
  public:
-  Naming(Books& books, Reaper& reaper, Events& events) : books_(books), reaper_(reaper), events_(events) {}
+  Naming(Books& books, Events& events) : books_(books), events_(events) {}
 
   // Refuses a name that another file has, or is about to get, before anything is read. `coming`: claims on other files
   // that are being loaded.
@@ -34,14 +37,22 @@ class Naming {
                                    const std::vector<const Claim*>& coming) const;
   // Whether this block is for the peer; opens it to the group or closes it as its file was.
   [[nodiscard]] Result<void> allow(const Claim& claim, Resident& resident);
-  // The name by which the block answers to this claim; `outcome` becomes "alias" where it is one more.
-  [[nodiscard]] Result<std::string> settle(const Claim& claim, Resident& resident, std::string& outcome);
+  struct Settled {
+    std::string name;        // by which the block answers to this claim
+    std::string superseded;  // a block that has no name any more: to be drained once the new one's names are written
+  };
+  // `outcome` becomes "alias" where it is one name more. stale_generation: the path leads elsewhere since.
+  [[nodiscard]] Result<Settled> settle(const Claim& claim, Resident& resident, std::string& outcome);
 
  private:
+  [[nodiscard]] Resident* before(const Claim& claim, const Resident& resident);
+  [[nodiscard]] bool is_outdated(const Claim& claim, const Resident& before) const;
+  [[nodiscard]] Result<std::string> new_name(const Claim& claim, const Resident& resident, const Resident* before);
+  [[nodiscard]] std::string take_over(const Claim& claim, Resident& before, Resident& resident);
+  [[nodiscard]] Error taken(const std::string& name, const Resident& owner, uid_t asker) const;
   void settle_privacy(const Claim& claim, Resident& resident);
 
   Books& books_;
-  Reaper& reaper_;
   Events& events_;
 };
 

@@ -63,20 +63,13 @@ void Reaper::drain_nameless(Resident& resident) {
 }
 
 bool Reaper::evict(Resident& resident, const std::string& reason) {
-  const std::vector<std::string> names = resident.names;
-  EvictedNames::Model model{resident.path, resident.type, resident.keep_alive, 0, resident.path_uid};
-  std::vector<uid_t> loaders;
-  loaders.reserve(names.size());
-  for (const std::string& name : names) loaders.push_back(books_.store.loader_of(name));
+  const auto names = books_.names_of(resident);
   const std::uint64_t bytes = resident.bytes();
   wire::EventData data = event_of(resident);
   if (!withdraw(resident)) return false;
   data.reason = reason;
   events_.publish("model.evicted", data);
-  for (std::size_t i = 0; i < names.size(); ++i) {
-    model.loader = loaders[i];
-    books_.evicted.remember(names[i], model);
-  }
+  for (const auto& [name, model] : names) books_.evicted.remember(name, model);
   books_.cache_age = std::max(books_.cache_age, resident.value);
   ++books_.evictions;
   log_info("evicting " + resident.block->id() + " (" + format_size(bytes) + "): " + reason);
@@ -108,7 +101,8 @@ void Reaper::check_all() {
   std::vector<std::string> draining, nameless;
   for (const auto& [id, resident] : books_.store.all()) {
     if (resident.draining()) draining.push_back(id);
-    if (!resident.draining() && resident.names.empty()) nameless.push_back(id);
+    // One that was promised, or superseded, is seen to when that is written.
+    if (!resident.draining() && resident.names.empty() && resident.promised == 0) nameless.push_back(id);
   }
   for (const std::string& block : draining) check(block);
   for (const std::string& block : nameless) drain_nameless(*books_.store.by_block(block));

@@ -40,21 +40,27 @@ Resident entry_of(const Books& books, Block block, const BlockRecord* record) {
   return resident;
 }
 
+using Known = std::map<std::string, const BlockRecord*>;
+
 // A block that the database does not know: it was published just before the death, or the database is lost.
-void name_from_manifest(Books& books, Resident& resident, Recovered& recovered) {
+void name_from_manifest(Books& books, Resident& resident, const Known& known, Recovered& recovered) {
   const std::string& name = resident.block->manifest().name;
-  Resident* const owner = books.store.by_name(name);
+  const GivenName given{.loader = 0, .path = resident.path};
+  Resident* const there = books.store.by_path(resident.path);
+  Resident* const owner = there != nullptr && there != &resident ? there : books.store.by_name(name);
   if (owner == nullptr) {
-    (void)books.store.add_name(resident, name);
-  } else if (owner->path == resident.path && owner->block->name().generation < resident.block->name().generation) {
+    (void)books.store.add_name(resident, name, given);
+  } else if (owner->path == resident.path && !known.contains(owner->block->id()) &&
+             owner->block->name().generation < resident.block->name().generation) {
     recovered.superseded.push_back(owner->block->id());
-    books.store.move_names(*owner, resident);
+    books.store.move_names(*owner, resident, resident.path);
   } else if (owner->path == resident.path) {
+    // Nobody was told of it; what is known has the names.
     recovered.superseded.push_back(resident.block->id());
   } else {
     // Generations are never given twice: this one is free.
     const std::string other = name + "@g" + std::to_string(resident.block->name().generation);
-    if (!books.store.add_name(resident, other)) recovered.superseded.push_back(resident.block->id());
+    if (!books.store.add_name(resident, other, given)) recovered.superseded.push_back(resident.block->id());
   }
 }
 
@@ -95,7 +101,7 @@ Result<Recovered> adopt_blocks(Books& books, const std::vector<BlockRecord>& rec
     MODELBROKER_TRY(books.directory.remove_double(books.os, name));
   }
   std::ranges::sort(listing.blocks, {}, &BlockName::generation);
-  std::map<std::string, const BlockRecord*> known;
+  Known known;
   for (const BlockRecord& record : records) known[record.block] = &record;
   Recovered recovered;
   std::vector<std::string> nameless;
@@ -120,15 +126,19 @@ Result<Recovered> adopt_blocks(Books& books, const std::vector<BlockRecord>& rec
     ++recovered.adopted;
     if (found != nullptr) {
       for (std::size_t i = 0; i < found->names.size(); ++i) {
-        (void)books.store.add_name(resident, found->names[i], found->name_loaders[i]);
+        (void)books.store.add_name(resident, found->names[i], found->given[i]);
       }
     }
-    if (resident.names.empty()) nameless.push_back(name.id());
+    if (!resident.names.empty()) continue;
+    // One that is known to have no name was superseded, and not drained yet.
+    (found != nullptr && found->names.empty() ? recovered.superseded : nameless).push_back(name.id());
   }
   for (const BlockRecord& record : records) {
     if (books.store.by_block(record.block) == nullptr) recovered.gone.push_back(record.block);
   }
-  for (const std::string& block : nameless) name_from_manifest(books, *books.store.by_block(block), recovered);
+  for (const std::string& block : nameless) {
+    name_from_manifest(books, *books.store.by_block(block), known, recovered);
+  }
   return recovered;
 }
 

@@ -218,14 +218,14 @@ void Scrubber::tell_progress() {
 void Scrubber::withdraw(Resident& resident, const wire::ScrubbedModel& found) {
   ++books_.scrub_errors;
   resident.damaged = true;
-  auto source = std::make_shared<Source>(
-      Source{resident.names, resident.path, resident.type, resident.pinned, resident.keep_alive, resident.source});
-  for (const std::string& name : source->names) source->loaders.push_back(books_.store.loader_of(name));
-  source->path_uid = resident.path_uid;
-  source->is_private = resident.is_private;
+  auto reload = std::make_shared<Reload>(Reload{books_.names_of(resident), resident.is_private});
   // A path that a member of the group told with a descriptor is a label: not ours to open.
-  const bool again =
-      !source->names.empty() && source->path.starts_with('/') && books_.rights.everything(resident.path_uid);
+  std::erase_if(reload->names, [this](const auto& name) {
+    const GivenName& given = name.second.given;
+    return !given.path.starts_with('/') || !books_.rights.everything(given.path_uid);
+  });
+  for (auto& [name, model] : reload->names) model.only = resident.source;
+  const bool again = !reload->names.empty();
   const std::string where =
       found.reason == kMissing ? " is missing: " : " is damaged at offset " + std::to_string(found.offset) + ": ";
   log_error("block " + found.block + " of '" + wire::printable(found.model) + "'" + where + found.reason +
@@ -237,46 +237,68 @@ void Scrubber::withdraw(Resident& resident, const wire::ScrubbedModel& found) {
   data.outcome = again ? "reloading" : "gone";
   events_.publish("model.damaged", data);
   reaper_.drain(resident);
-  if (!again) return;
-  for (std::size_t i = 0; i < source->names.size(); ++i) {
-    books_.evicted.remember(source->names[i], {source->path, source->type, source->keep_alive, source->loaders[i],
-                                               source->path_uid, source->identity});
-  }
-  load_again(source, 0);
+  for (const auto& [name, model] : reload->names) books_.evicted.remember(name, model);
+  reloads_.push_back(reload);
+  load_again(reload);
 }
 
 // One name after the other, so that the first stays the first; all but the first find it resident.
-void Scrubber::load_again(const SourcePtr& source, std::size_t name) {
-  if (name == source->names.size()) return;
+void Scrubber::load_again(const ReloadPtr& reload) {
+  // A name that is not among the evicted ones any more was unloaded, or is there by now.
+  while (reload->next < reload->names.size() && books_.evicted.find(reload->names[reload->next].first) == nullptr) {
+    ++reload->next;
+  }
+  if (reload->next == reload->names.size()) {
+    std::erase(reloads_, reload);
+    return;
+  }
+  const auto& [name, model] = reload->names[reload->next];
   Loads::Ask ask;
   ask.peer.uid = books_.os.uid();
-  ask.path = source->path;
-  ask.name = source->names[name];
-  ask.type = source->type;
-  ask.pin = source->pinned;
-  ask.keep_alive = source->keep_alive;
-  ask.only = source->identity;
-  loads_.start(std::move(ask), [this, source, name](const Result<Loads::Outcome>& outcome) {
-    if (outcome) return load_again(source, name + 1);
-    if (outcome.error().code == ErrorCode::kAlreadyExists) return load_again(source, name + 1);  // taken meanwhile
-    cannot_load_again(*source, outcome.error());
-  });
+  ask.path = model.given.path;
+  ask.name = name;
+  ask.name_loader = model.given.loader;
+  ask.type = model.type;
+  ask.pin = model.pinned;
+  ask.keep_alive = model.keep_alive;
+  ask.only = model.only;
+  reload->asked = loads_.start(
+      std::move(ask), [this, reload](const Result<Loads::Outcome>& outcome) { loaded_again(reload, outcome); });
 }
 
-void Scrubber::cannot_load_again(const Source& source, const Error& error) {
-  log_error("'" + wire::printable(source.path) + "' cannot be loaded again: " + error.message);
-  if (!hopeless(error.code)) return;  // whoever attaches it tries again
-  for (const std::string& name : source.names) {
-    if (books_.evicted.find(name) == nullptr) continue;  // it is there by now
-    books_.evicted.forget(name);
-    wire::EventData data;
-    data.model = name;
-    data.reason = to_string(error.code);
-    if (!source.is_private) {
-      data.path = source.path;
-      data.reason += ": " + error.message;
+void Scrubber::loaded_again(const ReloadPtr& reload, const Result<Loads::Outcome>& outcome) {
+  const auto& [name, model] = reload->names[reload->next];
+  const bool taken = !outcome && outcome.error().code == ErrorCode::kAlreadyExists;  // meanwhile
+  if (!outcome && !taken) {
+    const Error& error = outcome.error();
+    log_error("'" + wire::printable(model.given.path) + "' cannot be loaded again: " + error.message);
+    if (!hopeless(error.code)) {
+      std::erase(reloads_, reload);  // whoever attaches it tries again
+      return;
     }
-    events_.publish("model.unloaded", data);
+    if (books_.evicted.find(name) != nullptr) {  // else it is there by now
+      books_.evicted.forget(name);
+      wire::EventData data;
+      data.model = name;
+      data.reason = to_string(error.code);
+      if (!reload->is_private) {
+        data.path = model.given.path;
+        data.reason += ": " + error.message;
+      }
+      events_.publish("model.unloaded", data);
+    }
+  }
+  ++reload->next;
+  load_again(reload);
+}
+
+void Scrubber::forgotten(const std::string& name) {
+  const std::vector<ReloadPtr> reloads = reloads_;
+  for (const ReloadPtr& reload : reloads) {
+    if (reload->names[reload->next].first != name) continue;
+    loads_.give_up(reload->asked);
+    ++reload->next;
+    load_again(reload);
   }
 }
 

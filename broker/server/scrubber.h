@@ -41,6 +41,8 @@ class Scrubber {
   void session_ended(SessionId session);
   // If somebody removed the block's file: withdraws it as a damaged one, and loads it again. True if so.
   bool withdraw_missing(Resident& resident);
+  // Somebody unloaded a name that may be on its way back.
+  void forgotten(const std::string& name);
   void look();  // for what is due; also when the configuration has changed
   // Waits so long for the chunk in hand; false if its memory hangs.
   [[nodiscard]] bool stop(std::chrono::milliseconds patience);
@@ -59,17 +61,13 @@ class Scrubber {
     wire::ScrubReply reply;
     TimePoint told;  // its progress
   };
-  struct Source {  // of a block that was withdrawn
-    std::vector<std::string> names;
-    std::string path, type;
-    bool pinned = false;
-    Duration keep_alive{-1};
-    FileIdentity identity;
-    std::vector<uid_t> loaders{};  // by name
-    uid_t path_uid = 0;
+  struct Reload {  // of the names of a block that was withdrawn, one after the other
+    std::vector<std::pair<std::string, EvictedNames::Model>> names;
     bool is_private = false;
+    std::size_t next = 0;
+    Loads::AskId asked = 0;  // the load that runs
   };
-  using SourcePtr = std::shared_ptr<const Source>;
+  using ReloadPtr = std::shared_ptr<Reload>;
   struct Piece {
     Result<void> outcome;
     std::shared_ptr<const ChunkHashes> hashes;
@@ -85,8 +83,8 @@ class Scrubber {
   void end(const PassPtr& pass, const char* outcome);
   void tell_progress();
   void withdraw(Resident& resident, const wire::ScrubbedModel& found);
-  void load_again(const SourcePtr& source, std::size_t name);
-  void cannot_load_again(const Source& source, const Error& error);
+  void load_again(const ReloadPtr& reload);
+  void loaded_again(const ReloadPtr& reload, const Result<Loads::Outcome>& outcome);
   void arm(TimePoint when);
 
   Books& books_;
@@ -95,6 +93,7 @@ class Scrubber {
   Loads& loads_;
   Events& events_;
   std::deque<std::shared_ptr<Order>> orders_;
+  std::vector<ReloadPtr> reloads_;
   PassPtr background_, running_;
   TimePoint next_at_;  // of the next chunk in the background
   std::optional<TimerId> timer_;

@@ -92,8 +92,6 @@ class Server {
   // model_handlers.cc
   void load(Session& session, const wire::LoadModel& data, const Reply<wire::LoadModelReply>& reply);
   void unload(Session& session, const wire::UnloadModel& data, const Reply<wire::UnloadModelReply>& reply);
-  void attach(Session& session, const wire::Attach& data, const Reply<wire::AttachReply>& reply);
-  void detach(Session& session, const wire::Detach& data, const Reply<wire::DetachReply>& reply);
   [[nodiscard]] wire::ModelListReply list_models(uid_t uid) const;
   void list(Session& session, const wire::Empty& data, const Reply<wire::ModelListReply>& reply);
   void get(Session& session, const wire::ModelName& data, const Reply<wire::ModelGetReply>& reply);
@@ -106,9 +104,15 @@ class Server {
   [[nodiscard]] Result<Resident*> require(const Session& session, const std::string& model);
   [[nodiscard]] Result<Resident*> require_own(const Session& session, const std::string& model);
   [[nodiscard]] Result<Loads::Ask> ask_for(Session& session, const std::string& path, const std::string& file);
+  [[nodiscard]] Result<bool> forget_evicted(const Session& session, const std::string& model);
+  [[nodiscard]] wire::ModelInfo describe(const Resident& resident, uid_t uid) const;
+  [[nodiscard]] static bool is_path(std::string_view model) { return model.starts_with('/'); }
+
+  // attach_handlers.cc
+  void attach(Session& session, const wire::Attach& data, const Reply<wire::AttachReply>& reply);
   void attach_by_load(Loads::Ask ask, const Reply<wire::AttachReply>& reply, const std::string& evicted);
   [[nodiscard]] wire::AttachReply grant(Session& session, Resident& resident, const std::string& model);
-  [[nodiscard]] wire::ModelInfo describe(const Resident& resident, uid_t uid) const;
+  void detach(Session& session, const wire::Detach& data, const Reply<wire::DetachReply>& reply);
 
   using Handler = std::function<void(Session&, const wire::Request&, Ticket)>;
 

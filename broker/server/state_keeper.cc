@@ -20,7 +20,7 @@ BlockRecord StateKeeper::record_of(const Resident& resident) const {
   record.loader = resident.loader;
   record.source_uid = resident.source_uid;
   record.path_uid = resident.path_uid;
-  for (const std::string& name : resident.names) record.name_loaders.push_back(store_.loader_of(name));
+  for (const std::string& name : resident.names) record.given.push_back(store_.given(name));
   return record;
 }
 

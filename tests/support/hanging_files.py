@@ -54,6 +54,12 @@ class HangingFile:
         """What hangs is answered, and all that follows."""
         self._goes_on.set()
 
+    def hang_after(self, reads: int) -> None:
+        """After so many reads more all hangs, once again."""
+        self.hanging.clear()
+        self._goes_on.clear()
+        self._reads = reads
+
     def close(self) -> None:
         """What hangs fails now."""
         self._libc.umount2(os.fsencode(self._folder), _MNT_FORCE)  # ends what waits

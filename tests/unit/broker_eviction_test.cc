@@ -96,11 +96,13 @@ TEST(EvictionTest, VictimsAreEnoughAndNoneOfThemIsTooMany) {
 
 TEST(EvictedNamesTest, AreRememberedUpToALimit) {
   EvictedNames names;
-  names.remember("m", {"/old", "unet", Duration(5)});
-  names.remember("m", {"/new", "vae", Duration(6)});
+  names.remember("m", {{0, "/old"}, "unet", Duration(5)});
+  names.remember("m", {{0, "/new"}, "vae", Duration(6)});
   ASSERT_NE(names.find("m"), nullptr);
-  EXPECT_EQ(names.find("m")->path, "/new");
+  EXPECT_EQ(names.find("m")->given.path, "/new");
   EXPECT_EQ(names.size(), 1U);
+  EXPECT_EQ(names.at_path("/new"), std::vector<std::string>{"m"});
+  EXPECT_TRUE(names.at_path("/old").empty());
   names.forget("m");
   names.forget("m");
   EXPECT_EQ(names.find("m"), nullptr);

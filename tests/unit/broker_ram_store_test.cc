@@ -49,9 +49,10 @@ TEST_F(RamStoreTest, ABlockIsFoundByIdNameAndPath) {
 }
 
 TEST_F(RamStoreTest, TheNewestGenerationOfAPathIsTheOneMeant) {
-  add({"old"}).path = "/same";
+  add({"old"});
+  store_.set_path("old", "/same", 0);
   Resident& newer = add({"new"});
-  newer.path = "/same";
+  store_.set_path("new", "/same", 0);
   EXPECT_EQ(store_.by_path("/same"), &newer);
   ASSERT_TRUE(store_.drain(newer));
   EXPECT_EQ(store_.by_path("/same"), store_.by_name("old"));
@@ -94,7 +95,7 @@ TEST_F(RamStoreTest, ASourceIsFoundResidentBeforeDrainingAndNotWhileItIsRemoved)
 TEST_F(RamStoreTest, ANameBelongsToOneBlock) {
   Resident& one = add({"one"});
   Resident& two = add({"two"});
-  EXPECT_TRUE(store_.add_name(one, "more"));
+  EXPECT_TRUE(store_.add_name(one, "more", {.path = "/models/1"}));
   EXPECT_TRUE(store_.add_name(one, "more"));  // again changes nothing
   EXPECT_EQ(one.names, (std::vector<std::string>{"one", "more"}));
   const auto refused = store_.add_name(two, "more");
@@ -120,7 +121,7 @@ TEST_F(RamStoreTest, NamesAndPinMoveToANewGeneration) {
   Resident& from = add({"one", "eins"});
   from.pinned = true;
   Resident& to = add({"new"});
-  store_.move_names(from, to);
+  store_.move_names(from, to, "/models/1");
   EXPECT_TRUE(from.names.empty());
   EXPECT_FALSE(from.pinned);
   EXPECT_EQ(to.names, (std::vector<std::string>{"new", "one", "eins"}));
@@ -130,6 +131,29 @@ TEST_F(RamStoreTest, NamesAndPinMoveToANewGeneration) {
   EXPECT_EQ(store_.by_name("one"), &to);
   store_.erase(from.block->id());
   EXPECT_EQ(store_.by_name("one"), &to);
+}
+
+TEST_F(RamStoreTest, OnlyTheNamesOfAPathMove) {
+  Resident& from = add({"one", "link"});
+  store_.set_path("link", "/link", 7);
+  from.pinned = true;
+  Resident& to = add({"new"});
+  store_.move_names(from, to, "/link");
+  EXPECT_EQ(from.names, std::vector<std::string>{"one"});
+  EXPECT_EQ(to.names, (std::vector<std::string>{"new", "link"}));
+  EXPECT_TRUE(from.pinned && to.pinned);
+  EXPECT_EQ(store_.by_path("/models/1"), &from);
+  EXPECT_EQ(store_.by_path("/link"), &to);
+  EXPECT_EQ(store_.by_path("/link", [](uid_t teller) { return teller != 7; }), nullptr);
+}
+
+TEST_F(RamStoreTest, ANameThatWasAskedForAgainIsAsYoungAsThat) {
+  Resident& one = add({"one", "link"});
+  store_.set_path("link", "/link", 0);
+  store_.asked_again(one, "/link", 5);
+  store_.asked_again(one, "/link", 4);
+  EXPECT_EQ(store_.given("link").asked, 5U);
+  EXPECT_EQ(store_.given("one").asked, 0U);
 }
 
 // ---- draining

@@ -18,10 +18,13 @@
 namespace modelbroker {
 
 // For comparisons in this file.
+inline bool operator==(const GivenName& a, const GivenName& b) {
+  return std::tie(a.loader, a.path, a.path_uid) == std::tie(b.loader, b.path, b.path_uid);
+}
 inline bool operator==(const BlockRecord& a, const BlockRecord& b) {
   const auto tie = [](const BlockRecord& r) {
     return std::tie(r.block, r.names, r.type, r.path, r.pinned, r.damaged, r.ctime_ns, r.keep_alive_ns, r.loader,
-                    r.source_uid, r.path_uid, r.name_loaders);
+                    r.source_uid, r.path_uid, r.given);
   };
   return tie(a) == tie(b);
 }
@@ -38,7 +41,10 @@ BlockRecord record(const std::string& block, const std::vector<std::string>& nam
   made.loader = 1500;
   made.source_uid = 4'000'000'000;
   made.path_uid = 1502;
-  for (const std::string& name : names) made.name_loaders.push_back(static_cast<std::uint32_t>(1600 + name.size()));
+  for (const std::string& name : names) {
+    const auto size = static_cast<std::uint32_t>(name.size());
+    made.given.push_back({1600 + size, "/links/" + name, 1700 + size});
+  }
   return made;
 }
 
@@ -98,8 +104,8 @@ TEST_F(StateDbTest, WhatIsAppliedIsThereWhenItIsOpenedAgain) {
                true,
                -5}};
   ASSERT_TRUE(open().db->apply(all, {}));
-  all.back().name_loaders = {all.back().loader};  // whoever loaded it, where nothing else is said
-  EXPECT_EQ(records(), all);                      // in the order of the blocks, their names in theirs
+  all.back().given = {{}};    // the block's, where nothing else is said
+  EXPECT_EQ(records(), all);  // in the order of the blocks, their names in theirs
 }
 
 TEST_F(StateDbTest, ABlockIsReplacedErasedAndLeftAlone) {
@@ -222,30 +228,31 @@ TEST_F(StateDbTest, ADatabaseOfAnotherVersionIsMovedAside) {
   EXPECT_EQ(SQLite::Database(path_ + ".damaged").execAndGet("PRAGMA user_version").getInt(), 99);
 }
 
-// As versions 1 and 2 made it: what they did not know of is as if root had loaded it, for ever, and nothing is damaged.
+// As versions 1 to 3 made it: what they did not know of is as if root had loaded it, for ever, and nothing is damaged.
 TEST_F(StateDbTest, WhatEarlierVersionsWroteIsKept) {
-  for (const int version : {1, 2}) {
+  for (const int version : {1, 2, 3}) {
     for (const char* const suffix : {"", "-wal", "-shm"}) fs::remove(path_ + suffix);
     {
       SQLite::Database db(path_, SQLite::OPEN_READWRITE | SQLite::OPEN_CREATE);
       const std::string more = ", keep_alive_ns INTEGER, loader INTEGER, source_uid INTEGER, path_uid INTEGER";
       db.exec("CREATE TABLE blocks(block TEXT PRIMARY KEY, type TEXT, path TEXT, pinned INTEGER, ctime_ns INTEGER" +
-              (version == 2 ? more : "") + ") WITHOUT ROWID");
+              (version >= 2 ? more : "") + (version == 3 ? ", damaged INTEGER" : "") + ") WITHOUT ROWID");
       db.exec("CREATE TABLE names(name TEXT PRIMARY KEY, block TEXT, position INTEGER" +
-              std::string(version == 2 ? ", loader INTEGER" : "") + ") WITHOUT ROWID");
-      db.exec(std::string("INSERT INTO blocks VALUES('b', 'unet', '/m', 1, 77") +
-              (version == 2 ? ", 5, 6, 7, 8)" : ")"));
-      db.exec(std::string("INSERT INTO names VALUES('n', 'b', 0") + (version == 2 ? ", 9)" : ")"));
+              std::string(version >= 2 ? ", loader INTEGER" : "") + ") WITHOUT ROWID");
+      db.exec(std::string("INSERT INTO blocks VALUES('b', 'unet', '/m', 1, 77") + (version >= 2 ? ", 5, 6, 7, 8" : "") +
+              (version == 3 ? ", 1)" : ")"));
+      db.exec(std::string("INSERT INTO names VALUES('n', 'b', 0") + (version >= 2 ? ", 9)" : ")"));
       db.exec("PRAGMA user_version=" + std::to_string(version));
     }
     BlockRecord expected{"b", {"n"}, "unet", "/m", true, false, 77};
-    expected.name_loaders = {0};
-    if (version == 2) {
+    expected.given = {{0, "/m", 0}};
+    if (version >= 2) {
       expected.keep_alive_ns = 5;
       expected.loader = 6;
       expected.source_uid = 7;
       expected.path_uid = 8;
-      expected.name_loaders = {9};
+      expected.given = {{9, "/m", 8}};
+      expected.damaged = version == 3;
     }
     EXPECT_EQ(records(), Records{expected}) << version;
     ASSERT_TRUE(open().db->apply({record("new", {})}, {})) << version;

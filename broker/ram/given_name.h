@@ -1,0 +1,16 @@
+// What is known of a model's name beside the block that it stands for.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace modelbroker {
+
+struct GivenName {
+  std::uint32_t loader = 0;    // who gave it
+  std::string path;            // of the file that it was given to; names of one block may differ in it (links)
+  std::uint32_t path_uid = 0;  // who said that the file lies there
+  std::uint64_t asked = 0;     // when: the order of loads; 0 before this broker's time. Not kept over a restart
+};
+
+}  // namespace modelbroker

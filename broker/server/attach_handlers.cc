@@ -1,0 +1,113 @@
+// Requests about leases on models: attach, detach.
+#include <utility>
+
+#include "broker/server/server.h"
+
+namespace modelbroker {
+
+wire::AttachReply Server::grant(Session& session, Resident& resident, const std::string& model) {
+  const Block& block = *resident.block;
+  const BlockLayout& layout = block.header().layout;
+  wire::AttachReply attached;
+  attached.lease = session.next_lease++;
+  attached.model = model;
+  wire::BlockGrant grant;
+  grant.block = block.id();
+  grant.path = block.path();
+  grant.generation = block.name().generation;
+  grant.size = layout.block_size;
+  grant.payload_offset = layout.payload.offset;
+  grant.payload_size = layout.payload.size;
+  grant.manifest_offset = layout.manifest.offset;
+  grant.manifest_size = layout.manifest.size;
+  grant.page_kind = to_string(block.page_kind());
+  attached.blocks.push_back(std::move(grant));
+  grant_lease(session, attached.lease, model, {block.id()});
+  resident.was_leased = true;
+  books_->used(resident);
+  return attached;
+}
+
+void Server::attach(Session& session, const wire::Attach& data, const Reply<wire::AttachReply>& reply) {
+  if (data.device != "cpu") {
+    return reply.error({ErrorCode::kUnimplemented,
+                        "device '" + wire::printable(data.device, 64) + "': this version serves 'cpu' only"});
+  }
+  if (!data.component.empty()) {
+    return reply.error(
+        {ErrorCode::kUnimplemented, "component '" + wire::printable(data.component, 64) +
+                                        "': this version attaches whole models; use state_dict(prefix=...)"});
+  }
+  Resident* const there = books_->store.find(data.model, books_->believed_by(session.peer.uid));
+  if (there != nullptr) (void)scrubber_->withdraw_missing(*there);
+  const EvictedNames::Model* const evicted = data.load ? books_->evicted.find(data.model) : nullptr;
+  if (evicted != nullptr && books_->store.by_name(data.model) == nullptr) {
+    // What somebody else said of where the file lies leads nobody to it.
+    if (!books_->rights.believes(session.peer.uid, evicted->given.path_uid)) {
+      return reply.error({ErrorCode::kPermissionDenied,
+                          "'" + wire::printable(data.model) + "' was evicted: load it again from its file"});
+    }
+    auto ask = ask_for(session, evicted->given.path, "");
+    if (!ask) return reply.error(ask.error());
+    ask->name = data.model;
+    ask->type = evicted->type;
+    ask->keep_alive = evicted->keep_alive;
+    ask->pin = evicted->pinned;
+    ask->name_loader = evicted->given.loader;
+    ask->only = evicted->only;
+    ask->until = reply.deadline();
+    return attach_by_load(std::move(*ask), reply, data.model);
+  }
+  if (!is_path(data.model) || (data.file.empty() && !data.load)) {
+    const auto resident = require(session, data.model);
+    if (!resident) return reply.error(resident.error());
+    if (!books_->may_attach(session.peer.uid, **resident)) {
+      return reply.error(Rights::not_attachable(wire::printable(data.model)));
+    }
+    ++books_->hits;
+    return reply.ok(grant(session, **resident, is_path(data.model) ? (*resident)->name() : data.model));
+  }
+  auto ask = ask_for(session, data.model, data.file);
+  if (!ask) return reply.error(ask.error());
+  ask->any_name = true;  // who attaches by path wants the weights, whatever they are called
+  ask->until = reply.deadline();
+  attach_by_load(std::move(*ask), reply, "");
+}
+
+// `evicted`: the name of a model that was here before and is loaded again.
+void Server::attach_by_load(Loads::Ask ask, const Reply<wire::AttachReply>& reply, const std::string& evicted) {
+  const SessionId id = ask.session;
+  const Loads::AskId asked = loads_->start(std::move(ask), [this, reply, id, evicted](Result<Loads::Outcome> outcome) {
+    if (!outcome) {
+      Error error = outcome.error();
+      if (!evicted.empty() && error.code == ErrorCode::kPermissionDenied) {
+        error.message = "'" + wire::printable(evicted) + "' was evicted: load it again from its file";
+      } else if (!evicted.empty()) {
+        error.message = "'" + wire::printable(evicted) + "' was evicted and cannot be loaded again: " + error.message;
+      }
+      return reply.error(error);
+    }
+    if (reply.answered()) return;  // deadline passed: nobody would ever end that lease
+    Session* const asker = books_->sessions.find(id);
+    Resident* const resident = books_->store.by_block(outcome->block);
+    if (asker == nullptr || resident == nullptr || resident->draining()) {
+      return reply.error({ErrorCode::kUnavailable, "the model was unloaded as soon as it was loaded: retry"});
+    }
+    reply.ok(grant(*asker, *resident, outcome->model));
+  });
+  reply.on_late([this, asked] { loads_->give_up(asked); });
+}
+
+void Server::detach(Session& session, const wire::Detach& data, const Reply<wire::DetachReply>& reply) {
+  wire::EventData released = event_of(session.peer);
+  if (const Lease* const lease = books_->leases.find(session.id, data.lease)) released.model = lease->model;
+  const std::vector<std::string> blocks = books_->leases.end(session.id, data.lease);
+  reply.ok({!blocks.empty()});
+  if (blocks.empty()) return;
+  released.block = blocks.front();
+  released.count = 1;
+  events_->publish("lease.released", released);
+  leases_ended(blocks);
+}
+
+}  // namespace modelbroker
