@@ -308,7 +308,6 @@ void Loads::finish(Waiter& waiter, Resident& resident, std::string outcome) {
   if (waiter.pin) resident.pinned = true;
   if (waiter.keep_alive) resident.keep_alive = *waiter.keep_alive;
   books_.used(resident);
-  expiry_.changed(resident);
   // Answered when it is written: what was acknowledged survives a crash.
   ++resident.promised;
   if (Resident* const older = books_.store.by_block(settled->superseded)) ++older->promised;
@@ -318,7 +317,9 @@ void Loads::finish(Waiter& waiter, Resident& resident, std::string outcome) {
     drain_superseded(superseded);
     done(result);
     Resident* const promised = books_.store.by_block(result.block);
-    if (promised != nullptr && --promised->promised == 0) admission_.look_again();
+    if (promised == nullptr || --promised->promised > 0) return;
+    expiry_.changed(*promised);
+    admission_.look_again();
   });
 }
 

@@ -272,6 +272,15 @@ def test_keep_alive_ends_what_nobody_uses_and_nothing_else(
         assert_exact(broker, client)
 
 
+def test_keep_alive_also_ends_while_a_load_is_being_answered(
+    broker: BrokerProcess, sources: list[Path]
+) -> None:
+    with broker.connect() as client:
+        client.attach(sources[0]).release()
+        assert client.load(sources[0], keep_alive=0).outcome == "resident"
+        wait_until(lambda: client.list() == [])
+
+
 def test_keep_alive_outlives_the_broker(make_broker: MakeBroker, sources: list[Path]) -> None:
     broker = make_broker("--grace", "1s").start()
     with broker.connect() as client:
