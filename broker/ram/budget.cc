@@ -16,8 +16,8 @@ Budget::Reservation& Budget::Reservation::operator=(Reservation&& other) noexcep
   return *this;
 }
 
-void Budget::Reservation::give_up() noexcept {
-  if (budget_ != nullptr) entry_->given_up = true;
+void Budget::Reservation::give_up(TimePoint now) noexcept {
+  if (budget_ != nullptr) entry_->given_up = now;
 }
 
 void Budget::Reservation::end() noexcept {
@@ -42,7 +42,15 @@ Budget::Loading Budget::loading() const {
     const std::uint64_t left = entry.bytes > made ? entry.bytes - made : 0;
     sum.reserved += left;
     sum.made += made;
-    if (entry.given_up) sum.given_up += left + made;
+  }
+  return sum;
+}
+
+Budget::GivenUp Budget::given_up(TimePoint long_ago) const {
+  GivenUp sum;
+  for (const Entry& entry : entries_) {
+    if (!entry.given_up) continue;
+    (*entry.given_up > long_ago ? sum.lately : sum.long_ago) += std::max(entry.bytes, entry.gauge->bytes());
   }
   return sum;
 }

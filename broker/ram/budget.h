@@ -8,8 +8,10 @@
 #include <cstdint>
 #include <list>
 #include <memory>
+#include <optional>
 #include <string>
 
+#include "broker/clock.h"
 #include "shm/block.h"
 #include "shm/error.h"
 
@@ -19,7 +21,7 @@ class Budget {
   struct Entry {
     std::uint64_t bytes = 0;
     std::shared_ptr<BlockGauge> gauge;
-    bool given_up = false;
+    std::optional<TimePoint> given_up{};
   };
 
  public:
@@ -40,8 +42,8 @@ class Budget {
     [[nodiscard]] explicit operator bool() const noexcept { return budget_ != nullptr; }
     // What the block's writer reports to.
     [[nodiscard]] const std::shared_ptr<BlockGauge>& gauge() const noexcept { return entry_->gauge; }
-    // It will end soon: its load was cancelled.
-    void give_up() noexcept;
+    // It should end soon: its load was cancelled.
+    void give_up(TimePoint now) noexcept;
     void end() noexcept;
 
    private:
@@ -65,9 +67,13 @@ class Budget {
   struct Loading {
     std::uint64_t reserved = 0;  // admitted, not yet made
     std::uint64_t made = 0;      // of blocks that are being filled
-    std::uint64_t given_up = 0;  // of both: what is about to be free
   };
   [[nodiscard]] Loading loading() const;
+  // Of both, what is about to be free: given up after `long_ago`, or so long ago that its read may hang.
+  struct GivenUp {
+    std::uint64_t lately = 0, long_ago = 0;
+  };
+  [[nodiscard]] GivenUp given_up(TimePoint long_ago) const;
 
  private:
   std::uint64_t limit_;

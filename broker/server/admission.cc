@@ -8,8 +8,9 @@
 namespace modelbroker {
 namespace {
 
-// Room that is being freed comes within milliseconds, but for a cancelled load whose read hangs.
-constexpr std::chrono::seconds kPromise{10};
+// Room that is being freed comes within milliseconds, but for a cancelled load whose read hangs: what can be evicted is
+// when it is late, and who has no other hope waits somewhat longer.
+constexpr std::chrono::seconds kLate{1}, kPromise{10};
 // The refusal with its numbers should be there before the router says that the deadline has passed.
 constexpr std::chrono::milliseconds kBeforeDeadline{50};
 
@@ -56,7 +57,9 @@ Admission::Room Admission::room_now() const {
   // One reading for both: what a job frees in between were else in neither, and another model would go for it.
   const Budget::Use use = books_.use();
   room.available = books_.budget.available(use);
-  room.coming = books_.budget.loading().given_up + use.removing;
+  const Budget::GivenUp given_up = books_.budget.given_up(books_.clock.now() - kLate);
+  room.coming = given_up.lately + use.removing;
+  room.late = given_up.long_ago;
   return room;
 }
 
@@ -89,16 +92,25 @@ void Admission::look() {
 // Sees to it that room is on its way, and claims it; false if there is none to be had.
 bool Admission::promise(Waiting& waiting, Room& room) {
   const TimePoint now = books_.clock.now();
-  if (waiting.promised && now >= *waiting.promised + kPromise) return false;
   const std::uint64_t wanted = room.claimed + waiting.ask.bytes;
   const std::uint64_t expected = room.available + room.coming;
   if (wanted > expected) {
-    const std::uint64_t evicted = evict(wanted - expected);
-    if (evicted == 0) return false;
-    room.coming += evicted;
+    const std::uint64_t missing = wanted - expected;
+    std::uint64_t found = evict(missing);
+    if (found > 0) {
+      waiting.promised = now;
+    } else if (missing <= room.late) {
+      found = missing;
+      room.late -= missing;
+    } else {
+      waiting.promised.reset();
+      return false;
+    }
+    room.coming += found;
   }
-  room.claimed = wanted;
   if (!waiting.promised) waiting.promised = now;
+  if (now >= *waiting.promised + kPromise) return false;
+  room.claimed = wanted;
   return true;
 }
 
@@ -135,7 +147,11 @@ void Admission::set_timer(Waiting& waiting) {
   if (waiting.timer) loop_.cancel(*waiting.timer);
   const TimePoint now = books_.clock.now();
   TimePoint when = waiting.ask.until ? *waiting.ask.until - kBeforeDeadline : now + kPromise;
-  if (waiting.promised) when = std::min(when, *waiting.promised + kPromise);
+  if (waiting.promised) {
+    for (const auto end : {kLate, kPromise}) {
+      if (now < *waiting.promised + end) when = std::min(when, *waiting.promised + end);
+    }
+  }
   waiting.timer = loop_.after(std::max(when - now, Duration(0)), [this] { look_again(); });
 }
 

@@ -55,6 +55,7 @@ class Admission {
   struct Room {
     std::uint64_t available = 0;  // now
     std::uint64_t coming = 0;     // being freed
+    std::uint64_t late = 0;       // should have been free by now, and may yet be
     std::uint64_t claimed = 0;    // of both, by those before
   };
   void look();

@@ -355,7 +355,7 @@ std::size_t Loads::withdraw(Predicate whose, const std::optional<Error>& error) 
 void Loads::give_up_if_unwanted(const FlightPtr& flight) {
   if (!flight->waiters.empty()) return;
   flight->progress.cancelled = true;
-  flight->reservation.give_up();
+  flight->reservation.give_up(books_.clock.now());
   if (flight->asked) {
     fail_all(flight, {ErrorCode::kCancelled, "nobody waits for the load"});
   } else {

@@ -184,8 +184,12 @@ TEST_F(MadeBlockTest, WhatIsMadeIsNoLongerReserved) {
     EXPECT_EQ(budget.loading().made, 3 * kHugePage);
     EXPECT_EQ(budget.loading().reserved, 5 * kHugePage);
     EXPECT_EQ(budget.available({}), 56 * kHugePage);
-    reservation->give_up();
-    EXPECT_EQ(budget.loading().given_up, 8 * kHugePage);
+    const TimePoint cancelled{std::chrono::seconds(5)};
+    reservation->give_up(cancelled);
+    EXPECT_EQ(budget.given_up(cancelled - Duration(1)).lately, 8 * kHugePage);
+    EXPECT_EQ(budget.given_up(cancelled - Duration(1)).long_ago, 0U);
+    EXPECT_EQ(budget.given_up(cancelled).lately, 0U);
+    EXPECT_EQ(budget.given_up(cancelled).long_ago, 8 * kHugePage);
   }
   EXPECT_EQ(budget.loading().made, 0U);
   EXPECT_EQ(budget.loading().reserved, 8 * kHugePage);
