@@ -29,11 +29,14 @@ Result<Budget::Reservation> Budget::reserve(std::uint64_t bytes, const Use& use,
   return Reservation(*this, entries_.insert(entries_.end(), {bytes, std::make_shared<BlockGauge>()}));
 }
 
-std::uint64_t Budget::available(const Use& use) const {
+std::uint64_t Budget::used(const Use& use) const {
   const Loading now = loading();
-  const std::uint64_t used = use.made + use.draining + now.reserved + now.made;
-  return limit_ > used ? limit_ - used : 0;
+  return use.made + use.draining + now.reserved + now.made;
 }
+
+std::uint64_t Budget::available(const Use& use) const { return limit_ - std::min(limit_, used(use)); }
+
+std::uint64_t Budget::excess(const Use& use) const { return std::max(limit_, used(use)) - limit_; }
 
 Budget::Loading Budget::loading() const {
   Loading sum;

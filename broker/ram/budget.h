@@ -60,6 +60,8 @@ class Budget {
   [[nodiscard]] Result<Reservation> reserve(std::uint64_t bytes, const Use& use, const std::string& what);
   [[nodiscard]] Error refusal(std::uint64_t bytes, const Use& use, const std::string& what) const;
   [[nodiscard]] std::uint64_t available(const Use& use) const;
+  // What is used above the limit: it was lowered.
+  [[nodiscard]] std::uint64_t excess(const Use& use) const;
 
   [[nodiscard]] std::uint64_t limit() const noexcept { return limit_; }
   void set_limit(std::uint64_t limit) noexcept { limit_ = limit; }
@@ -76,6 +78,7 @@ class Budget {
   [[nodiscard]] GivenUp given_up(TimePoint long_ago) const;
 
  private:
+  [[nodiscard]] std::uint64_t used(const Use& use) const;
   std::uint64_t limit_;
   std::list<Entry> entries_;
 };

@@ -11,6 +11,8 @@ namespace {
 // Room that is being freed comes within milliseconds, but for a cancelled load whose read hangs: what can be evicted is
 // when it is late, and who has no other hope waits somewhat longer.
 constexpr std::chrono::seconds kLate{1}, kPromise{10};
+// Somebody has a block open or mapped without a lease, and no word comes when that ends: asked again so often.
+constexpr std::chrono::seconds kHeld{1};
 // The refusal with its numbers should be there before the router says that the deadline has passed.
 constexpr std::chrono::milliseconds kBeforeDeadline{50};
 
@@ -36,7 +38,7 @@ void Admission::withdraw(Id id) {
 }
 
 void Admission::look_again() {
-  if (queue_.empty() || std::exchange(looking_, true)) return;
+  if ((queue_.empty() && !above_limit_) || std::exchange(looking_, true)) return;
   loop_.post([this] {
     looking_ = false;
     look();
@@ -44,12 +46,25 @@ void Admission::look_again() {
 }
 
 void Admission::limit_changed() {
-  const Budget::Use use = books_.use();
-  const Budget::Loading loading = books_.budget.loading();
-  const std::uint64_t used = use.made + loading.made + loading.reserved;  // what drains goes by itself
-  const std::uint64_t limit = books_.budget.limit();
-  if (used > limit) (void)evict(std::min(used - limit, use.evictable));
+  above_limit_ = true;
   look_again();
+}
+
+void Admission::keep_limit() {
+  Budget::Use use = books_.use();
+  use.draining = 0;  // goes by itself
+  const std::uint64_t excess = books_.budget.excess(use);
+  above_limit_ = excess > 0;
+  if (!above_limit_) return;
+  if (evict(excess) == 0) {
+    while (evict(1) > 0) {
+    }
+  }
+  if (books_.use().evictable == 0 || std::exchange(waiting_for_holders_, true)) return;
+  loop_.after(kHeld, [this] {
+    waiting_for_holders_ = false;
+    look_again();
+  });
 }
 
 Admission::Room Admission::room_now() const {
@@ -60,6 +75,7 @@ Admission::Room Admission::room_now() const {
   const Budget::GivenUp given_up = books_.budget.given_up(books_.clock.now() - kLate);
   room.coming = given_up.lately + use.removing;
   room.late = given_up.long_ago;
+  room.claimed = books_.budget.excess(use);
   return room;
 }
 
@@ -67,6 +83,7 @@ Admission::Room Admission::room_now() const {
 void Admission::look() {
   std::vector<std::pair<Then, Result<Budget::Reservation>>> told;
   std::vector<Waiting> still;
+  if (above_limit_) keep_limit();
   Room room = room_now();
   for (Waiting& waiting : queue_) {
     const std::uint64_t bytes = waiting.ask.bytes;

@@ -38,7 +38,7 @@ class Admission {
   void withdraw(Id id);  // `then` is not called any more; idempotent
   // Something was freed, released, unpinned, revived or given up: looks again, in the loop's next turn.
   void look_again();
-  // Evicts what is above a lower limit, as far as that goes.
+  // Evicts what is above a lower limit, as far as that goes, and the rest when it can.
   void limit_changed();
   [[nodiscard]] std::size_t waiting() const noexcept { return queue_.size(); }
 
@@ -59,6 +59,7 @@ class Admission {
     std::uint64_t claimed = 0;    // of both, by those before
   };
   void look();
+  void keep_limit();
   [[nodiscard]] Room room_now() const;
   [[nodiscard]] bool promise(Waiting& waiting, Room& room);
   [[nodiscard]] std::uint64_t evict(std::uint64_t needed);
@@ -71,6 +72,7 @@ class Admission {
   std::vector<Waiting> queue_;
   Id next_id_ = 1;
   bool looking_ = false;
+  bool above_limit_ = false, waiting_for_holders_ = false;
 };
 
 }  // namespace modelbroker

@@ -123,6 +123,7 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
   end_silent_peers();
   look_at_locks();
   expiry_->look();
+  admission_->limit_changed();  // it may have been lowered since
   scrubber_->look();
   return {};
 }

@@ -168,6 +168,9 @@ TEST(BudgetTest, WhatIsReservedMadeAndDrainingNeverPassesTheLimit) {
   EXPECT_FALSE(budget.reserve(1, {}, "x"));
   budget.set_limit(50);  // less than what is taken: nothing more, and no wrap
   EXPECT_EQ(budget.available({}), 0U);
+  EXPECT_EQ(budget.excess({.made = 20, .draining = 5}), 75U);
+  budget.set_limit(150);
+  EXPECT_EQ(budget.excess({.made = 20, .draining = 5}), 0U);
 }
 
 TEST_F(MadeBlockTest, WhatIsMadeIsNoLongerReserved) {
