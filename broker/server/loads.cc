@@ -368,7 +368,15 @@ void Loads::give_up(AskId id) {
 }
 
 void Loads::session_ended(SessionId session) {
-  withdraw([&](const Waiter& waiter) { return waiter.session == session; }, std::nullopt);
+  withdraw([&](const Waiter& waiter) { return waiter.session == session; },
+           Error{ErrorCode::kCancelled, "the session that asked for the load has ended"});
+}
+
+bool Loads::waits(SessionId session) const {
+  const auto is_its = [&](const Waiter& waiter) { return waiter.session == session; };
+  return std::ranges::any_of(asking_, [&](const WaiterPtr& waiter) { return is_its(*waiter); }) ||
+         std::ranges::any_of(flights_,
+                             [&](const FlightPtr& flight) { return std::ranges::any_of(flight->waiters, is_its); });
 }
 
 std::size_t Loads::cancel(const std::string& model, std::optional<uid_t> uid) {

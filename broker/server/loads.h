@@ -69,8 +69,9 @@ class Loads {
   AskId start(Ask ask, Done done);
   // Whoever asked so waits no longer.
   void give_up(AskId id);
-  // Withdraws what an ended session asked for.
+  // Cancels what an ended session asked for.
   void session_ended(SessionId session);
+  [[nodiscard]] bool waits(SessionId session) const;
   // Tells everybody who waits for this load (a name that was asked for, or a path) that it is cancelled; how many they
   // were. `uid`: only that user's; nothing: everybody's.
   std::size_t cancel(const std::string& model, std::optional<uid_t> uid);

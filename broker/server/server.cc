@@ -299,12 +299,15 @@ void Server::watch_plain(const Session& session) {
   if (watching) plain_peers_.emplace(session.id, std::pair(std::move(*pidfd), *watching));
 }
 
-// ZeroMQ-only peers whose death the kernel cannot tell us end by silence.
+// ZeroMQ-only peers whose death the kernel cannot tell us end by silence. Who waits for a load is not silent.
 void Server::end_silent_peers() {
+  const TimePoint now = books_->clock.now();
   std::vector<SessionId> silent;
   for (const auto& [id, session] : books_->sessions.all()) {
-    if (session.token.empty() && !plain_peers_.contains(id) &&
-        session.last_heard + books_->config.hung < books_->clock.now()) {
+    if (!session.token.empty() || plain_peers_.contains(id)) continue;
+    if (loads_->waits(id)) {
+      books_->sessions.find(id)->last_heard = now;
+    } else if (session.last_heard + books_->config.hung < now) {
       silent.push_back(id);
     }
   }
