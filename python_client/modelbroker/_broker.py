@@ -22,7 +22,6 @@ from ._errors import (
     UnavailableError,
 )
 from ._events import SNAPSHOT, EventStream
-from ._leases import Lease
 from ._link import Data, Link, MakeData
 from ._memory import Memory, Mode
 from ._models import Loaded, Model, Scrubbed, Status, Unloaded, take
@@ -98,12 +97,13 @@ class Broker:
         `progress(read_bytes, total_bytes)` is called from another thread while it reads, and from
         this one at the end; an error that it raises is raised here once the load is done.
         """
+        deadline = Deadline(timeout)
         label = _absolute(path)
         data: Data = {"path": label, "name": name or "", "type": type, "pin": pin}
         if keep_alive is not None:
             data["keep_alive"] = float(keep_alive)
-        with _Source(label) as source, self._watched(label, progress):
-            loaded = self._call("model.load_model", source.with_offer(data), timeout)
+        with _Source(label) as source, self._watched(label, progress, deadline):
+            loaded = self._open_link().call("model.load_model", source.with_offer(data), deadline)
         if progress is not None:
             progress(loaded["payload_bytes"], loaded["payload_bytes"])
         return take(Loaded, loaded)
@@ -133,17 +133,17 @@ class Broker:
         data: Data = {"model": word, "device": "cpu"}
         deadline = Deadline(timeout)
         if not is_path:
-            return self._map(*self._attach(data, deadline), mode)
+            return self._attach(data, mode, deadline)
         try:
             source = _Source(word)
         except NotFoundError as gone:
             # The file may be gone while its weights are not.
             try:
-                return self._map(*self._attach({**data, "load": False}, deadline), mode)
+                return self._attach({**data, "load": False}, mode, deadline)
             except NotFoundError:
                 raise gone from None
         with source:
-            return self._map(*self._attach(source.with_offer(data), deadline), mode)
+            return self._attach(source.with_offer(data), mode, deadline)
 
     def list(self) -> list[Model]:
         """The models that are loaded or being loaded, by name."""
@@ -174,7 +174,7 @@ class Broker:
         for `timeout` seconds, at close() of the stream or of this object; else it goes on.
         """
         patterns = (types,) if isinstance(types, str) else types
-        return EventStream(self, self._open_link(), patterns, timeout)
+        return EventStream(self, self._open_link(), patterns, timeout, Deadline(None))
 
     def pin(self, model: ModelOrPath) -> None:
         """Never evict it."""
@@ -223,11 +223,11 @@ class Broker:
             raise FailedPreconditionError("this Broker was closed: connect() again")
         return self._link
 
-    def _call(self, type_: str, data: Data | MakeData, timeout: float | None) -> Data:
-        return self._open_link().call(type_, data, timeout)
+    def _call(self, type_: str, data: Data, timeout: float | None) -> Data:
+        return self._open_link().call(type_, data, Deadline(timeout))
 
     @contextmanager
-    def _watched(self, path: str, progress: Progress | None) -> Iterator[None]:
+    def _watched(self, path: str, progress: Progress | None, deadline: Deadline) -> Iterator[None]:
         """Tells `progress` of a load of `path` while the body runs."""
         if progress is None:
             yield
@@ -236,12 +236,13 @@ class Broker:
 
         def watch(stream: EventStream) -> None:
             try:
-                for read, total in _reading(stream, path):
+                for read, total in _reading(stream, path, deadline):
                     progress(read, total)
             except BaseException as error:
                 raised.append(error)
 
-        with self.events(("model.loading", "model.progress")) as stream:
+        types = ("model.loading", "model.progress")
+        with EventStream(self, self._open_link(), types, None, deadline) as stream:
             watcher = threading.Thread(target=watch, args=(stream,), name="modelbroker-progress")
             watcher.start()
             try:
@@ -252,14 +253,11 @@ class Broker:
         if raised:
             raise raised[0]
 
-    def _attach(self, data: Data | MakeData, deadline: Deadline) -> tuple[Data, Lease]:
-        left = None if deadline.seconds is None else deadline.left()
-        return self._open_link().attach(data, left)
-
-    def _map(self, reply: Data, lease: Lease, mode: Mode) -> Weights:
+    def _attach(self, data: Data | MakeData, mode: Mode, deadline: Deadline) -> Weights:
+        reply, lease = self._open_link().attach(data, deadline)
         blocks = []
         for block in reply["blocks"]:
-            descriptor = self._open_block(str(block["block"]), str(block["path"]))
+            descriptor = self._open_block(str(block["block"]), str(block["path"]), deadline)
             try:
                 header = read_header(descriptor, str(block["block"]))
                 blocks.append((Memory(descriptor, header.size, mode, keeps=lease), header))
@@ -268,19 +266,19 @@ class Broker:
         generation = max(int(block["generation"]) for block in reply["blocks"])
         return Weights(str(reply["model"]), generation, mode, blocks)
 
-    def _open_block(self, name: str, path: str) -> int:
+    def _open_block(self, name: str, path: str, deadline: Deadline) -> int:
         try:
             # Without O_NONBLOCK: while the broker asks the kernel who has the block, we wait.
             with or_exhausted(f"opening block {name}"):
                 return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
             # Another mount namespace, another user, or renamed since: the broker opens it for us.
-            return self._link.open_block(name, _SHORT)
+            return self._link.open_block(name, deadline)
 
 
-def _reading(stream: EventStream, path: str) -> Iterator[tuple[int, int]]:
+def _reading(stream: EventStream, path: str, deadline: Deadline) -> Iterator[tuple[int, int]]:
     """Bytes read and bytes in all, as a load goes on."""
-    for event in stream:
+    while (event := stream.next_by(deadline)) is not None:
         if event.type != SNAPSHOT:
             total = event.data.get("total_bytes", 0)
             if total and event.data.get("path") == path:
@@ -308,7 +306,7 @@ class _Source:
         """The data of a request with the file in it, offered anew on each session."""
         return lambda session, deadline: {
             **data,
-            "file": session.offer(self._descriptor, deadline.left()),
+            "file": session.offer(self._descriptor, deadline),
         }
 
     def __enter__(self) -> _Source:

@@ -25,6 +25,10 @@ class Deadline:
         """Seconds until the end, but at most `most`; 0 when it has passed."""
         return max(0.0, min(most, self._at - time.monotonic()))
 
+    def at_most(self, seconds: float) -> Deadline:
+        """The sooner of this one and `seconds` from now."""
+        return self if self.left() <= seconds else Deadline(seconds)
+
     def passed(self) -> bool:
         """True once the time is up."""
         return time.monotonic() >= self._at

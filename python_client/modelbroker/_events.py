@@ -28,7 +28,7 @@ _SLICE_MS = 100  # how often it looks whether the broker still lives
 _ANSWER_SECONDS = 10.0  # for a snapshot
 _QUIET_SECONDS = 5.0  # so long without an event: have some been missed?
 _IN_FLIGHT_SECONDS = 0.5  # what was published is here by then
-_HANDSHAKE_MS = 2000
+_HANDSHAKE_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +51,14 @@ class EventStream:
     """An iterator over events; see Broker.events(). Use it as a context manager, or close() it."""
 
     def __init__(
-        self, owner: object, link: Link, types: Sequence[str] | None, timeout: float | None
+        self,
+        owner: object,
+        link: Link,
+        types: Sequence[str] | None,
+        timeout: float | None,
+        start: Deadline,
     ) -> None:
-        """Use Broker.events()."""
+        """Use Broker.events(). `start`: by when there must be a first snapshot, if not in 10 s."""
         self._closed = True  # until there is something to close
         self._owner = owner  # the Broker: collected, it would close the link
         self._link = link
@@ -71,7 +76,7 @@ class EventStream:
         self._closed = False
         try:
             # From here on nothing is missed, however late the first event is asked for.
-            self._first = self._snapshot(_ANSWER_SECONDS, "start")
+            self._first = self._snapshot(start.at_most(_ANSWER_SECONDS), "start")
         except BaseException:
             self.close()
             raise
@@ -89,7 +94,10 @@ class EventStream:
 
     def next(self, timeout: float | None = None) -> Event | None:
         """The next event; None when none came within `timeout` seconds, or the stream is closed."""
-        deadline = Deadline(timeout)
+        return self.next_by(Deadline(timeout))
+
+    def next_by(self, deadline: Deadline) -> Event | None:
+        """The same with the deadline of a call."""
         with self._iterating:
             try:
                 while not self._ended():
@@ -205,11 +213,11 @@ class EventStream:
                 return None
             raise
 
-    def _snapshot(self, seconds: float, reason: str) -> Event:
+    def _snapshot(self, deadline: Deadline, reason: str) -> Event:
         if self._socket is None:
             # The socket first: what happens after the snapshot must reach it.
-            self._socket = _subscribed(self._link.endpoint.events)
-        reply = self._link.call("events.snapshot", {}, seconds)
+            self._socket = _subscribed(self._link.endpoint.events, deadline)
+        reply = self._link.call("events.snapshot", {}, deadline)
         state = {key: reply[key] for key in ("models", "draining", "tiers")}
         boot_id, seq = str(reply["boot_id"]), int(reply["seq"])
         if self._boot_id not in ("", boot_id):
@@ -235,12 +243,12 @@ class EventStream:
             keep_forever(socket)
 
 
-def _patience(deadline: Deadline) -> float:
+def _patience(deadline: Deadline) -> Deadline:
     """For a question that a living broker answers at once, also when the caller's time is up."""
-    return max(0.25, deadline.left(_ANSWER_SECONDS))
+    return Deadline(max(0.25, deadline.left(_ANSWER_SECONDS)))
 
 
-def _subscribed(endpoint: str) -> Socket:
+def _subscribed(endpoint: str, deadline: Deadline) -> Socket:
     """A SUB socket that gets everything (`seq` counts everything), once the broker accepted it."""
     socket = our_socket(zmq.SUB)
     try:
@@ -249,7 +257,8 @@ def _subscribed(endpoint: str) -> Socket:
         monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
         try:
             socket.connect(endpoint)
-            monitor.poll(_HANDSHAKE_MS)  # else the first snapshot may be followed by another
+            # Else the first snapshot may be followed by another.
+            monitor.poll(int(deadline.left(_HANDSHAKE_SECONDS) * 1000))
         finally:
             socket.disable_monitor()
             monitor.close(0)

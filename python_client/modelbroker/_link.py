@@ -70,9 +70,8 @@ class Link:
 
     # ---- calls
 
-    def call(self, type_: str, data: Data | MakeData, timeout: float | None) -> Data:
+    def call(self, type_: str, data: Data | MakeData, deadline: Deadline) -> Data:
         """Asks, and after a restart of the broker asks again, until there is an answer."""
-        deadline = Deadline(timeout)
         self.settle(deadline)  # what was released before this call has ended when it is served
         request_id = self._ids()
         while True:
@@ -81,9 +80,8 @@ class Link:
                 ready = data(session, deadline) if callable(data) else data
                 return self._ask(session, request_id, type_, ready, deadline)
 
-    def attach(self, data: Data | MakeData, timeout: float | None) -> tuple[Data, Lease]:
+    def attach(self, data: Data | MakeData, deadline: Deadline) -> tuple[Data, Lease]:
         """Gets a lease; it ends when the returned object is gone."""
-        deadline = Deadline(timeout)
         self.settle(deadline)
         while True:
             session = self.session(deadline)
@@ -109,13 +107,12 @@ class Link:
                 self._keep()
             raise
 
-    def open_block(self, name: str, timeout: float) -> int:
+    def open_block(self, name: str, deadline: Deadline) -> int:
         """A descriptor of a leased block that cannot be opened by its path."""
-        deadline = Deadline(timeout)
         while True:
             session = self.session(deadline)
             with self._losing(session):
-                return session.open_block(name)
+                return session.open_block(name, deadline)
 
     def _ask(
         self, session: Session, request_id: str, type_: str, data: Data, deadline: Deadline
@@ -137,13 +134,16 @@ class Link:
         except TimeoutError as error:
             if isinstance(error, ModelBrokerError):
                 raise
-            raise DeadlineExceededError(f"{self.endpoint.fds} does not answer") from None
+            raise DeadlineExceededError(
+                f"the broker at {self.endpoint.fds} does not answer: it is busy or hangs; "
+                "see its log"
+            ) from None
 
     # ---- the session
 
     def session(self, deadline: Deadline) -> Session:
         """The open session, or a new one on which all leases have been stated."""
-        patience = Deadline(deadline.left(_PATIENCE))
+        patience = deadline.at_most(_PATIENCE)
         backoff = _BACKOFF_FIRST
         while True:
             session = self._session
@@ -180,11 +180,11 @@ class Link:
         return None
 
     def _open_session(self, deadline: Deadline) -> None:
-        session = Session.open(self.endpoint, deadline.left(_RESTATE_SECONDS))
+        session = Session.open(self.endpoint, deadline.at_most(_RESTATE_SECONDS))
         try:
             with self._lock:  # none is added meanwhile: _hold() wants a session
                 held = dict(self._held)
-            lost = self._restate(session, held)
+            lost = self._restate(session, held, deadline.at_most(_RESTATE_SECONDS))
         except BaseException:
             session.close()
             raise
@@ -194,7 +194,7 @@ class Link:
             self._session = session
         self._wake()
 
-    def _restate(self, session: Session, held: dict[int, Held]) -> list[int]:
+    def _restate(self, session: Session, held: dict[int, Held], deadline: Deadline) -> list[int]:
         """States leases on a new session; the keys of those that this broker does not have."""
         lost: list[int] = []
         keys = list(held)
@@ -205,7 +205,7 @@ class Link:
                 self._ids(),
                 "lease.restate",
                 {"leases": [held[key].as_wire() for key in some]},
-                Deadline(_RESTATE_SECONDS),
+                deadline,
             )
             restated = set(reply.get("restated") or ())
             lost += [key for key in some if held[key].number not in restated]
@@ -265,7 +265,7 @@ class Link:
             self._dropped_to_errands()
             for _ in range(len(self._errands)):
                 errand = self._errands.popleft()
-                if not self._run(errand):
+                if not self._run(errand, deadline.at_most(_ERRAND_SECONDS)):
                     self._errands.append(errand)
                     return  # the broker is slow: later
         finally:
@@ -282,18 +282,12 @@ class Link:
                     data = {"lease": held.number}
                     self._errands.append(Errand(session, self._ids(), "model.detach", data))
 
-    def _run(self, errand: Errand) -> bool:
+    def _run(self, errand: Errand, deadline: Deadline) -> bool:
         """Runs an errand; False when it got no answer and should be run again."""
         if errand.session is not self._session:
             return True  # its lease ended with its session
         try:
-            reply = self._ask(
-                errand.session,
-                errand.request_id,
-                errand.type,
-                errand.data,
-                Deadline(_ERRAND_SECONDS),
-            )
+            reply = self._ask(errand.session, errand.request_id, errand.type, errand.data, deadline)
         except SessionLost:
             self._lose(errand.session)
             return True

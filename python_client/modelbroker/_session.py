@@ -1,7 +1,8 @@
 """A session: one connection to the fd socket, alive as long as that connection.
 
 Threads: any; request and reply on the socket are one step under a lock. A broken connection is
-SessionLost, which the link turns into a new session.
+SessionLost, which the link turns into a new session; an exchange that is not done at its deadline,
+or after 10 s, the wait for other threads' included, is TimeoutError.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import struct
 import threading
 from typing import Any
 
+from ._deadline import Deadline
 from ._descriptors import exhausted
 from ._endpoint import Endpoint
 from ._errors import InternalError, PermissionDeniedError
 from ._wire import PACKET_LIMIT, RequestIds, SessionLost, data_of, decode_reply, encode_request
 
-_EXCHANGE_SECONDS = 5.0  # the broker answers these from its books: longer means that it hangs
+_EXCHANGE_SECONDS = 10.0  # the broker answers these from its books: longer means that it hangs
 _CREDENTIALS = struct.Struct("=iII")  # SO_PEERCRED: pid, uid, gid
 
 
@@ -37,16 +39,17 @@ class Session:
         self.boot_id = ""
 
     @classmethod
-    def open(cls, endpoint: Endpoint, seconds: float = _EXCHANGE_SECONDS) -> Session:
+    def open(cls, endpoint: Endpoint, deadline: Deadline) -> Session:
         """Connects and opens a session; OSError where nobody listens."""
+        deadline = deadline.at_most(_EXCHANGE_SECONDS)
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         try:
-            connection.settimeout(_patience(seconds))
+            connection.settimeout(_patience(deadline))
             connection.connect(endpoint.fds)
             if endpoint.owned:
                 _check_peer(connection, endpoint)
             session = cls(connection)
-            data, descriptors = session._exchange("session.open", {}, (), seconds)
+            data, descriptors = session._exchange("session.open", {}, (), deadline)
             _close_all(descriptors)
             session.token, session.boot_id = str(data["session"]), str(data["boot_id"])
         except BaseException:
@@ -67,15 +70,15 @@ class Session:
         poller.register(descriptor, select.POLLRDHUP)
         return bool(poller.poll(0))
 
-    def offer(self, descriptor: int, seconds: float = _EXCHANGE_SECONDS) -> str:
+    def offer(self, descriptor: int, deadline: Deadline) -> str:
         """Hands in a file's descriptor; the handle is good for one load or attach."""
-        data, descriptors = self._exchange("file.offer", {}, (descriptor,), seconds)
+        data, descriptors = self._exchange("file.offer", {}, (descriptor,), deadline)
         _close_all(descriptors)
         return str(data["file"])
 
-    def open_block(self, name: str) -> int:
+    def open_block(self, name: str, deadline: Deadline) -> int:
         """A descriptor of a block that this session leases; the caller closes it."""
-        _, descriptors = self._exchange("block.open", {"block": name}, ())
+        _, descriptors = self._exchange("block.open", {"block": name}, (), deadline)
         if len(descriptors) != 1:
             _close_all(descriptors)
             raise InternalError(f"block.open answered with {len(descriptors)} descriptors")
@@ -97,27 +100,32 @@ class Session:
         type_: str,
         data: dict[str, Any],
         descriptors: tuple[int, ...],
-        seconds: float = _EXCHANGE_SECONDS,
+        deadline: Deadline,
     ) -> tuple[dict[str, Any], list[int]]:
         request_id = self._ids()
         raw = encode_request(request_id, type_, data, limit=PACKET_LIMIT)
-        with self._lock:
-            try:
-                self._socket.settimeout(_patience(seconds))
-                socket.send_fds(self._socket, [raw], descriptors)
-                reply, received = self._receive(request_id)
-            except TimeoutError:
-                raise
-            except OSError:
-                raise SessionLost from None
+        deadline = deadline.at_most(_EXCHANGE_SECONDS)
+        if not self._lock.acquire(timeout=_patience(deadline)):
+            raise TimeoutError
+        try:
+            self._socket.settimeout(_patience(deadline))
+            socket.send_fds(self._socket, [raw], descriptors)
+            reply, received = self._receive(request_id, deadline)
+        except TimeoutError:
+            raise
+        except OSError:
+            raise SessionLost from None
+        finally:
+            self._lock.release()
         try:
             return data_of(reply), received
         except BaseException:
             _close_all(received)
             raise
 
-    def _receive(self, request_id: str) -> tuple[dict[str, Any], list[int]]:
+    def _receive(self, request_id: str, deadline: Deadline) -> tuple[dict[str, Any], list[int]]:
         while True:
+            self._socket.settimeout(_patience(deadline))
             raw, descriptors = _receive_packet(self._socket)
             if not raw:
                 raise SessionLost
@@ -128,9 +136,9 @@ class Session:
             _close_all(descriptors)  # the late reply of an exchange that timed out
 
 
-def _patience(seconds: float) -> float:
-    """A timeout for the socket: never 0, which would mean "do not wait"."""
-    return max(0.05, min(seconds, _EXCHANGE_SECONDS))
+def _patience(deadline: Deadline) -> float:
+    """A timeout for one step: never 0, which would mean "do not wait"."""
+    return max(0.05, deadline.left())
 
 
 def _receive_packet(connection: socket.socket) -> tuple[bytes, list[int]]:

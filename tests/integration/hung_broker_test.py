@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+import modelbroker
 from support import files
 from support.broker import BrokerProcess
+from support.hanging_files import hanging_file
 
 DEADLINE_EXCEEDED = 19
 LIMIT = 10  # seconds that a command without a deadline of its own waits
@@ -45,3 +48,72 @@ def test_a_load_that_waits_for_nothing_else_is_served_when_it_goes_on(
     assert broker.cli("load", source, "--timeout", "0.1", check=False).returncode != 0
     broker.thaw()
     assert broker.cli_json("load", source, "--timeout", "1m")["outcome"] in ("loaded", "resident")
+
+
+# ---- the Python client
+
+
+@pytest.fixture
+def client(broker: BrokerProcess) -> Iterator[modelbroker.Broker]:
+    with broker.connect() as client:
+        client.list()
+        yield client
+
+
+Errors = type[Exception] | tuple[type[Exception], ...]
+
+
+def seconds_until(error: Errors, call: Callable[[], object]) -> float:
+    began = time.monotonic()
+    with pytest.raises(error):
+        call()
+    return time.monotonic() - began
+
+
+@pytest.mark.slow
+def test_calls_of_one_client_do_not_wait_for_one_another_to_give_up(
+    broker: BrokerProcess, client: modelbroker.Broker, tmp_path: Path
+) -> None:
+    source = files.write_random(tmp_path / "m.safetensors", 1)
+
+    def load(timeout: float | None) -> float:
+        late = modelbroker.DeadlineExceededError
+        return seconds_until(late, lambda: client.load(source, timeout=timeout))
+
+    with broker.frozen(), ThreadPoolExecutor(9) as threads:
+        patient = [threads.submit(load, None) for _ in range(8)]
+        time.sleep(0.2)  # one of them has begun to wait for the broker, the others for that one
+        assert threads.submit(load, 1).result() < LIMIT
+        assert max(call.result() for call in patient) < 3 * LIMIT
+
+
+@pytest.mark.parametrize("state", ["hung", "gone"])
+def test_a_load_whose_progress_is_watched_ends_at_its_deadline(
+    broker: BrokerProcess, client: modelbroker.Broker, tmp_path: Path, state: str
+) -> None:
+    source = files.write_random(tmp_path / "m.safetensors", 1)
+    error: type[Exception] = modelbroker.DeadlineExceededError
+    if state == "hung":
+        broker.freeze()
+    else:
+        error = modelbroker.UnavailableError
+        broker.kill()
+
+    def load() -> object:
+        return client.load(source, timeout=0.3, progress=lambda *_: None)
+
+    assert seconds_until(error, load) < LIMIT
+
+
+def test_a_load_whose_progress_is_watched_outlives_no_broker_past_its_deadline(
+    broker: BrokerProcess, client: modelbroker.Broker, tmp_path: Path
+) -> None:
+    content = files.write_random(tmp_path / "m.safetensors", 1).read_bytes()
+    ends = (modelbroker.UnavailableError, modelbroker.DeadlineExceededError)
+    with hanging_file(tmp_path / "mount", content) as file:
+
+        def load() -> object:
+            # Killed in the midst of it: the thread that watches would like to hear of the next one.
+            return client.load(file.path, timeout=3, progress=lambda *_: broker.kill())
+
+        assert seconds_until(ends, load) < LIMIT

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import modelbroker
+from modelbroker._deadline import Deadline
 from support import files
 from support.broker import wait_until
 from support.faults import FaultyBroker
@@ -179,7 +180,7 @@ def _attach(world: World, seconds: float) -> None:
             with client.attach(word, timeout=seconds) as weights:
                 assert list(weights)
                 block = next(model for model in client.list() if model.name == "m").block
-                os.close(client._link.open_block(block, seconds))
+                os.close(client._link.open_block(block, Deadline(seconds)))
 
 
 def _load(world: World, seconds: float) -> None:
