@@ -18,15 +18,16 @@ constexpr std::chrono::milliseconds kBeforeDeadline{50};
 
 }  // namespace
 
-Admission::Id Admission::ask(Ask ask, Then then) {
+Admission::Id Admission::ask(Ask ask, Then then, std::optional<Id> place) {
+  const Id id = place ? *place : next_id_++;
   Waiting waiting;
-  waiting.id = next_id_++;
+  waiting.id = id;
   waiting.ask = std::move(ask);
   waiting.then = std::move(then);
   waiting.since = books_.clock.now();
-  queue_.push_back(std::move(waiting));
+  queue_.insert(std::ranges::upper_bound(queue_, id, {}, &Waiting::id), std::move(waiting));
   look_again();
-  return queue_.back().id;
+  return id;
 }
 
 void Admission::withdraw(Id id) {
@@ -169,7 +170,8 @@ void Admission::set_timer(Waiting& waiting) {
       if (now < *waiting.promised + end) when = std::min(when, *waiting.promised + end);
     }
   }
-  waiting.timer = loop_.after(std::max(when - now, Duration(0)), [this] { look_again(); });
+  // In this very turn: the deadline itself may come due in it too, on a busy machine.
+  waiting.timer = loop_.after(std::max(when - now, Duration(0)), [this] { look(); });
 }
 
 }  // namespace modelbroker

@@ -33,8 +33,9 @@ class Admission {
 
   Admission(Books& books, Loop& loop, Reaper& reaper) : books_(books), loop_(loop), reaper_(reaper) {}
 
-  // `then` is called once, at the earliest from the loop's next turn.
-  Id ask(Ask ask, Then then);
+  // `then` is called once, at the earliest from the loop's next turn. Who asks again in the place of an earlier ask,
+  // refused or withdrawn, keeps its place in the queue.
+  Id ask(Ask ask, Then then, std::optional<Id> place = std::nullopt);
   void withdraw(Id id);  // `then` is not called any more; idempotent
   // Something was freed, released, unpinned, revived or given up: looks again, in the loop's next turn.
   void look_again();
@@ -69,7 +70,7 @@ class Admission {
   Books& books_;
   Loop& loop_;
   Reaper& reaper_;
-  std::vector<Waiting> queue_;
+  std::vector<Waiting> queue_;  // by id
   Id next_id_ = 1;
   bool looking_ = false;
   bool above_limit_ = false, waiting_for_holders_ = false;

@@ -98,8 +98,12 @@ void Loads::identified(const WaiterPtr& asking, Fd file, const Result<Look>& loo
   const auto running = std::ranges::find_if(
       flights_, [&](const FlightPtr& flight) { return flight->source == *source && !flight->progress.cancelled; });
   if (running != flights_.end()) {
-    (*running)->waiters.push_back(std::move(waiter));
-    return;
+    const FlightPtr flight = *running;
+    const bool is_hastier = flight->asked && waiter.until < flight->until;
+    flight->waiters.push_back(std::move(waiter));
+    if (!is_hastier) return;
+    admission_.withdraw(*flight->asked);
+    return admit(flight);
   }
   take_off(std::move(waiter), std::move(file), *source);
 }
@@ -171,16 +175,19 @@ void Loads::admit(const FlightPtr& flight) {
     flight->reservation = std::move(*admitted);
     read(flight);
   };
-  flight->asked = admission_.ask({flight->plan.layout.block_size, "'" + flight->plan.label + "'", flight->until}, then);
+  flight->until = std::ranges::min_element(flight->waiters, {}, &Waiter::until)->until;
+  flight->asked = admission_.ask({flight->plan.layout.block_size, "'" + flight->plan.label + "'", flight->until}, then,
+                                 flight->place);
+  flight->place = flight->asked;
 }
 
 // Who gave no deadline, or none that is later than what was waited for, hears it now; the others wait for room.
 void Loads::refused(const FlightPtr& flight, const Error& error) {
-  const std::optional<TimePoint> waited = flight->until;
-  for (const Waiter& waiter : flight->waiters) flight->until = std::max(flight->until, waiter.until);
-  if (flight->until == waited || flight->plan.layout.block_size > books_.budget.limit()) return fail_all(flight, error);
-  const std::vector<Waiter> hasty =
-      take_if(flight->waiters, [&](const Waiter& waiter) { return waiter.until <= waited; });
+  const auto is_hasty = [waited = flight->until](const Waiter& waiter) { return waiter.until <= waited; };
+  if (std::ranges::all_of(flight->waiters, is_hasty) || flight->plan.layout.block_size > books_.budget.limit()) {
+    return fail_all(flight, error);
+  }
+  const std::vector<Waiter> hasty = take_if(flight->waiters, is_hasty);
   admit(flight);
   for (const Waiter& waiter : hasty) waiter.done(tl::unexpected(error));
 }

@@ -107,7 +107,8 @@ class Loads {
     LoadProgress progress;
     LoadPlan plan;
     std::optional<Admission::Id> asked;  // while it waits for its admission
-    std::optional<TimePoint> until;      // how long it waits for room; nothing: it is told at once
+    std::optional<Admission::Id> place;  // the same, and afterwards
+    std::optional<TimePoint> until;      // when one of them must hear that there is no room; nothing: at once
     Budget::Reservation reservation;
     std::uint64_t generation = 0;
     TimePoint began;               // its reading

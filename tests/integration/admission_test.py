@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -25,32 +24,16 @@ from support.hanging_files import hanging_file
 from support.listener import sparse_model
 from support.raw_wire import code_of, dealer, frame, received
 from support.small_tmpfs import with_folder
+from support.tight import Tight, loading, make_tight
 
 MIB = 1 << 20
 READS = 20  # then some of a load's pages exist
 MakeBroker = Callable[..., BrokerProcess]
 
 
-def loading(broker: BrokerProcess) -> list[str]:
-    return [m["name"] for m in broker.cli_json("ps") if m["state"] == "loading"]
-
-
-@dataclass(frozen=True)
-class Tight:
-    """A broker with room for one of two files."""
-
-    broker: BrokerProcess
-    first: Path
-    second: Path
-
-
 @pytest.fixture
 def tight(make_broker: MakeBroker, tmp_path: Path) -> Tight:
-    return Tight(
-        make_broker("--ram-budget", "40MiB").start(),
-        files.write_random(tmp_path / "first.safetensors", 25, seed=1),
-        files.write_random(tmp_path / "second.safetensors", 25, seed=2),
-    )
+    return make_tight(make_broker, tmp_path)
 
 
 def test_twenty_who_want_one_file_are_one_load(broker: BrokerProcess, tmp_path: Path) -> None:
@@ -157,25 +140,6 @@ def test_a_load_that_nobody_waits_for_any_more_is_given_up(tight: Tight) -> None
         assert loading(broker) == []
 
 
-def test_who_joins_a_load_that_waits_for_room_has_its_own_deadline(tight: Tight) -> None:
-    broker, first, second = tight.broker, tight.first, tight.second
-    with (
-        broker.connect() as client,
-        broker.connect() as hasty,
-        broker.connect() as patient,
-        ThreadPoolExecutor(2) as pool,
-    ):
-        weights = client.attach(first)
-        short = pool.submit(hasty.load, second, timeout=3)
-        wait_until(lambda: loading(broker) == ["second"])
-        long = pool.submit(patient.load, second, timeout=60)
-        with pytest.raises(ResourceExhaustedError):
-            short.result(60)
-        assert loading(broker) == ["second"]
-        weights.release()
-        assert long.result(60).outcome == "loaded"
-
-
 @pytest.mark.parametrize("what", ["load", "attach"])
 def test_past_its_deadline_a_load_is_given_up(
     broker: BrokerProcess, tmp_path: Path, what: str
@@ -189,18 +153,6 @@ def test_past_its_deadline_a_load_is_given_up(
         slow.go_on()
         wait_until(broker.is_empty)
         assert broker.books()["loads"] == 0
-
-
-def test_a_load_goes_on_for_who_has_more_time(tight: Tight) -> None:
-    broker, first, second = tight.broker, tight.first, tight.second
-    with broker.connect() as client, broker.connect() as other, ThreadPoolExecutor(1) as pool:
-        weights = client.attach(first)
-        waiting = pool.submit(other.load, second, timeout=60)
-        wait_until(lambda: loading(broker) == ["second"])
-        with pytest.raises(DeadlineExceededError):
-            client.load(second, timeout=0.1)
-        weights.release()
-        assert waiting.result(60).outcome == "loaded"
 
 
 def test_an_attach_that_the_broker_gave_up_is_not_asked_again(
