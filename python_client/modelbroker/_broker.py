@@ -22,7 +22,7 @@ from ._errors import (
     UnavailableError,
 )
 from ._events import SNAPSHOT, EventStream
-from ._link import Data, Link, MakeData
+from ._link import Data, Link
 from ._memory import Memory, Mode
 from ._models import Loaded, Model, Scrubbed, Status, Unloaded, take
 from ._weights import Weights
@@ -103,7 +103,7 @@ class Broker:
         if keep_alive is not None:
             data["keep_alive"] = float(keep_alive)
         with _Source(label) as source, self._watched(label, progress, deadline):
-            loaded = self._open_link().call("model.load_model", source.with_offer(data), deadline)
+            loaded = self._open_link().call("model.load_model", data, deadline, source.descriptor)
         if progress is not None:
             progress(loaded["payload_bytes"], loaded["payload_bytes"])
         return take(Loaded, loaded)
@@ -143,7 +143,7 @@ class Broker:
             except NotFoundError:
                 raise gone from None
         with source:
-            return self._attach(source.with_offer(data), mode, deadline)
+            return self._attach(data, mode, deadline, source.descriptor)
 
     def list(self) -> list[Model]:
         """The models that are loaded or being loaded, by name."""
@@ -253,8 +253,10 @@ class Broker:
         if raised:
             raise raised[0]
 
-    def _attach(self, data: Data | MakeData, mode: Mode, deadline: Deadline) -> Weights:
-        reply, lease = self._open_link().attach(data, deadline)
+    def _attach(
+        self, data: Data, mode: Mode, deadline: Deadline, file: int | None = None
+    ) -> Weights:
+        reply, lease = self._open_link().attach(data, deadline, file)
         blocks = []
         for block in reply["blocks"]:
             descriptor = self._open_block(str(block["block"]), str(block["path"]), deadline)
@@ -296,24 +298,17 @@ class _Source:
         # O_NONBLOCK: a fifo must not hold us up; the broker refuses it by its kind.
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
         try:
-            self._descriptor = os.open(path, flags)
+            self.descriptor = os.open(path, flags)
         except OSError as error:
             raise _open_error(error, path) from None
         except ValueError as error:
             raise InvalidArgumentError(f"{path!r}: {error}") from None
 
-    def with_offer(self, data: Data) -> MakeData:
-        """The data of a request with the file in it, offered anew on each session."""
-        return lambda session, deadline: {
-            **data,
-            "file": session.offer(self._descriptor, deadline),
-        }
-
     def __enter__(self) -> _Source:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._descriptor)
+        os.close(self.descriptor)
 
 
 def _open_error(error: OSError, path: str) -> ModelBrokerError:

@@ -16,7 +16,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -33,11 +33,10 @@ from ._errors import (
 from ._keeper import Keeper
 from ._leases import Errand, Held, Lease
 from ._pool import Pool
-from ._session import Session
+from ._session import Offer, Session
 from ._wire import RequestIds, SessionLost, UnansweredError, encode_request
 
 Data = dict[str, Any]
-MakeData = Callable[[Session, Deadline], Data]
 
 _BACKOFF_FIRST, _BACKOFF_MOST = 0.02, 0.5
 _PATIENCE = 30.0  # how long a call without a timeout waits for a broker that is gone
@@ -70,40 +69,42 @@ class Link:
 
     # ---- calls
 
-    def call(self, type_: str, data: Data | MakeData, deadline: Deadline) -> Data:
-        """Asks, and after a restart of the broker asks again, until there is an answer."""
+    def call(self, type_: str, data: Data, deadline: Deadline, file: int | None = None) -> Data:
+        """Asks, and after a restart of the broker asks again, until there is an answer.
+
+        `file`, if given, is offered to each session, and its handle goes along.
+        """
         self.settle(deadline)  # what was released before this call has ended when it is served
         request_id = self._ids()
         while True:
             session = self.session(deadline)
-            with self._losing(session):
-                ready = data(session, deadline) if callable(data) else data
-                return self._ask(session, request_id, type_, ready, deadline)
+            with self._losing(session), session.offered(file, deadline) as offer:
+                return self._ask(session, request_id, type_, data, deadline, offer)
 
-    def attach(self, data: Data | MakeData, deadline: Deadline) -> tuple[Data, Lease]:
+    def attach(self, data: Data, deadline: Deadline, file: int | None = None) -> tuple[Data, Lease]:
         """Gets a lease; it ends when the returned object is gone."""
         self.settle(deadline)
         while True:
             session = self.session(deadline)
-            with self._losing(session):
-                ready = data(session, deadline) if callable(data) else data
-                errand = Errand(session, self._ids(), "model.attach", ready)
-                reply = self._attach_once(errand, deadline)
+            with self._losing(session), session.offered(file, deadline) as offer:
+                errand = Errand(session, self._ids(), "model.attach", data)
+                reply = self._attach_once(errand, deadline, offer)
                 lease = self._hold(reply, session)
                 if lease is not None:
                     return reply, lease
 
-    def _attach_once(self, errand: Errand, deadline: Deadline) -> Data:
+    def _attach_once(self, errand: Errand, deadline: Deadline, offer: Offer | None) -> Data:
         try:
-            return self._ask(errand.session, errand.request_id, errand.type, errand.data, deadline)
+            return self._ask(
+                errand.session, errand.request_id, errand.type, errand.data, deadline, offer
+            )
         except SessionLost:
             raise
         except BaseException as error:
             # Nobody waits any more, but a lease may be granted yet: find out and end it. If the
             # broker never heard of it before, nothing is loaded.
             if isinstance(error, UnansweredError) or not isinstance(error, ModelBrokerError):
-                data = {**errand.data, "load": False, "file": None}
-                self._errands.append(replace(errand, data=data))
+                self._errands.append(replace(errand, data={**errand.data, "load": False}))
                 self._keep()
             raise
 
@@ -115,14 +116,25 @@ class Link:
                 return session.open_block(name, deadline)
 
     def _ask(
-        self, session: Session, request_id: str, type_: str, data: Data, deadline: Deadline
+        self,
+        session: Session,
+        request_id: str,
+        type_: str,
+        data: Data,
+        deadline: Deadline,
+        offer: Offer | None = None,
     ) -> Data:
+        receipt = None
+        if offer is not None:
+            data = {**data, "file": offer.handle}
+            receipt = offer.receipt(request_id)
+
         def encode(deadline_ms: int) -> bytes:
             return encode_request(
                 request_id, type_, data, session=session.token, deadline_ms=deadline_ms
             )
 
-        return self._pool.ask(encode, request_id, deadline, lambda: not session.hung_up())
+        return self._pool.ask(encode, request_id, deadline, lambda: not session.hung_up(), receipt)
 
     @contextmanager
     def _losing(self, session: Session) -> Iterator[None]:

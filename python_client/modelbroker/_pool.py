@@ -16,7 +16,7 @@ import zmq
 
 from ._deadline import Deadline
 from ._descriptors import FOR_A_CONTEXT, FOR_A_SOCKET, ensure_left, or_exhausted
-from ._wire import SessionLost, UnansweredError, data_of, decode_reply
+from ._wire import Receipt, SessionLost, UnansweredError, data_of, decode_reply
 
 _SLICE_MS = 100  # how often a waiting call looks whether its session still lives
 _REPEAT_SECONDS = 5.0  # after so long a silence it asks again: the broker joins repeats
@@ -77,12 +77,13 @@ class Pool:
         request_id: str,
         deadline: Deadline,
         session_lives: Callable[[], bool],
+        receipt: Receipt | None = None,
     ) -> dict[str, Any]:
         """Sends what `encode(deadline_ms)` makes and waits for the data of its reply."""
         epoch = self._epoch
         socket = self._take()
         try:
-            reply = _exchange(socket, encode, request_id, deadline, session_lives)
+            reply = _exchange(socket, encode, request_id, deadline, session_lives, receipt)
         except BaseException:
             socket.close(0)  # a late reply may still come: not into somebody else's call
             raise
@@ -131,16 +132,22 @@ def _exchange(
     request_id: str,
     deadline: Deadline,
     session_lives: Callable[[], bool],
+    receipt: Receipt | None,
 ) -> dict[str, Any]:
     _send(socket, encode(deadline.milliseconds()))
     repeat = grace = None
+    unread = receipt is not None  # and no receipt was asked for
     while True:
         try:
             reply = decode_reply(socket.recv())
             if reply.get("request_id") == request_id:
                 return reply
+            if receipt is not None and reply.get("request_id") == receipt.request_id:
+                receipt.read()
         except zmq.Again:
-            pass
+            if receipt is not None and unread:
+                unread = False
+                _send(socket, receipt.raw)
         if not session_lives():
             raise SessionLost
         if deadline.passed():

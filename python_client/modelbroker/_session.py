@@ -14,26 +14,56 @@ import select
 import socket
 import struct
 import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from ._deadline import Deadline
 from ._descriptors import exhausted
 from ._endpoint import Endpoint
 from ._errors import InternalError, PermissionDeniedError
-from ._wire import PACKET_LIMIT, RequestIds, SessionLost, data_of, decode_reply, encode_request
+from ._wire import (
+    PACKET_LIMIT,
+    Receipt,
+    RequestIds,
+    SessionLost,
+    data_of,
+    decode_reply,
+    encode_request,
+)
 
+_MOST_OFFERS = 32  # of more files than twice that, the broker drops the oldest
 _EXCHANGE_SECONDS = 10.0  # the broker answers these from its books: longer means that it hangs
 _CREDENTIALS = struct.Struct("=iII")  # SO_PEERCRED: pid, uid, gid
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A file in the broker's hands: the handle is good for one load or attach.
+
+    used(): the broker has it no more, and another may be offered in its place. Idempotent.
+    """
+
+    handle: str
+    session: str
+    used: Callable[[], None]
+
+    def receipt(self, request_id: str) -> Receipt:
+        """For the request with the handle."""
+        ping = f"{request_id}-read"
+        raw = encode_request(ping, "session.ping", {}, session=self.session)
+        return Receipt(ping, raw, self.used)
 
 
 class Session:
     """An open session. `token` rides every ZeroMQ request."""
 
-    __slots__ = ("_ids", "_lock", "_socket", "boot_id", "token")
+    __slots__ = ("_ids", "_lock", "_offers", "_socket", "boot_id", "token")
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
         self._lock = threading.Lock()
+        self._offers = threading.Semaphore(_MOST_OFFERS)
         self._ids = RequestIds()
         self.token = ""
         self.boot_id = ""
@@ -70,11 +100,20 @@ class Session:
         poller.register(descriptor, select.POLLRDHUP)
         return bool(poller.poll(0))
 
-    def offer(self, descriptor: int, deadline: Deadline) -> str:
-        """Hands in a file's descriptor; the handle is good for one load or attach."""
-        data, descriptors = self._exchange("file.offer", {}, (descriptor,), deadline)
-        _close_all(descriptors)
-        return str(data["file"])
+    @contextlib.contextmanager
+    def offered(self, descriptor: int | None, deadline: Deadline) -> Iterator[Offer | None]:
+        """Hands in a file's descriptor, if there is one, in its turn."""
+        if descriptor is None:
+            yield None
+            return
+        deadline = deadline.at_most(_EXCHANGE_SECONDS)
+        if not self._offers.acquire(timeout=_patience(deadline)):
+            raise TimeoutError
+        with contextlib.ExitStack() as turn:
+            turn.callback(self._offers.release)
+            data, descriptors = self._exchange("file.offer", {}, (descriptor,), deadline)
+            _close_all(descriptors)
+            yield Offer(str(data["file"]), self.token, turn.close)
 
     def open_block(self, name: str, deadline: Deadline) -> int:
         """A descriptor of a block that this session leases; the caller closes it."""

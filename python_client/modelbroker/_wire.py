@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import msgpack
@@ -21,6 +23,19 @@ class SessionLost(Exception):  # noqa: N818  it is news, not an error, and never
 
 class UnansweredError(DeadlineExceededError):
     """The broker has said nothing yet: what was asked of it may still happen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """A second request, sent where the first is not answered soon.
+
+    It is read after that one: its answer tells that the broker has read that one, and `read` is
+    called.
+    """
+
+    request_id: str
+    raw: bytes
+    read: Callable[[], None]
 
 
 class RequestIds:
