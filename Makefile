@@ -23,7 +23,7 @@ PY_SOURCES  := python_client tests tools bench broker/cli/bench examples
 export MODELBROKER_TEST_BROKER := $(BROKER)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build examples demo bench bench-peers picture test test-fast torture second-ways format check tidy asan tsan fuzz corpus lock install clean
+.PHONY: help deps build examples demo bench bench-peers picture test test-fast torture second-ways format check tidy asan tsan tsan-build fuzz corpus lock install clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -131,10 +131,12 @@ asan: ## unit and integration tests (ASAN_TESTS=...: these) under address and un
 	ctest --preset asan --parallel $(JOBS)
 	MODELBROKER_TEST_BROKER="$(CURDIR)/$(BUILD)/asan/bin/modelbroker" $(PYTEST) -m "not slow and not torture" $(ASAN_TESTS)
 
-tsan: build ## what shares threads, beside the usual build's broker, under the thread sanitizer
+tsan: build tsan-build ## what shares threads, beside the usual build's broker, under the thread sanitizer
+	ctest --preset tsan --parallel $(JOBS) --label-regex threads
+
+tsan-build:
 	cmake --preset tsan --log-level=WARNING
 	cmake --build --preset tsan --parallel $(JOBS) --target threads_tests
-	ctest --preset tsan --parallel $(JOBS) --label-regex threads
 
 SECONDS ?= 60
 FUZZERS := $(patsubst tests/fuzz/%.cc,%,$(wildcard tests/fuzz/*_fuzz.cc))
