@@ -4,6 +4,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <cerrno>
 #include <random>
 #include <span>
@@ -44,7 +46,8 @@ Result<void> check_peer(Os& os, const wire::Endpoint& endpoint, int socket) {
 Error lost(std::string message) { return {ErrorCode::kUnavailable, std::move(message), {{kLostKey, 1}}}; }
 
 bool is_lost(const Error& error) {
-  return error.details.contains(kLostKey) || error.details.contains("unknown_session");
+  return std::ranges::any_of(std::array{kLostKey, "unknown_session", "stopping"},
+                             [&](const char* key) { return error.details.contains(key); });
 }
 
 Error unanswered(std::string message) {

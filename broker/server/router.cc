@@ -210,9 +210,10 @@ void OpenRequest::drop() {
     router_.open_.erase(this);
     return;
   }
-  const Error error = router_.stopping_
-                          ? Error{ErrorCode::kUnavailable, "the broker is stopping: start it again and retry"}
-                          : Error{ErrorCode::kInternal, "the broker dropped the request: please report it"};
+  const Error error =
+      router_.stopping_
+          ? Error{ErrorCode::kUnavailable, "the broker is stopping: start it again and retry", {{"stopping", 1}}}
+          : Error{ErrorCode::kInternal, "the broker dropped the request: please report it"};
   answer(wire::encode_error(to_, error));
 }
 

@@ -18,7 +18,7 @@ PROTOCOL = 2
 
 
 class SessionLost(Exception):  # noqa: N818  it is news, not an error, and never escapes
-    """The session is over (the broker died or forgot it): open another and ask again."""
+    """The session is over (the broker died, stops or forgot it): open another and ask again."""
 
 
 class UnansweredError(DeadlineExceededError):
@@ -104,6 +104,6 @@ def data_of(reply: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(error, dict):
         raise InternalError(f"the broker answered: {error}")
     details = error.get("details")
-    if isinstance(details, dict) and details.get("unknown_session"):
+    if isinstance(details, dict) and (details.get("unknown_session") or details.get("stopping")):
         raise SessionLost
     raise error_of(error.get("code"), error.get("message"), details)

@@ -242,6 +242,20 @@ TEST_F(ClientBroker, ACallThatRunsWhileTheBrokerDiesIsAnsweredByTheNext) {
   stop = true;
 }
 
+TEST_F(ClientBroker, ACallThatRunsWhileTheBrokerIsStoppedIsAnsweredByTheNext) {
+  Broker broker = connect();
+  const std::string big = write_model("big", 150 * kMiB);
+  ASSERT_TRUE(broker.load(write_model("m.safetensors", 150 * kMiB)));
+  const Weights weights = attach(broker, "m");
+  std::jthread asking([&] {
+    const auto loaded = broker.load(big, {.timeout = Timeout(120'000)});
+    EXPECT_TRUE(loaded) << loaded.error().message;
+  });
+  std::this_thread::sleep_for(std::chrono::milliseconds(500));  // by now it waits for room
+  process_.stop();
+  process_.start();
+}
+
 TEST_F(ClientBroker, ABrokerThatStaysAwayIsUnavailableWithinTheDeadline) {
   Broker broker = connect();
   ASSERT_TRUE(broker.load(write_model("m.safetensors", kMiB)));

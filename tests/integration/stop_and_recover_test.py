@@ -5,13 +5,18 @@ from __future__ import annotations
 import signal
 import sqlite3
 import subprocess
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+import modelbroker
 from support import files
-from support.broker import BINARY, BrokerProcess, wait_until
+from support.broker import BINARY, BrokerProcess, running, wait_until
+
+UNAVAILABLE = 18
 
 
 def test_a_clean_stop_among_many_loads_leaves_no_block(
@@ -39,6 +44,51 @@ def test_a_clean_stop_among_many_loads_leaves_no_block(
         for load in loads:
             load.wait(60)
         assert broker.blocks() == []
+
+
+def test_a_load_that_waits_is_asked_again_after_a_clean_restart(
+    make_broker: Callable[..., BrokerProcess], tmp_path: Path
+) -> None:
+    broker = make_broker("--ram-budget", "40MiB", "--on-stop", "keep").start()
+    first, second = (files.write_random(tmp_path / name, 25) for name in ("first", "second"))
+    with (
+        broker.connect() as holder,
+        broker.connect() as client,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        weights = holder.attach(first)
+        load = thread.submit(client.load, second, timeout=120)
+        time.sleep(0.5)  # by now it waits for room
+        broker.terminate()
+        broker.start()
+        weights.release()
+        del weights
+        assert load.result(120).outcome == "loaded"
+
+
+def test_who_waits_for_a_broker_that_stops_for_good_is_told_what_to_do(
+    broker: BrokerProcess, tmp_path: Path
+) -> None:
+    broker.cli("load", files.write_random(tmp_path / "m.safetensors", 1), "--name", "m")
+    with broker.connect() as client, client.attach("m"), ThreadPoolExecutor(1) as thread:
+        unload = thread.submit(client.unload, "m", wait=True, timeout=3)
+        wait_until(lambda: client.list() == [])
+        broker.terminate()
+        with pytest.raises(modelbroker.UnavailableError, match="modelbroker serve"):
+            unload.result(60)
+
+
+def test_a_command_that_a_stop_interrupts_says_what_to_do(
+    broker: BrokerProcess, tmp_path: Path
+) -> None:
+    broker.cli("load", files.write_random(tmp_path / "m.safetensors", 1), "--name", "m")
+    with broker.connect() as client, client.attach("m"):
+        with running(broker, "unload", "m", "--wait") as unload:
+            wait_until(lambda: client.list() == [])
+            broker.terminate()
+            out, error = unload.communicate(timeout=60)
+        assert (unload.returncode, out) == (UNAVAILABLE, "")
+        assert "start it again and retry" in error
 
 
 def test_blocks_of_one_first_name_are_all_named_after_the_database_is_lost(
