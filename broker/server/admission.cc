@@ -57,15 +57,10 @@ void Admission::keep_limit() {
   const std::uint64_t excess = books_.budget.excess(use);
   above_limit_ = excess > 0;
   if (!above_limit_) return;
-  if (evict(excess) == 0) {
+  if (evict(excess) == 0) {  // not that much can go: what can
     while (evict(1) > 0) {
     }
   }
-  if (books_.use().evictable == 0 || std::exchange(waiting_for_holders_, true)) return;
-  loop_.after(kHeld, [this] {
-    waiting_for_holders_ = false;
-    look_again();
-  });
 }
 
 Admission::Room Admission::room_now() const {
@@ -104,6 +99,13 @@ void Admission::look() {
     if (waiting.timer) loop_.cancel(*waiting.timer);
   }
   queue_ = std::move(still);
+  const bool wants_more = above_limit_ || !queue_.empty();
+  if (wants_more && books_.use().evictable > 0 && !std::exchange(waiting_for_holders_, true)) {
+    loop_.after(kHeld, [this] {
+      waiting_for_holders_ = false;
+      look_again();
+    });
+  }
   for (auto& [then, outcome] : told) then(std::move(outcome));
 }
 

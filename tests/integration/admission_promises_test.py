@@ -16,6 +16,7 @@ from support import files
 from support.broker import BrokerProcess, wait_until
 from support.features import needs
 from support.hanging_files import hanging_file
+from support.tight import loading, make_tight
 
 MIB = 1 << 20
 READS = 20  # then some of a load's pages exist
@@ -75,6 +76,20 @@ def test_while_a_cancelled_load_may_still_end_it_is_waited_for(
         waiting = pool.submit(client.load, wanted)
         time.sleep(2)
         slow.go_on()
+        assert waiting.result(60).outcome == "loaded"
+
+
+@needs("write_lease")  # else nobody sees who has it open
+def test_a_block_that_was_open_is_evicted_for_who_waits_as_soon_as_it_is_not(
+    make_broker: MakeBroker, tmp_path: Path
+) -> None:
+    tight = make_tight(make_broker, tmp_path)
+    with tight.broker.connect() as client, ThreadPoolExecutor(1) as pool:
+        client.load(tight.first)
+        held = os.open(tight.broker.cli_json("show", "first")["block_path"], os.O_RDONLY)
+        waiting = pool.submit(client.load, tight.second, timeout=300)
+        wait_until(lambda: loading(tight.broker) == ["second"])
+        os.close(held)
         assert waiting.result(60).outcome == "loaded"
 
 
