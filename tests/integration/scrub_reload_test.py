@@ -55,16 +55,13 @@ def test_a_pin_outlives_a_reload_that_had_no_room(make_broker: MakeBroker, tmp_p
 
 @needs_root
 def test_a_name_stays_its_givers_through_damage_and_eviction(
-    make_broker: MakeBroker, tmp_path: Path
+    make_broker: MakeBroker,
 ) -> None:
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
-    models = tmp_path / "models"
+    broker = make_broker("--group", str(GROUP), "--ram-budget", "40MiB")
+    models = broker.folder / "models"  # where everybody may look: a test's own folder is private
     models.mkdir()
-    broker = make_broker(
-        *("--group", str(GROUP), "--model-folders", str(models), "--ram-budget", "40MiB")
-    )
     broker.folder.chmod(0o755)
+    broker.flags = (*broker.flags, "--model-folders", str(models))
     broker.start()
     path = files.write_random(models / "m.safetensors", 15)
     big = files.write_random(models / "big.safetensors", 25)
@@ -88,7 +85,7 @@ def test_a_name_stays_its_givers_through_damage_and_eviction(
         client.unload("big", wait=True)
         assert ask(BOB, "model.attach", model="m")
         assert not ask(BOB, "model.unload_model", model="m")
-        files.write_random(tmp_path / "new", 15, seed=2).rename(path)
+        files.write_random(broker.folder / "new", 15, seed=2).rename(path)
         os.chmod(path, 0o644)
         assert ask(ALICE, "model.load_model", path=str(path))
         with client.attach("m") as weights:
