@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+import modelbroker
 from modelbroker import DeadlineExceededError, ResourceExhaustedError
 from support import files
 from support.broker import BrokerProcess, running, wait_until
@@ -19,6 +21,19 @@ MakeBroker = Callable[..., BrokerProcess]
 @pytest.fixture
 def tight(make_broker: MakeBroker, tmp_path: Path) -> Tight:
     return make_tight(make_broker, tmp_path)
+
+
+@contextmanager
+def joining(tight: Tight) -> Iterator[tuple[modelbroker.Broker, Future[modelbroker.Loaded]]]:
+    """A client, and a load of another's that waits for room; once the body is done it gets that."""
+    broker = tight.broker
+    with broker.connect() as client, broker.connect() as other, ThreadPoolExecutor(1) as pool:
+        weights = client.attach(tight.first)
+        waiting = pool.submit(other.load, tight.second, timeout=60)
+        wait_until(lambda: loading(broker) == ["second"])
+        yield client, waiting
+        weights.release()
+        assert waiting.result(60).outcome == "loaded"
 
 
 def test_who_joins_a_load_that_waits_for_room_has_its_own_deadline(tight: Tight) -> None:
@@ -41,43 +56,25 @@ def test_who_joins_a_load_that_waits_for_room_has_its_own_deadline(tight: Tight)
 
 
 def test_a_load_goes_on_for_who_has_more_time(tight: Tight) -> None:
-    broker, first, second = tight.broker, tight.first, tight.second
-    with broker.connect() as client, broker.connect() as other, ThreadPoolExecutor(1) as pool:
-        weights = client.attach(first)
-        waiting = pool.submit(other.load, second, timeout=60)
-        wait_until(lambda: loading(broker) == ["second"])
-        with pytest.raises((ResourceExhaustedError, DeadlineExceededError)):
-            client.load(second, timeout=0.1)
-        weights.release()
-        assert waiting.result(60).outcome == "loaded"
+    refusal = (ResourceExhaustedError, DeadlineExceededError)
+    with joining(tight) as (client, _), pytest.raises(refusal):
+        client.load(tight.second, timeout=0.1)
 
 
 def test_who_joins_without_a_deadline_is_refused_at_once(tight: Tight) -> None:
-    broker, first, second = tight.broker, tight.first, tight.second
-    with broker.connect() as client, broker.connect() as other, ThreadPoolExecutor(1) as pool:
-        weights = client.attach(first)
-        waiting = pool.submit(other.load, second, timeout=60)
-        wait_until(lambda: loading(broker) == ["second"])
+    with joining(tight) as (client, waiting):
         with pytest.raises(ResourceExhaustedError) as caught:
-            client.load(second)
+            client.load(tight.second)
         assert caught.value.details["leased"] > 0
         assert not waiting.done()
-        weights.release()
-        assert waiting.result(60).outcome == "loaded"
 
 
 def test_who_joins_with_less_time_hears_the_numbers_at_its_own_deadline(tight: Tight) -> None:
-    broker, first, second = tight.broker, tight.first, tight.second
-    with broker.connect() as client, broker.connect() as other, ThreadPoolExecutor(1) as pool:
-        weights = client.attach(first)
-        waiting = pool.submit(other.load, second, timeout=60)
-        wait_until(lambda: loading(broker) == ["second"])
+    with joining(tight) as (client, waiting):
         with pytest.raises(ResourceExhaustedError) as caught:
-            client.load(second, timeout=2)
+            client.load(tight.second, timeout=2)
         assert caught.value.details["leased"] > 0
         assert not waiting.done()
-        weights.release()
-        assert waiting.result(60).outcome == "loaded"
 
 
 def test_a_deadline_leaves_with_who_had_it(tight: Tight) -> None:
