@@ -52,8 +52,10 @@ Resident* RamStore::by_path(std::string_view path, const Believes& believes) {
   return newest([&](const Resident& r) {
     if (r.draining()) return false;
     if (r.names.empty()) return lies_there(r.path, r.path_uid);
-    return std::ranges::any_of(
-        r.names, [&](const std::string& name) { return lies_there(given(name).path, given(name).path_uid); });
+    return std::ranges::any_of(r.names, [&](const std::string& name) {
+      const GivenName& known = given(name);
+      return lies_there(known.path, known.path_uid);
+    });
   });
 }
 
