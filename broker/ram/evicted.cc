@@ -1,36 +1,72 @@
 #include "broker/ram/evicted.h"
 
-#include <algorithm>
 #include <utility>
 
 namespace modelbroker {
 
+void EvictedNames::insert(const std::string& name, Entry entry) {
+  order_.emplace(entry.position, name);
+  models_.emplace(name, std::move(entry));
+}
+
 void EvictedNames::remember(const std::string& name, Model model) {
-  if (models_.insert_or_assign(name, std::move(model)).second) order_.push_back(name);
-  while (models_.size() > kMost) {
-    models_.erase(order_.front());
-    order_.pop_front();
-  }
+  forget(name);
+  insert(name, {next_position(), std::move(model)});
+  changed_.insert(name);
+  while (models_.size() > kMost) forget(std::string(order_.begin()->second));
 }
 
 void EvictedNames::forget(std::string_view name) {
   const auto found = models_.find(name);
   if (found == models_.end()) return;
+  changed_.insert(found->first);
+  order_.erase(found->second.position);
   models_.erase(found);
-  std::erase(order_, name);
+}
+
+void EvictedNames::clear() {
+  for (const auto& [name, entry] : models_) changed_.insert(name);
+  models_.clear();
+  order_.clear();
 }
 
 std::vector<std::string> EvictedNames::at_path(std::string_view path) const {
   std::vector<std::string> names;
-  for (const auto& [name, model] : models_) {
-    if (model.given.path == path) names.push_back(name);
+  for (const auto& [name, entry] : models_) {
+    if (entry.model.given.path == path) names.push_back(name);
   }
   return names;
 }
 
 const EvictedNames::Model* EvictedNames::find(std::string_view name) const {
   const auto found = models_.find(name);
-  return found == models_.end() ? nullptr : &found->second;
+  return found == models_.end() ? nullptr : &found->second.model;
+}
+
+std::vector<EvictedNames::Named> EvictedNames::all() const {
+  std::vector<Named> list;
+  list.reserve(order_.size());
+  for (const auto& [position, name] : order_) list.push_back({name, position, models_.find(name)->second.model});
+  return list;
+}
+
+void EvictedNames::restore(Named named) {
+  if (models_.contains(named.name)) return;
+  if (order_.contains(named.position)) named.position = next_position();
+  insert(named.name, {named.position, std::move(named.model)});
+}
+
+EvictedNames::Changes EvictedNames::take_changes() {
+  Changes changes;
+  for (const std::string& name : std::exchange(changed_, {})) {
+    const auto found = models_.find(name);
+    if (found == models_.end()) {
+      changes.forgotten.push_back(name);
+    } else {
+      changes.remembered.push_back({name, found->second.position, found->second.model});
+    }
+  }
+  return changes;
 }
 
 }  // namespace modelbroker

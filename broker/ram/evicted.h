@@ -1,13 +1,15 @@
 // EvictedNames: what evicted models were called, so that who attaches one by name gets it loaded again.
 //
-// Bounded: past kMost the name that was evicted first is forgotten. Not kept over a restart. Threads: the broker's
-// only.
+// Bounded: past kMost the name that was evicted first is forgotten. The state database has them too: what has changed
+// here goes there with the next write, so that a name stands in one place at any time, also after a crash.
+// Threads: the broker's only.
 #pragma once
 
 #include <cstddef>
-#include <deque>
+#include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -26,19 +28,45 @@ class EvictedNames {
     std::string type;
     Duration keep_alive{-1};
     bool pinned = false;
-    std::optional<FileIdentity> only{};  // it must still be this file
+    // Its block was damaged or missing, and it is to be loaded again without being asked for, if it is still this file.
+    std::optional<FileIdentity> only{};
+  };
+  struct Named {
+    std::string name;
+    std::uint64_t position = 0;  // in the order of eviction
+    Model model;
+  };
+  struct Changes {
+    std::vector<Named> remembered;
+    std::vector<std::string> forgotten;
   };
 
   void remember(const std::string& name, Model model);
   void forget(std::string_view name);
+  void clear();
   [[nodiscard]] const Model* find(std::string_view name) const;
   // The names of the file at that path.
   [[nodiscard]] std::vector<std::string> at_path(std::string_view path) const;
   [[nodiscard]] std::size_t size() const noexcept { return models_.size(); }
+  // In the order of eviction.
+  [[nodiscard]] std::vector<Named> all() const;
+
+  // As an earlier broker wrote it: that is no change.
+  void restore(Named named);
+  // Since they were taken last.
+  [[nodiscard]] Changes take_changes();
 
  private:
-  std::map<std::string, Model, std::less<>> models_;
-  std::deque<std::string> order_;  // the same names, oldest first
+  struct Entry {
+    std::uint64_t position = 0;
+    Model model;
+  };
+  void insert(const std::string& name, Entry entry);
+  [[nodiscard]] std::uint64_t next_position() const { return order_.empty() ? 1 : order_.rbegin()->first + 1; }
+
+  std::map<std::string, Entry, std::less<>> models_;
+  std::map<std::uint64_t, std::string> order_;  // the same names, by position
+  std::set<std::string, std::less<>> changed_;
 };
 
 }  // namespace modelbroker

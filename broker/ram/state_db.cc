@@ -12,7 +12,7 @@
 namespace modelbroker {
 namespace {
 
-constexpr int kSchemaVersion = 4;
+constexpr int kSchemaVersion = 5;
 constexpr int kAnotherVersion = -2;  // no number of SQLite's
 // SQLite's own numbers (sqlite3.h), so that its header is not needed here.
 constexpr int kSqliteError = 1;  // here: tables that are not ours
@@ -57,13 +57,15 @@ struct StateDb::Impl {
       db.exec(
           "CREATE TABLE IF NOT EXISTS names(name TEXT PRIMARY KEY, block TEXT NOT NULL, position INTEGER NOT NULL,"
           " loader INTEGER NOT NULL, path TEXT NOT NULL, path_uid INTEGER NOT NULL) WITHOUT ROWID");
+      make_table_of_5();
       crash_point("state_db.tables_made");
       db.exec("PRAGMA user_version=" + std::to_string(kSchemaVersion));
     } else if (version >= 1 && version < kSchemaVersion) {
       SQLite::Transaction transaction(db);
       if (version < 2) add_columns_of_2();
       if (version < 3) db.exec("ALTER TABLE blocks ADD COLUMN damaged INTEGER NOT NULL DEFAULT 0");
-      add_columns_of_4();
+      if (version < 4) add_columns_of_4();
+      make_table_of_5();
       db.exec("PRAGMA user_version=" + std::to_string(kSchemaVersion));
       transaction.commit();
     } else if (version != kSchemaVersion) {
@@ -86,6 +88,14 @@ struct StateDb::Impl {
       db.exec(std::string("UPDATE names SET ") + column + " = (SELECT " + column +
               " FROM blocks WHERE blocks.block = names.block) WHERE block IN (SELECT block FROM blocks)");
     }
+  }
+
+  void make_table_of_5() {  // of a source, all columns or none
+    db.exec(
+        "CREATE TABLE IF NOT EXISTS evicted(name TEXT PRIMARY KEY, position INTEGER NOT NULL, loader INTEGER NOT NULL,"
+        " path TEXT NOT NULL, path_uid INTEGER NOT NULL, type TEXT NOT NULL, keep_alive_ns INTEGER NOT NULL,"
+        " pinned INTEGER NOT NULL, device INTEGER, inode INTEGER, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER)"
+        " WITHOUT ROWID");
   }
 
   std::vector<BlockRecord> read() {
@@ -119,6 +129,57 @@ struct StateDb::Impl {
     list.reserve(records.size());
     for (auto& [block, record] : records) list.push_back(std::move(record));
     return list;
+  }
+
+  std::vector<EvictedNames::Named> read_evicted() {
+    std::vector<EvictedNames::Named> list;
+    SQLite::Statement rows(db,
+                           "SELECT name, position, loader, path, path_uid, type, keep_alive_ns, pinned, device, inode,"
+                           " size, mtime_ns, ctime_ns FROM evicted ORDER BY position");
+    while (rows.executeStep()) {
+      EvictedNames::Named named;
+      named.name = rows.getColumn(0).getString();
+      named.position = static_cast<std::uint64_t>(rows.getColumn(1).getInt64());
+      named.model.given = {rows.getColumn(2).getUInt(), rows.getColumn(3).getString(), rows.getColumn(4).getUInt()};
+      named.model.type = rows.getColumn(5).getString();
+      named.model.keep_alive = Duration(rows.getColumn(6).getInt64());
+      named.model.pinned = rows.getColumn(7).getInt() != 0;
+      if (!rows.getColumn(8).isNull()) {
+        named.model.only = FileIdentity{static_cast<std::uint64_t>(rows.getColumn(8).getInt64()),
+                                        static_cast<std::uint64_t>(rows.getColumn(9).getInt64()),
+                                        static_cast<std::uint64_t>(rows.getColumn(10).getInt64()),
+                                        rows.getColumn(11).getInt64(), rows.getColumn(12).getInt64()};
+      }
+      list.push_back(std::move(named));
+    }
+    return list;
+  }
+
+  void forget(const std::string& name) {
+    SQLite::Statement row(db, "DELETE FROM evicted WHERE name = ?");
+    row.bind(1, name);
+    row.exec();
+  }
+
+  void remember(const EvictedNames::Named& named) {
+    SQLite::Statement row(db, "INSERT OR REPLACE INTO evicted VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)");
+    const EvictedNames::Model& model = named.model;
+    row.bind(1, named.name);
+    row.bind(2, static_cast<std::int64_t>(named.position));
+    row.bind(3, model.given.loader);
+    row.bind(4, model.given.path);
+    row.bind(5, model.given.path_uid);
+    row.bind(6, model.type);
+    row.bind(7, static_cast<std::int64_t>(model.keep_alive.count()));
+    row.bind(8, model.pinned ? 1 : 0);
+    if (model.only) {  // else they stay NULL
+      row.bind(9, static_cast<std::int64_t>(model.only->device));
+      row.bind(10, static_cast<std::int64_t>(model.only->inode));
+      row.bind(11, static_cast<std::int64_t>(model.only->size));
+      row.bind(12, model.only->mtime_ns);
+      row.bind(13, model.only->ctime_ns);
+    }
+    row.exec();
   }
 
   void erase(const std::string& block) {
@@ -171,6 +232,7 @@ Result<StateDb::Opened> StateDb::open(const std::string& path) {
     try {
       auto impl = std::make_unique<Impl>(path);
       opened.records = impl->read();
+      opened.evicted = impl->read_evicted();
       // Where files lie is not everybody's to know, also in a database that an earlier version made.
       for (const char* suffix : {"", "-wal", "-shm"}) {
         std::error_code ignored;
@@ -204,21 +266,25 @@ Result<void> StateDb::change(Change what) {
   }
 }
 
-Result<void> StateDb::apply(const std::vector<BlockRecord>& records, const std::vector<std::string>& erased) {
+Result<void> StateDb::apply(const std::vector<BlockRecord>& records, const std::vector<std::string>& erased,
+                            const EvictedNames::Changes& evicted) {
   return change([&] {
     for (const std::string& block : erased) impl_->erase(block);
     for (const BlockRecord& record : records) {
       impl_->erase(record.block);
       impl_->insert(record);
     }
+    for (const std::string& name : evicted.forgotten) impl_->forget(name);
+    for (const EvictedNames::Named& named : evicted.remembered) impl_->remember(named);
   });
 }
 
-Result<void> StateDb::replace(const std::vector<BlockRecord>& records) {
+Result<void> StateDb::replace(const std::vector<BlockRecord>& records,
+                              const std::vector<EvictedNames::Named>& evicted) {
   return change([&] {
-    impl_->db.exec("DELETE FROM names");
-    impl_->db.exec("DELETE FROM blocks");
+    for (const char* table : {"names", "blocks", "evicted"}) impl_->db.exec(std::string("DELETE FROM ") + table);
     for (const BlockRecord& record : records) impl_->insert(record);
+    for (const EvictedNames::Named& named : evicted) impl_->remember(named);
   });
 }
 

@@ -1,4 +1,4 @@
-// StateDb: names, pins and confirmed sources of blocks, kept over a broker's death.
+// StateDb: names, pins and confirmed sources of blocks, and the names of evicted ones, kept over a broker's death.
 //
 // The truth about bytes is in the blocks; this is the truth about intent. Losing it costs names, never
 // blocks. A damaged file is moved aside and a new one begun.
@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "broker/ram/evicted.h"
 #include "broker/ram/given_name.h"
 #include "shm/error.h"
 
@@ -34,15 +35,18 @@ class StateDb {
   struct Opened {
     std::unique_ptr<StateDb> db;
     std::vector<BlockRecord> records;
-    std::string warning;  // what was wrong with the old file, if anything
+    std::vector<EvictedNames::Named> evicted;  // in the order of eviction
+    std::string warning;                       // what was wrong with the old file, if anything
   };
   [[nodiscard]] static Result<Opened> open(const std::string& path);
   ~StateDb();
 
-  // What is known of these blocks from now on, in one transaction; `erased` are forgotten.
-  [[nodiscard]] Result<void> apply(const std::vector<BlockRecord>& records, const std::vector<std::string>& erased);
+  // What is known of these blocks and evicted names from now on, in one transaction; `erased` are forgotten.
+  [[nodiscard]] Result<void> apply(const std::vector<BlockRecord>& records, const std::vector<std::string>& erased,
+                                   const EvictedNames::Changes& evicted = {});
   // All that is known from now on.
-  [[nodiscard]] Result<void> replace(const std::vector<BlockRecord>& records);
+  [[nodiscard]] Result<void> replace(const std::vector<BlockRecord>& records,
+                                     const std::vector<EvictedNames::Named>& evicted = {});
 
  private:
   struct Impl;

@@ -52,8 +52,9 @@ struct Books {
     return highest_generation = std::max(os.boottime_ns(), highest_generation + 1);
   }
   // What each of its names leads to when it is gone.
-  [[nodiscard]] std::vector<std::pair<std::string, EvictedNames::Model>> names_of(const Resident& resident) const {
-    std::vector<std::pair<std::string, EvictedNames::Model>> names;
+  using GoneNames = std::vector<std::pair<std::string, EvictedNames::Model>>;
+  [[nodiscard]] GoneNames names_of(const Resident& resident) const {
+    GoneNames names;
     for (const std::string& name : resident.names) {
       names.emplace_back(name, EvictedNames::Model{.given = store.given(name),
                                                    .type = resident.type,

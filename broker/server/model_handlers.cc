@@ -136,7 +136,7 @@ void Server::unload(Session& session, const wire::UnloadModel& data, const Reply
     if (*forgotten) {  // its bytes are free already
       wire::UnloadModelReply outcome;
       outcome.model = model;
-      return reply.ok(outcome);
+      return keeper_->save_evicted([reply, outcome] { reply.ok(outcome); });
     }
   }
   const auto found = require_own(session, model);
@@ -157,9 +157,10 @@ void Server::unload(Session& session, const wire::UnloadModel& data, const Reply
   const std::uint64_t bytes = resident.bytes();
   log_info("unloading '" + wire::printable(model) + "'");
   const auto drained = [this, reply, outcome, block, bytes, wait = data.wait](bool freed) {
-    const auto answer = [reply, bytes](wire::UnloadModelReply result, bool gone) {
+    const auto answer = [this, reply, bytes](wire::UnloadModelReply result, bool gone) {
       (gone ? result.freed : result.draining) = bytes;
-      reply.ok(result);
+      // A name whose end was not written would be back after a crash.
+      keeper_->when_written([reply, result] { reply.ok(result); });
     };
     if (freed) return answer(outcome, true);
     const auto told = std::make_shared<bool>(false);

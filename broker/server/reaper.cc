@@ -33,11 +33,12 @@ Reaper::~Reaper() {
   if (inotify_watch_ != 0) loop_.unwatch(inotify_watch_);
 }
 
-Result<void> Reaper::withdraw(Resident& resident) {
+Result<void> Reaper::withdraw(Resident& resident, const Books::GoneNames& remembered) {
   if (auto drained = books_.store.drain(resident); !drained) {
     log_error("block " + resident.block->id() + " cannot be withdrawn: " + drained.error().message);
     return drained;
   }
+  for (const auto& [name, model] : remembered) books_.evicted.remember(name, model);
   keeper_.save(resident);
   watch(resident);
   arm_timer();
@@ -63,13 +64,11 @@ void Reaper::drain_nameless(Resident& resident) {
 }
 
 bool Reaper::evict(Resident& resident, const std::string& reason) {
-  const auto names = books_.names_of(resident);
   const std::uint64_t bytes = resident.bytes();
   wire::EventData data = event_of(resident);
-  if (!withdraw(resident)) return false;
+  if (!withdraw(resident, books_.names_of(resident))) return false;
   data.reason = reason;
   events_.publish("model.evicted", data);
-  for (const auto& [name, model] : names) books_.evicted.remember(name, model);
   books_.cache_age = std::max(books_.cache_age, resident.value);
   ++books_.evictions;
   log_info("evicting " + resident.block->id() + " (" + format_size(bytes) + "): " + reason);

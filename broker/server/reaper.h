@@ -48,7 +48,8 @@ class Reaper {
   void revived(const std::string& block);
 
  private:
-  [[nodiscard]] Result<void> withdraw(Resident& resident);
+  // These names are remembered as evicted ones.
+  [[nodiscard]] Result<void> withdraw(Resident& resident, const Books::GoneNames& remembered = {});
   void remove_orphans();
   void start_removing(Resident& resident);
   void removed(const std::string& block, std::uint64_t bytes, const Result<void>& outcome);

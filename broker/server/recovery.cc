@@ -40,16 +40,28 @@ Resident entry_of(const Books& books, Block block, const BlockRecord* record) {
   return resident;
 }
 
+// Its name; as it was kept, if it was an evicted model's that was being loaded again.
+void take_evicted(Books& books, Resident& resident, const std::string& name, GivenName given) {
+  const EvictedNames::Model* const evicted = books.evicted.find(name);
+  if (evicted != nullptr && evicted->given.path == given.path) {
+    given = evicted->given;
+    resident.type = evicted->type;
+    resident.pinned = evicted->pinned;
+    resident.keep_alive = evicted->keep_alive;
+  }
+  (void)books.store.add_name(resident, name, std::move(given));
+}
+
 using Known = std::map<std::string, const BlockRecord*>;
 
 // A block that the database does not know: it was published just before the death, or the database is lost.
 void name_from_manifest(Books& books, Resident& resident, const Known& known, Recovered& recovered) {
   const std::string& name = resident.block->manifest().name;
-  const GivenName given{.loader = 0, .path = resident.path};
+  const GivenName given{.loader = 0, .path = resident.path};  // who asked for it is not known
   Resident* const there = books.store.by_path(resident.path);
   Resident* const owner = there != nullptr && there != &resident ? there : books.store.by_name(name);
   if (owner == nullptr) {
-    (void)books.store.add_name(resident, name, given);
+    take_evicted(books, resident, name, given);
   } else if (owner->path == resident.path && !known.contains(owner->block->id()) &&
              owner->block->name().generation < resident.block->name().generation) {
     recovered.superseded.push_back(owner->block->id());
@@ -67,6 +79,20 @@ void name_from_manifest(Books& books, Resident& resident, const Known& known, Re
 // Whether it can be tried again with a better outcome: the block itself may be whole.
 bool may_pass(const Error& error) {
   return error.code == ErrorCode::kResourceExhausted || error.code == ErrorCode::kUnavailable;
+}
+
+// Names that a block had when the broker died, which it lost in that moment or since: who attaches one gets its file
+// loaded again. True if there were any.
+bool remember_names(Books& books, const BlockRecord& record, const Resident* resident) {
+  for (std::size_t i = 0; i < record.names.size(); ++i) {
+    EvictedNames::Model model{.given = record.given[i],
+                              .type = record.type,
+                              .keep_alive = Duration(record.keep_alive_ns),
+                              .pinned = record.pinned};
+    if (resident != nullptr && record.damaged) model.only = resident->source;
+    books.evicted.remember(record.names[i], std::move(model));
+  }
+  return !record.names.empty();
 }
 
 // True if it is in the books. A start that cannot say what lies in memory fails, for its books would be wrong.
@@ -91,7 +117,8 @@ Result<bool> adopt_one(Books& books, const BlockName& name, const BlockRecord* r
 
 }  // namespace
 
-Result<Recovered> adopt_blocks(Books& books, const std::vector<BlockRecord>& records) {
+Result<Recovered> adopt_blocks(Books& books, const std::vector<BlockRecord>& records,
+                               std::vector<EvictedNames::Named> evicted) {
   MODELBROKER_ASSIGN(BlockDirectory::Listing listing, books.directory.list(books.os));
   for (const std::string& foreign : listing.foreign) {
     log_warning("'" + foreign + "' is named like a block of ours and is not safe to touch: left alone");
@@ -103,6 +130,7 @@ Result<Recovered> adopt_blocks(Books& books, const std::vector<BlockRecord>& rec
   std::ranges::sort(listing.blocks, {}, &BlockName::generation);
   Known known;
   for (const BlockRecord& record : records) known[record.block] = &record;
+  for (EvictedNames::Named& named : evicted) books.evicted.restore(std::move(named));
   Recovered recovered;
   std::vector<std::string> nameless;
   for (const BlockName& name : listing.blocks) {
@@ -121,9 +149,15 @@ Result<Recovered> adopt_blocks(Books& books, const std::vector<BlockRecord>& rec
     Resident& resident = *books.store.by_block(name.id());
     if (resident.draining()) {
       ++recovered.draining;
+      // Why it was withdrawn was not written: it is not given out again.
+      if (found != nullptr && !found->names.empty()) resident.damaged = true;
       continue;
     }
     ++recovered.adopted;
+    if (resident.damaged) {  // and could not be withdrawn
+      recovered.superseded.push_back(name.id());
+      continue;
+    }
     if (found != nullptr) {
       for (std::size_t i = 0; i < found->names.size(); ++i) {
         (void)books.store.add_name(resident, found->names[i], found->given[i]);
@@ -133,11 +167,19 @@ Result<Recovered> adopt_blocks(Books& books, const std::vector<BlockRecord>& rec
     // One that is known to have no name was superseded, and not drained yet.
     (found != nullptr && found->names.empty() ? recovered.superseded : nameless).push_back(name.id());
   }
-  for (const BlockRecord& record : records) {
-    if (books.store.by_block(record.block) == nullptr) recovered.gone.push_back(record.block);
-  }
   for (const std::string& block : nameless) {
     name_from_manifest(books, *books.store.by_block(block), known, recovered);
+  }
+  for (const BlockRecord& record : records) {
+    const Resident* const resident = books.store.by_block(record.block);
+    if (resident == nullptr) recovered.gone.push_back(record.block);
+    const bool is_lost = resident == nullptr || resident->draining() || resident->damaged;
+    if (is_lost && remember_names(books, record, resident) && resident != nullptr) {
+      recovered.changed.push_back(record.block);
+    }
+  }
+  for (const EvictedNames::Named& named : books.evicted.all()) {
+    if (books.store.by_name(named.name) != nullptr) books.evicted.forget(named.name);
   }
   return recovered;
 }

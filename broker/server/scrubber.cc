@@ -1,6 +1,7 @@
 #include "broker/server/scrubber.h"
 
 #include <algorithm>
+#include <map>
 
 #include "broker/ram/sizes.h"
 #include "broker/server/log.h"
@@ -214,16 +215,17 @@ void Scrubber::tell_progress() {
   events_.publish("model.scrubbing", data);
 }
 
+// A path that a member of the group told with a descriptor is a label.
+bool Scrubber::is_ours_to_open(const GivenName& given) const {
+  return given.path.starts_with('/') && books_.rights.everything(given.path_uid);
+}
+
 // Its names go on: who attaches by one waits for the load that begins here.
 void Scrubber::withdraw(Resident& resident, const wire::ScrubbedModel& found) {
   ++books_.scrub_errors;
   resident.damaged = true;
   auto reload = std::make_shared<Reload>(Reload{books_.names_of(resident), resident.is_private});
-  // A path that a member of the group told with a descriptor is a label: not ours to open.
-  std::erase_if(reload->names, [this](const auto& name) {
-    const GivenName& given = name.second.given;
-    return !given.path.starts_with('/') || !books_.rights.everything(given.path_uid);
-  });
+  std::erase_if(reload->names, [this](const auto& name) { return !is_ours_to_open(name.second.given); });
   for (auto& [name, model] : reload->names) model.only = resident.source;
   const bool again = !reload->names.empty();
   const std::string where =
@@ -236,10 +238,25 @@ void Scrubber::withdraw(Resident& resident, const wire::ScrubbedModel& found) {
   data.offset = found.offset;
   data.outcome = again ? "reloading" : "gone";
   events_.publish("model.damaged", data);
-  reaper_.drain(resident);
+  // In one write: a death in between would lose the names.
   for (const auto& [name, model] : reload->names) books_.evicted.remember(name, model);
+  reaper_.drain(resident);
   reloads_.push_back(reload);
   load_again(reload);
+}
+
+void Scrubber::load_damaged_again() {
+  std::map<std::pair<std::uint64_t, std::uint64_t>, ReloadPtr> of_file;
+  for (const EvictedNames::Named& named : books_.evicted.all()) {
+    if (!named.model.only || !is_ours_to_open(named.model.given)) continue;
+    ReloadPtr& reload = of_file[{named.model.only->device, named.model.only->inode}];
+    if (!reload) reload = std::make_shared<Reload>(Reload{.names = {}, .is_private = true});  // for all that is known
+    reload->names.emplace_back(named.name, named.model);
+  }
+  for (const auto& [file, reload] : of_file) {
+    reloads_.push_back(reload);
+    load_again(reload);
+  }
 }
 
 // One name after the other, so that the first stays the first; all but the first find it resident.
@@ -278,6 +295,7 @@ void Scrubber::loaded_again(const ReloadPtr& reload, const Result<Loads::Outcome
     }
     if (books_.evicted.find(name) != nullptr) {  // else it is there by now
       books_.evicted.forget(name);
+      keeper_.save_evicted();
       wire::EventData data;
       data.model = name;
       data.reason = to_string(error.code);

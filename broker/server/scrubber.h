@@ -34,13 +34,15 @@ class Scrubber {
     std::function<void(const wire::ScrubReply&)> done;
   };
 
-  Scrubber(Books& books, Loop& loop, Reaper& reaper, Loads& loads, Events& events)
-      : books_(books), loop_(loop), reaper_(reaper), loads_(loads), events_(events), jobs_(loop, 1) {}
+  Scrubber(Books& books, Loop& loop, Reaper& reaper, StateKeeper& keeper, Loads& loads, Events& events)
+      : books_(books), loop_(loop), reaper_(reaper), keeper_(keeper), loads_(loads), events_(events), jobs_(loop, 1) {}
 
   void check(Ask ask);
   void session_ended(SessionId session);
   // If somebody removed the block's file: withdraws it as a damaged one, and loads it again. True if so.
   bool withdraw_missing(Resident& resident);
+  // What an earlier broker had withdrawn and could not load again before its death; once, after adoption.
+  void load_damaged_again();
   // Somebody unloaded a name that may be on its way back.
   void forgotten(const std::string& name);
   void look();  // for what is due; also when the configuration has changed
@@ -62,7 +64,7 @@ class Scrubber {
     TimePoint told;  // its progress
   };
   struct Reload {  // of the names of a block that was withdrawn, one after the other
-    std::vector<std::pair<std::string, EvictedNames::Model>> names;
+    Books::GoneNames names;
     bool is_private = false;
     std::size_t next = 0;
     Loads::AskId asked = 0;  // the load that runs
@@ -82,6 +84,7 @@ class Scrubber {
   void checked(const PassPtr& pass, Piece piece, TimePoint began);
   void end(const PassPtr& pass, const char* outcome);
   void tell_progress();
+  [[nodiscard]] bool is_ours_to_open(const GivenName& given) const;
   void withdraw(Resident& resident, const wire::ScrubbedModel& found);
   void load_again(const ReloadPtr& reload);
   void loaded_again(const ReloadPtr& reload, const Result<Loads::Outcome>& outcome);
@@ -90,6 +93,7 @@ class Scrubber {
   Books& books_;
   Loop& loop_;
   Reaper& reaper_;
+  StateKeeper& keeper_;
   Loads& loads_;
   Events& events_;
   std::deque<std::shared_ptr<Order>> orders_;

@@ -62,7 +62,7 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
 
   MODELBROKER_ASSIGN(auto state, StateDb::open(config.run_directory + "/state.db"));
   if (!state.warning.empty()) log_warning(state.warning);
-  MODELBROKER_ASSIGN(const Recovered recovered, adopt_blocks(*books_, state.records));
+  MODELBROKER_ASSIGN(const Recovered recovered, adopt_blocks(*books_, state.records, std::move(state.evicted)));
   const RamStore::Totals totals = books_->store.totals();
   const std::uint64_t held = totals.made + totals.draining;
   MODELBROKER_ASSIGN(const std::uint64_t limit, budget_of(os, config, held));
@@ -77,12 +77,12 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
   }
   MODELBROKER_ASSIGN(events_, Events::bind(endpoint_.events(), to_hex(books_->boot_id)));
   jobs_ = std::make_unique<Jobs>(*loop_, kJobThreads);
-  keeper_ = std::make_unique<StateKeeper>(*loop_, books_->store, std::move(state.db));
+  keeper_ = std::make_unique<StateKeeper>(*loop_, books_->store, books_->evicted, std::move(state.db));
   reaper_ = std::make_unique<Reaper>(*books_, *loop_, *jobs_, *keeper_, *events_);
   admission_ = std::make_unique<Admission>(*books_, *loop_, *reaper_);
   expiry_ = std::make_unique<Expiry>(*books_, *loop_, *reaper_);
   loads_ = std::make_unique<Loads>(*books_, *loop_, *reaper_, *keeper_, *admission_, *expiry_, *events_);
-  scrubber_ = std::make_unique<Scrubber>(*books_, *loop_, *reaper_, *loads_, *events_);
+  scrubber_ = std::make_unique<Scrubber>(*books_, *loop_, *reaper_, *keeper_, *loads_, *events_);
   loads_->on_resident([this](Resident& resident) { return scrubber_->withdraw_missing(resident); });
   reaper_->on_freed([this] { admission_->look_again(); });
   register_handlers();
@@ -107,7 +107,9 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
     damaged.outcome = "removed";
     events_->publish("model.damaged", damaged);
   }
+  for (const std::string& block : recovered.changed) keeper_->save(*books_->store.by_block(block));
   for (const std::string& block : recovered.gone) keeper_->erase(block);
+  keeper_->save_evicted();
   for (const std::string& block : recovered.superseded) {
     if (Resident* const resident = books_->store.by_block(block)) reaper_->drain_nameless(*resident);
   }
@@ -125,6 +127,7 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
   expiry_->look();
   admission_->limit_changed();  // it may have been lowered since
   scrubber_->look();
+  scrubber_->load_damaged_again();
   return {};
 }
 
@@ -161,7 +164,7 @@ Result<void> Server::run() {
   hangs_ = !jobs_->stop(kStopPatience) || hangs_;
   stop_blocks();
   crash_point("stop.before_flush");
-  keeper_->flush();
+  if (!displaced_) keeper_->flush();  // else it is the other broker's database
   crash_point("stop.flushed");
   // Whoever still waits is told, while there is a socket to tell it by.
   router_->stopping();
@@ -219,8 +222,9 @@ void Server::stop_blocks() {
     }
     freed += *removed;
     crash_point("stop.block_removed");
-    keeper_->erase(name.id());
+    books_->store.erase(name.id());
   }
+  books_->evicted.clear();
   if (freed > 0) log_info("freed " + format_size(freed));
 }
 

@@ -36,9 +36,16 @@ void StateKeeper::save(const Resident& resident, std::function<void()> then) {
 
 void StateKeeper::erase(const std::string& block, std::function<void()> then) { apply({}, {block}, std::move(then)); }
 
+void StateKeeper::save_evicted(std::function<void()> then) { apply({}, {}, std::move(then)); }
+
+void StateKeeper::when_written(std::function<void()> then) {
+  jobs_.run([] { return true; }, [then = std::move(then)](bool) { then(); });
+}
+
 void StateKeeper::apply(std::vector<BlockRecord> records, std::vector<std::string> erased, std::function<void()> then) {
   if (behind_) return write_all(std::move(then));
-  jobs_.run([this, records = std::move(records), erased = std::move(erased)] { return db_->apply(records, erased); },
+  jobs_.run([this, records = std::move(records), erased = std::move(erased),
+             evicted = evicted_.take_changes()] { return db_->apply(records, erased, evicted); },
             [this, then = std::move(then)](const Result<void>& written) {
               if (!written) failed(written.error());
               if (then) then();
@@ -46,7 +53,8 @@ void StateKeeper::apply(std::vector<BlockRecord> records, std::vector<std::strin
 }
 
 void StateKeeper::write_all(std::function<void()> then) {
-  jobs_.run([this, records = all_records()] { return db_->replace(records); },
+  (void)evicted_.take_changes();  // all of them go
+  jobs_.run([this, records = all_records(), evicted = evicted_.all()] { return db_->replace(records, evicted); },
             [this, then = std::move(then)](const Result<void>& written) {
               if (!written) {
                 failed(written.error());
@@ -71,7 +79,7 @@ void StateKeeper::failed(const Error& error) {
 void StateKeeper::flush() {
   jobs_.drain();
   // Whether the last writes succeeded is said to the loop, which does not run any more.
-  if (const auto written = db_->replace(all_records()); !written) {
+  if (const auto written = db_->replace(all_records(), evicted_.all()); !written) {
     log_warning(written.error().message + "; names may be lost");
   }
 }

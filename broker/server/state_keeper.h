@@ -1,4 +1,5 @@
-// StateKeeper: writes names and pins to the state database, in order, off the broker's thread.
+// StateKeeper: writes names and pins to the state database, in order, off the broker's thread; with each write what has
+// changed in the names of evicted models.
 //
 // Threads: the loop's. Failure: a write that fails is logged, and all of the state written anew until that succeeds;
 // the broker goes on meanwhile, since the database holds names only and blocks carry their first name themselves.
@@ -16,12 +17,15 @@ namespace modelbroker {
 
 class StateKeeper {
  public:
-  StateKeeper(Loop& loop, const RamStore& store, std::unique_ptr<StateDb> db)
-      : loop_(loop), store_(store), db_(std::move(db)), jobs_(loop, 1) {}
+  StateKeeper(Loop& loop, const RamStore& store, EvictedNames& evicted, std::unique_ptr<StateDb> db)
+      : loop_(loop), store_(store), evicted_(evicted), db_(std::move(db)), jobs_(loop, 1) {}
 
   // `then` runs when it is written (or has failed): a reply that must survive a crash waits for it.
   void save(const Resident& resident, std::function<void()> then = {});
   void erase(const std::string& block, std::function<void()> then = {});
+  void save_evicted(std::function<void()> then = {});
+  // `then` runs when all that was asked for so far is written, or has failed.
+  void when_written(std::function<void()> then);
   // Waits until everything is written: at a clean stop.
   void flush();
 
@@ -34,6 +38,7 @@ class StateKeeper {
 
   Loop& loop_;
   const RamStore& store_;
+  EvictedNames& evicted_;
   std::unique_ptr<StateDb> db_;
   bool behind_ = false;  // a write failed: only the whole state makes the database right again
   bool again_ = false;   // and a timer will write it

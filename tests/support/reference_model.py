@@ -115,7 +115,6 @@ class Books:
 
     def restart(self, now: float) -> None:
         """SIGKILL, and the next broker: leases end, counts begin anew."""
-        self.evicted.clear()
         self.age, self.loads, self.evictions = 0.0, 0, 0
         for model, entry in self.entries.items():
             entry.leases.clear()

@@ -21,6 +21,12 @@ namespace modelbroker {
 inline bool operator==(const GivenName& a, const GivenName& b) {
   return std::tie(a.loader, a.path, a.path_uid) == std::tie(b.loader, b.path, b.path_uid);
 }
+inline bool operator==(const EvictedNames::Named& a, const EvictedNames::Named& b) {
+  const auto tie = [](const EvictedNames::Named& n) {
+    return std::tie(n.name, n.position, n.model.given, n.model.type, n.model.keep_alive, n.model.pinned, n.model.only);
+  };
+  return tie(a) == tie(b);
+}
 inline bool operator==(const BlockRecord& a, const BlockRecord& b) {
   const auto tie = [](const BlockRecord& r) {
     return std::tie(r.block, r.names, r.type, r.path, r.pinned, r.damaged, r.ctime_ns, r.keep_alive_ns, r.loader,
@@ -33,6 +39,7 @@ namespace {
 
 namespace fs = std::filesystem;
 using Records = std::vector<BlockRecord>;
+using Evicted = std::vector<EvictedNames::Named>;
 
 BlockRecord record(const std::string& block, const std::vector<std::string>& names, bool pinned = false) {
   BlockRecord made{block, names, "unet", "/models/" + block, pinned};
@@ -48,6 +55,10 @@ BlockRecord record(const std::string& block, const std::vector<std::string>& nam
   return made;
 }
 
+EvictedNames::Model evicted_model(const std::string& path, std::optional<FileIdentity> only = {}) {
+  return {{1500, path, 4'000'000'000}, "unet", Duration(77), only.has_value(), only};
+}
+
 class StateDbTest : public ::testing::Test {
  protected:
   [[nodiscard]] StateDb::Opened open() const {
@@ -61,6 +72,7 @@ class StateDbTest : public ::testing::Test {
     EXPECT_EQ(opened.warning, "");
     return std::move(opened.records);
   }
+  [[nodiscard]] Evicted evicted() const { return open().evicted; }
   void expect_moved_aside_and_usable(const std::string& word) const {
     StateDb::Opened opened = open();
     EXPECT_NE(opened.warning.find(path_), std::string::npos) << opened.warning;
@@ -133,6 +145,55 @@ TEST_F(StateDbTest, ANameMovesToTheBlockThatHasItNow) {
 TEST_F(StateDbTest, ABlockThatIsErasedAndWrittenInOneStepStays) {
   ASSERT_TRUE(open().db->apply({record("a", {"one"})}, {"a"}));
   EXPECT_EQ(records(), Records{record("a", {"one"})});
+}
+
+TEST_F(StateDbTest, EvictedNamesAreKeptInTheirOrderAndWithAllThatIsKnown) {
+  constexpr std::uint64_t kHuge = ~std::uint64_t{0};
+  EvictedNames names;
+  names.remember("z", evicted_model("/z"));
+  names.remember("a", evicted_model("/a", FileIdentity{kHuge, kHuge - 1, 3, -4, 5}));
+  names.remember("m", evicted_model("/m"));
+  const Evicted all = names.all();
+  ASSERT_EQ(all.size(), 3U);
+  ASSERT_TRUE(open().db->apply({}, {}, names.take_changes()));
+  EXPECT_EQ(evicted(), all);
+
+  // Only what has changed since, with a block in one step.
+  names.forget("z");
+  names.forget("nobody's");
+  names.remember("a", evicted_model("/elsewhere"));
+  const EvictedNames::Changes changes = names.take_changes();
+  EXPECT_EQ(changes.forgotten, std::vector<std::string>{"z"});
+  ASSERT_EQ(changes.remembered.size(), 1U);
+  ASSERT_TRUE(open().db->apply({record("b", {"z"})}, {}, changes));
+  EXPECT_EQ(evicted(), names.all());
+  EXPECT_EQ(evicted().back().name, "a");  // evicted anew
+  EXPECT_EQ(records(), Records{record("b", {"z"})});
+
+  EvictedNames restored;
+  for (EvictedNames::Named& named : evicted()) restored.restore(std::move(named));
+  EXPECT_EQ(restored.all(), names.all());
+  EXPECT_TRUE(restored.take_changes().remembered.empty());
+  restored.remember("last", evicted_model("/last"));
+  EXPECT_EQ(restored.all().back().name, "last");
+
+  ASSERT_TRUE(open().db->replace({}, restored.all()));
+  EXPECT_EQ(evicted(), restored.all());
+  ASSERT_TRUE(open().db->replace({}));
+  EXPECT_EQ(evicted(), Evicted{});
+}
+
+TEST_F(StateDbTest, TheOldestEvictedNamesAreForgottenThereToo) {
+  StateDb::Opened opened = open();
+  EvictedNames names;
+  for (std::size_t i = 0; i < EvictedNames::kMost; ++i) names.remember(std::to_string(i), evicted_model("/m"));
+  ASSERT_TRUE(opened.db->apply({}, {}, names.take_changes()));
+  names.remember("one more", evicted_model("/m"));
+  ASSERT_TRUE(opened.db->apply({}, {}, names.take_changes()));
+  const Evicted left = evicted();
+  ASSERT_EQ(left.size(), EvictedNames::kMost);
+  EXPECT_EQ(left.front().name, "1");
+  EXPECT_EQ(left.back().name, "one more");
 }
 
 // ---- death
@@ -228,20 +289,22 @@ TEST_F(StateDbTest, ADatabaseOfAnotherVersionIsMovedAside) {
   EXPECT_EQ(SQLite::Database(path_ + ".damaged").execAndGet("PRAGMA user_version").getInt(), 99);
 }
 
-// As versions 1 to 3 made it: what they did not know of is as if root had loaded it, for ever, and nothing is damaged.
+// As versions 1 to 4 made it: what they did not know of is as if root had loaded it, for ever, and nothing is damaged.
 TEST_F(StateDbTest, WhatEarlierVersionsWroteIsKept) {
-  for (const int version : {1, 2, 3}) {
+  for (const int version : {1, 2, 3, 4}) {
     for (const char* const suffix : {"", "-wal", "-shm"}) fs::remove(path_ + suffix);
     {
       SQLite::Database db(path_, SQLite::OPEN_READWRITE | SQLite::OPEN_CREATE);
       const std::string more = ", keep_alive_ns INTEGER, loader INTEGER, source_uid INTEGER, path_uid INTEGER";
       db.exec("CREATE TABLE blocks(block TEXT PRIMARY KEY, type TEXT, path TEXT, pinned INTEGER, ctime_ns INTEGER" +
-              (version >= 2 ? more : "") + (version == 3 ? ", damaged INTEGER" : "") + ") WITHOUT ROWID");
+              (version >= 2 ? more : "") + (version >= 3 ? ", damaged INTEGER" : "") + ") WITHOUT ROWID");
       db.exec("CREATE TABLE names(name TEXT PRIMARY KEY, block TEXT, position INTEGER" +
-              std::string(version >= 2 ? ", loader INTEGER" : "") + ") WITHOUT ROWID");
+              std::string(version >= 2 ? ", loader INTEGER" : "") +
+              (version == 4 ? ", path TEXT, path_uid INTEGER" : "") + ") WITHOUT ROWID");
       db.exec(std::string("INSERT INTO blocks VALUES('b', 'unet', '/m', 1, 77") + (version >= 2 ? ", 5, 6, 7, 8" : "") +
-              (version == 3 ? ", 1)" : ")"));
-      db.exec(std::string("INSERT INTO names VALUES('n', 'b', 0") + (version >= 2 ? ", 9)" : ")"));
+              (version >= 3 ? ", 1)" : ")"));
+      db.exec(std::string("INSERT INTO names VALUES('n', 'b', 0") + (version >= 2 ? ", 9" : "") +
+              (version == 4 ? ", '/link', 10)" : ")"));
       db.exec("PRAGMA user_version=" + std::to_string(version));
     }
     BlockRecord expected{"b", {"n"}, "unet", "/m", true, false, 77};
@@ -252,11 +315,13 @@ TEST_F(StateDbTest, WhatEarlierVersionsWroteIsKept) {
       expected.source_uid = 7;
       expected.path_uid = 8;
       expected.given = {{9, "/m", 8}};
-      expected.damaged = version == 3;
+      expected.damaged = version >= 3;
     }
+    if (version == 4) expected.given = {{9, "/link", 10}};
     EXPECT_EQ(records(), Records{expected}) << version;
     ASSERT_TRUE(open().db->apply({record("new", {})}, {})) << version;
     EXPECT_EQ(records(), (Records{expected, record("new", {})})) << version;
+    EXPECT_EQ(evicted(), Evicted{}) << version;
   }
 }
 
