@@ -76,6 +76,13 @@ wire::EventData event_of(const Resident& resident) {
   return data;
 }
 
+wire::EventData pin_of(const Resident& resident) {
+  wire::EventData data;
+  data.model = resident.name();
+  data.block = resident.block->id();
+  return data;
+}
+
 wire::EventData event_of(const Peer& peer) {
   wire::EventData data;
   data.uid = peer.uid;

@@ -42,5 +42,7 @@ class Events {
 // What events say of a model, and of a worker.
 [[nodiscard]] wire::EventData event_of(const Resident& resident);
 [[nodiscard]] wire::EventData event_of(const Peer& peer);
+// What model.pinned and model.unpinned say.
+[[nodiscard]] wire::EventData pin_of(const Resident& resident);
 
 }  // namespace modelbroker

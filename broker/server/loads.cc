@@ -14,16 +14,6 @@ namespace modelbroker {
 namespace {
 
 constexpr std::size_t kJobsOfOneUser = 16;
-constexpr std::chrono::milliseconds kProgressEvery{100};
-
-// Moves those for whom `whose` holds out of `waiters`.
-template <class Waiter, class Predicate>
-std::vector<Waiter> take_if(std::vector<Waiter>& waiters, Predicate whose) {
-  std::vector<Waiter> taken, left;
-  for (Waiter& waiter : waiters) (whose(waiter) ? taken : left).push_back(std::move(waiter));
-  waiters = std::move(left);
-  return taken;
-}
 
 }  // namespace
 
@@ -70,6 +60,9 @@ Resident* Loads::usable(const FileIdentity& source, std::string& outcome) {
     return nullptr;
   }
   reaper_.revived(resident->block->id());
+  // As a new load of it would be: what it was is unloaded.
+  resident->type.clear();
+  resident->keep_alive = books_.config.keep_alive;
   outcome = "revived";
   return resident;
 }
@@ -98,12 +91,7 @@ void Loads::identified(const WaiterPtr& asking, Fd file, const Result<Look>& loo
   const auto running = std::ranges::find_if(
       flights_, [&](const FlightPtr& flight) { return flight->source == *source && !flight->progress.cancelled; });
   if (running != flights_.end()) {
-    const FlightPtr flight = *running;
-    const bool is_hastier = flight->asked && waiter.until < flight->until;
-    flight->waiters.push_back(std::move(waiter));
-    if (!is_hastier) return;
-    admission_.withdraw(*flight->asked);
-    return admit(flight);
+    return join(*running, std::move(waiter));
   }
   take_off(std::move(waiter), std::move(file), *source);
 }
@@ -117,204 +105,26 @@ std::vector<const Claim*> Loads::coming_beside(const FileIdentity& source) const
   return claims;
 }
 
-void Loads::take_off(Waiter waiter, Fd file, const FileIdentity& source) {
-  auto flight = std::make_shared<Flight>();
-  flight->source = source;
-  flight->file = std::move(file);
-  flight->uid = waiter.peer.uid;
-  flight->source_uid = waiter.source_uid;
-  flight->is_private = waiter.is_private;
-  const LoadIdentity identity{waiter.wanted_name(), waiter.type, wire::printable(waiter.path)};
-  flight->waiters.push_back(std::move(waiter));
-  flights_.push_back(flight);
-  std::shared_ptr<Block> candidate;
-  if (const Resident* const alike = books_.store.by_source_but_ctime(source)) {
-    candidate = alike->block;
-    flight->block_to_compare = candidate->id();
-  }
-  jobs_of(flight->uid)
-      .run(
-          [os = &books_.os, flight, identity, candidate]() -> Result<Header> {
-            Header header;
-            MODELBROKER_ASSIGN(Directory directory, read_directory(*os, flight->file.get(), identity.label));
-            if (directory.source != flight->source) {
-              return fail(ErrorCode::kDataLoss, "'" + identity.label +
-                                                    "' changed while it was being loaded: load it again when "
-                                                    "its writer has finished");
-            }
-            if (candidate) {
-              MODELBROKER_ASSIGN(header.same_bytes,
-                                 same_bytes(*os, flight->file.get(), directory, *candidate, flight->progress));
-            }
-            MODELBROKER_ASSIGN(header.plan, plan_load(std::move(directory), identity));
-            return header;
-          },
-          [this, flight](Result<Header> header) { header_read(flight, std::move(header)); });
-}
-
-void Loads::header_read(const FlightPtr& flight, Result<Header> header) {
-  if (!header) return fail_all(flight, header.error());
-  if (header->same_bytes) {
-    // chmod, link or rename changed the ctime; the bytes are the block's.
-    Resident* const resident = books_.store.by_block(flight->block_to_compare);
-    if (resident != nullptr && !resident->removing) {
-      resident->source = flight->source;
-      std::string outcome;
-      if (Resident* const found = usable(flight->source, outcome)) return land(flight, *found, outcome);
-    }
-  }
-  flight->plan = std::move(header->plan);
-  admit(flight);
-}
-
-void Loads::admit(const FlightPtr& flight) {
-  if (flight->waiters.empty()) return fail_all(flight, {ErrorCode::kCancelled, "nobody waits for the load"});
-  const auto then = [this, flight](Result<Budget::Reservation> admitted) {
-    flight->asked.reset();
-    if (!admitted) return refused(flight, admitted.error());
-    flight->reservation = std::move(*admitted);
-    read(flight);
+// False: the block is not for this one, or cannot be called so.
+bool Loads::finish(Waiter& waiter, Resident& resident, std::string outcome) {
+  const auto refuse = [&waiter](Error error) {
+    waiter.done(tl::unexpected(std::move(error)));
+    return false;
   };
-  flight->until = std::ranges::min_element(flight->waiters, {}, &Waiter::until)->until;
-  flight->asked = admission_.ask({flight->plan.layout.block_size, "'" + flight->plan.label + "'", flight->until}, then,
-                                 flight->place);
-  flight->place = flight->asked;
-}
-
-// Who gave no deadline, or none that is later than what was waited for, hears it now; the others wait for room.
-void Loads::refused(const FlightPtr& flight, const Error& error) {
-  const auto is_hasty = [waited = flight->until](const Waiter& waiter) { return waiter.until <= waited; };
-  if (std::ranges::all_of(flight->waiters, is_hasty) || flight->plan.layout.block_size > books_.budget.limit()) {
-    return fail_all(flight, error);
-  }
-  const std::vector<Waiter> hasty = take_if(flight->waiters, is_hasty);
-  admit(flight);
-  for (const Waiter& waiter : hasty) waiter.done(tl::unexpected(error));
-}
-
-void Loads::read(const FlightPtr& flight) {
-  flight->began = books_.clock.now();
-  flight->generation = books_.new_generation();
-  LoadSettings settings;
-  settings.generation = flight->generation;
-  settings.broker_boot_id = books_.boot_id;
-  settings.huge_pages = books_.config.huge_pages;
-  settings.threads = books_.config.load_threads;
-  if (!flight->is_private) settings.group = books_.rights.group();
-  settings.gauge = flight->reservation.gauge();
-  settings.headroom.emplace(books_.os, books_.config.memory_reserve);
-  const Directory& directory = flight->plan.directory;
-  tell("model.loading", *flight);
-  watch_progress();
-  log_info("loading '" + flight->plan.label + "': " + format_size(directory.payload.size) + ", " +
-           std::to_string(directory.tensors.size()) + " tensors");
-  jobs_of(flight->uid)
-      .run([os = &books_.os, where = &books_.directory, flight,
-            settings] { return load_block(*os, *where, flight->file.get(), flight->plan, settings, flight->progress); },
-           [this, flight](Result<Block> block) { landed(flight, std::move(block)); });
-}
-
-void Loads::tell(std::string_view type, const Flight& flight, const std::string& reason) {
-  wire::EventData data;
-  const LoadProgress& progress = flight.progress;
-  data.model = flight.waiters.empty() ? flight.plan.manifest.name : flight.waiters.front().wanted_name();
-  if (!flight.is_private) data.path = flight.waiters.empty() ? flight.plan.label : flight.waiters.front().path;
-  data.total_bytes = progress.total_bytes > 0 ? progress.total_bytes.load() : flight.plan.directory.payload.size;
-  data.read_bytes = progress.read_bytes;
-  data.reason = reason;
-  events_.publish(type, data);
-}
-
-// Ten times a second while anything is being read.
-void Loads::watch_progress() {
-  if (std::exchange(watching_progress_, true)) return;
-  loop_.after(kProgressEvery, [this] {
-    watching_progress_ = false;
-    bool reading = false;
-    for (const FlightPtr& flight : flights_) {
-      if (!flight->reservation) continue;
-      reading = true;
-      tell("model.progress", *flight);
-    }
-    if (reading) watch_progress();
-  });
-}
-
-void Loads::landed(const FlightPtr& flight, Result<Block> block) {
-  if (!block) return fail_all(flight, block.error());
-  flight->reservation.end();
-  ++books_.loads;
-  Resident resident;
-  resident.block = std::make_shared<Block>(std::move(*block));
-  resident.source = flight->source;
-  resident.checked = books_.clock.now();
-  resident.loader = flight->uid;
-  resident.source_uid = flight->source_uid;
-  resident.is_private = flight->is_private;
-  resident.keep_alive = books_.config.keep_alive;
-  resident.seconds_to_load = std::chrono::duration<double>(books_.clock.now() - flight->began).count();
-  const Manifest& manifest = resident.block->manifest();
-  resident.type = manifest.type;  // its path comes with its name: see Naming::settle()
-  Resident& added = books_.store.add(std::move(resident));
-  crash_point("load.in_books");
-  wire::EventData loaded = event_of(added);
-  loaded.model = flight->waiters.empty() ? added.block->manifest().name : flight->waiters.front().wanted_name();
-  if (!flight->is_private) loaded.path = flight->plan.label;
-  events_.publish("model.loaded", loaded);
-  log_info("loaded block " + added.block->id() + " (" + std::string(to_string(added.block->page_kind())) + " pages)");
-  land(flight, added, "loaded");
-}
-
-void Loads::ended(const FlightPtr& flight) {
-  std::erase(flights_, flight);
-  if (flight->asked) admission_.withdraw(*std::exchange(flight->asked, std::nullopt));
-  if (flight->reservation && flight->reservation.gauge()->has_file()) {
-    reaper_.remove_later(std::move(flight->reservation), flight->generation);
-  }
-  flight->reservation.end();
-  admission_.look_again();
-}
-
-void Loads::land(const FlightPtr& flight, Resident& resident, const std::string& outcome) {
-  ended(flight);
-  bool first = true;
-  for (Waiter& waiter : flight->waiters) {
-    finish(waiter, resident, first ? outcome : "resident");
-    first = false;
-  }
-  drain_if_nameless(resident);
-}
-
-// Every name was refused, or nobody waited any more: what nobody can name is not kept.
-void Loads::drain_if_nameless(Resident& resident) {
-  if (resident.names.empty()) reaper_.drain_nameless(resident);
-}
-
-void Loads::fail_all(const FlightPtr& flight, const Error& error) {
-  ended(flight);
-  if (flight->waiters.empty()) {
-    log_info("a load was given up: nobody waits for it any more");
-  } else {
-    log_warning("load of '" + wire::printable(flight->waiters.front().path) + "' failed: " + error.message);
-  }
-  // The message of a private file's error may say where that lies.
-  const std::string code(to_string(error.code));
-  tell("model.load_failed", *flight, flight->is_private ? code : code + ": " + error.message);
-  for (const Waiter& waiter : std::exchange(flight->waiters, {})) waiter.done(tl::unexpected(error));
-}
-
-void Loads::finish(Waiter& waiter, Resident& resident, std::string outcome) {
-  if (auto allowed = naming_.allow(waiter, resident); !allowed) return waiter.done(tl::unexpected(allowed.error()));
+  if (auto allowed = naming_.allow(waiter, resident); !allowed) return refuse(allowed.error());
+  const bool was_pinned = resident.pinned;
   const auto settled = naming_.settle(waiter, resident, outcome);
-  if (!settled) return waiter.done(tl::unexpected(settled.error()));
+  if (!settled) return refuse(settled.error());
   const std::string& model = settled->name;
   const uid_t manager = waiter.name_loader.value_or(waiter.peer.uid);
   if ((waiter.pin || waiter.keep_alive) && !books_.manages_any(manager, resident)) {
-    return waiter.done(tl::unexpected(Rights::not_manageable(model, books_.store.loader_of(model))));
+    return refuse(Rights::not_manageable(model, books_.store.loader_of(model)));
   }
   if (waiter.pin) resident.pinned = true;
   if (waiter.keep_alive) resident.keep_alive = *waiter.keep_alive;
   books_.used(resident);
+  tell_settled(*settled, resident, outcome);
+  if (resident.pinned && !was_pinned) events_.publish("model.pinned", pin_of(resident));
   // Answered when it is written: what was acknowledged survives a crash.
   ++resident.promised;
   if (Resident* const older = books_.store.by_block(settled->superseded)) ++older->promised;
@@ -328,6 +138,20 @@ void Loads::finish(Waiter& waiter, Resident& resident, std::string outcome) {
     expiry_.changed(*promised);
     admission_.look_again();
   });
+  return true;
+}
+
+void Loads::tell_settled(const Naming::Settled& settled, const Resident& resident, const std::string& outcome) {
+  wire::EventData data = event_of(resident);
+  if (outcome == "loaded" || outcome == "revived") {
+    data.model = settled.name;
+    events_.publish("model." + outcome, data);
+  }
+  for (const std::string& alias : settled.aliases) {
+    data.model = alias;
+    if (!resident.is_private) data.path = books_.store.given(alias).path;
+    events_.publish("model.alias", data);
+  }
 }
 
 // Not before the names that it had are written with another block: a death in between would lose them.
@@ -350,7 +174,7 @@ std::size_t Loads::withdraw(Predicate whose, const std::optional<Error>& error) 
   const std::vector<FlightPtr> flights = flights_;
   for (const FlightPtr& flight : flights) {
     if (flight->waiters.empty()) continue;
-    std::ranges::move(take_if(flight->waiters, whose), std::back_inserter(out));
+    std::ranges::move(take_out(*flight, whose), std::back_inserter(out));
     give_up_if_unwanted(flight);
   }
   if (error) {

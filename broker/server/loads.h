@@ -4,7 +4,8 @@
 //   load_block (job) -> books -> names -> state database -> everybody who waits
 //
 // Loads of one file coalesce: one flight, many waiters, each with its own name and deadline. A flight that nobody
-// waits for any more is cancelled. Each uid has job threads of its own: a read that hangs is its asker's trouble.
+// waits for any more is cancelled. Each uid has job threads of its own: a read that hangs is its asker's trouble. A
+// flight runs on the threads of any who waits for it. (loads.cc: the waiters; flights.cc: the flights.)
 // Threads: the loop's; jobs do the reading.
 #pragma once
 
@@ -61,7 +62,7 @@ class Loads {
         admission_(admission),
         expiry_(expiry),
         events_(events),
-        naming_(books, events) {}
+        naming_(books) {}
 
   // Asked of a block that a load finds resident: whether it is missing, and withdrawn by now.
   void on_resident(std::function<bool(Resident&)> is_missing) { is_missing_ = std::move(is_missing); }
@@ -100,10 +101,12 @@ class Loads {
   struct Flight {
     FileIdentity source;
     Fd file;
-    uid_t uid = 0;            // whose threads it runs on
+    uid_t uid = 0;            // who asked first
     bool is_private = false;  // as the first who asked for it found
     uid_t source_uid = 0;
     std::vector<Waiter> waiters;
+    std::function<void(uid_t)> offer;   // its next step to that user's threads too; empty between steps
+    std::string told_model, told_path;  // by which events tell of it
     LoadProgress progress;
     LoadPlan plan;
     std::optional<Admission::Id> asked;  // while it waits for its admission
@@ -120,7 +123,11 @@ class Loads {
   void identified(const WaiterPtr& waiter, Fd file, const Result<Look>& look);
   // What those want to be called who wait for other files than this.
   [[nodiscard]] std::vector<const Claim*> coming_beside(const FileIdentity& source) const;
+  // A step: `work` of the flight on a job thread, then our method `then` of flight and outcome.
+  template <class Work, class Then>
+  void run(const FlightPtr& flight, Work work, Then then);
   void take_off(Waiter waiter, Fd file, const FileIdentity& source);
+  void join(const FlightPtr& flight, Waiter waiter);
   struct Header {
     LoadPlan plan;
     bool same_bytes = false;  // as the block that was to be compared
@@ -129,17 +136,30 @@ class Loads {
   void admit(const FlightPtr& flight);
   void refused(const FlightPtr& flight, const Error& error);
   void read(const FlightPtr& flight);
+  static void name_first(Flight& flight);
+  void hand_on(Flight& flight);
   void tell(std::string_view type, const Flight& flight, const std::string& reason = "");
   void watch_progress();
   void landed(const FlightPtr& flight, Result<Block> block);
   void ended(const FlightPtr& flight);
   void land(const FlightPtr& flight, Resident& resident, const std::string& outcome);
   void drain_if_nameless(Resident& resident);
+  // Takes those out for whom `whose` holds.
+  template <class Predicate>
+  std::vector<Waiter> take_out(Flight& flight, Predicate whose) {
+    const AskId first = flight.waiters.empty() ? 0 : flight.waiters.front().id;
+    std::vector<Waiter> taken, left;
+    for (Waiter& waiter : flight.waiters) (whose(waiter) ? taken : left).push_back(std::move(waiter));
+    flight.waiters = std::move(left);
+    if (!flight.waiters.empty() && flight.waiters.front().id != first) hand_on(flight);
+    return taken;
+  }
   template <class Predicate>
   std::size_t withdraw(Predicate whose, const std::optional<Error>& error);
   void give_up_if_unwanted(const FlightPtr& flight);
   void fail_all(const FlightPtr& flight, const Error& error);
-  void finish(Waiter& waiter, Resident& resident, std::string outcome);
+  bool finish(Waiter& waiter, Resident& resident, std::string outcome);
+  void tell_settled(const Naming::Settled& settled, const Resident& resident, const std::string& outcome);
   void drain_superseded(const std::string& block);
   [[nodiscard]] Resident* usable(const FileIdentity& source, std::string& outcome);
 

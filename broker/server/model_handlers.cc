@@ -246,10 +246,7 @@ void Server::set_pinned(const Session& session, const std::string& model, bool p
   const auto resident = require_own(session, model);
   if (!resident) return reply.error(resident.error());
   if (std::exchange((*resident)->pinned, pinned) != pinned) {
-    wire::EventData changed;
-    changed.model = (*resident)->name();
-    changed.block = (*resident)->block->id();
-    events_->publish(pinned ? "model.pinned" : "model.unpinned", changed);
+    events_->publish(pinned ? "model.pinned" : "model.unpinned", pin_of(**resident));
   }
   expiry_->changed(**resident);
   admission_->look_again();

@@ -105,16 +105,20 @@ Result<std::string> Naming::new_name(const Claim& claim, const Resident& residen
 }
 
 // Names follow the file: what this path was called before, its new generation is called now, and is kept as that was.
-std::string Naming::take_over(const Claim& claim, Resident& before, Resident& resident) {
+void Naming::take_over(const Claim& claim, Resident& before, Resident& resident, Settled& settled) {
   if (resident.names.empty()) {
     resident.type = before.type;
     resident.keep_alive = before.keep_alive;
   }
+  const auto had = static_cast<std::ptrdiff_t>(resident.names.size());
   books_.store.move_names(before, resident, claim.path);
-  if (before.names.empty()) return before.block->id();
+  settled.aliases.assign(resident.names.begin() + had, resident.names.end());
+  if (before.names.empty()) {
+    settled.superseded = before.block->id();
+    return;
+  }
   before.path = books_.store.given(before.name()).path;
   before.path_uid = books_.store.given(before.name()).path_uid;
-  return {};
 }
 
 Result<Naming::Settled> Naming::settle(const Claim& claim, Resident& resident, std::string& outcome) {
@@ -127,7 +131,7 @@ Result<Naming::Settled> Naming::settle(const Claim& claim, Resident& resident, s
   MODELBROKER_ASSIGN(const std::string name, new_name(claim, resident, older));
   const bool had_names = !resident.names.empty();
   Settled settled;
-  if (older != nullptr) settled.superseded = take_over(claim, *older, resident);
+  if (older != nullptr) take_over(claim, *older, resident, settled);
   if (!had_names || older != nullptr) {
     resident.path = claim.path;
     resident.path_uid = claim.path_uid;
@@ -145,9 +149,9 @@ Result<Naming::Settled> Naming::settle(const Claim& claim, Resident& resident, s
   books_.store.asked_again(resident, claim.path, claim.asked);
   if (had_names && is_new && outcome == "resident") {
     outcome = "alias";
-    wire::EventData alias = event_of(resident);
-    alias.model = name;
-    events_.publish("model.alias", alias);
+    settled.aliases.push_back(name);
+  } else if (outcome != "resident") {
+    std::erase(settled.aliases, settled.name);  // that of the whole
   }
   return settled;
 }

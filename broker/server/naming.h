@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "broker/server/books.h"
-#include "broker/server/events.h"
 
 namespace modelbroker {
 
@@ -29,7 +28,7 @@ struct Claim {
 
 class Naming {
  public:
-  Naming(Books& books, Events& events) : books_(books), events_(events) {}
+  explicit Naming(Books& books) : books_(books) {}
 
   // Refuses a name that another file has, or is about to get, before anything is read. `coming`: claims on other files
   // that are being loaded.
@@ -40,6 +39,7 @@ class Naming {
   struct Settled {
     std::string name;        // by which the block answers to this claim
     std::string superseded;  // a block that has no name any more: to be drained once the new one's names are written
+    std::vector<std::string> aliases;  // other names that lead to the block now, and did not before
   };
   // `outcome` becomes "alias" where it is one name more. stale_generation: the path leads elsewhere since.
   [[nodiscard]] Result<Settled> settle(const Claim& claim, Resident& resident, std::string& outcome);
@@ -48,12 +48,11 @@ class Naming {
   [[nodiscard]] Resident* before(const Claim& claim, const Resident& resident);
   [[nodiscard]] bool is_outdated(const Claim& claim, const Resident& before) const;
   [[nodiscard]] Result<std::string> new_name(const Claim& claim, const Resident& resident, const Resident* before);
-  [[nodiscard]] std::string take_over(const Claim& claim, Resident& before, Resident& resident);
+  void take_over(const Claim& claim, Resident& before, Resident& resident, Settled& settled);
   [[nodiscard]] Error taken(const std::string& name, const Resident& owner, uid_t asker) const;
   void settle_privacy(const Claim& claim, Resident& resident);
 
   Books& books_;
-  Events& events_;
 };
 
 // The file's name without folder and suffix: a model's default name.

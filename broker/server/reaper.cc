@@ -173,9 +173,6 @@ void Reaper::when_gone(const std::string& block, std::function<void(bool gone)> 
 
 void Reaper::revived(const std::string& block) {
   unwatch(block);
-  if (const Resident* const resident = books_.store.by_block(block)) {
-    events_.publish("model.revived", event_of(*resident));
-  }
   tell_gone(block, false);
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import zmq
 import modelbroker
 from support import files
 from support.broker import BrokerProcess, wait_until
+from support.hanging_files import hanging_file
 from support.listener import (
     let_it_read_for_a_while,
     listening,
@@ -20,6 +22,7 @@ from support.listener import (
     sparse_model,
 )
 from support.raw_wire import call, dealer, frame
+from support.users import Caller
 from support.workers import HOLDER, workers
 
 
@@ -122,6 +125,90 @@ def test_a_revived_model_says_so(broker: BrokerProcess, tmp_path: Path) -> None:
             assert client.load(path, "m").outcome == "revived"
             told = ear.until("model.revived")["data"]
     assert (told["model"], told["generation"]) == ("m", generation)
+
+
+def test_a_model_that_is_revived_by_another_name_is_told_of_by_that(
+    broker: BrokerProcess, tmp_path: Path
+) -> None:
+    path = files.write_random(tmp_path / "m.safetensors", 3)
+    with listening(broker) as ear, broker.connect() as client:
+        client.load(path, "old", keep_alive=3000, type="unet")
+        with client.attach("old"):
+            client.unload("old")
+            assert client.load(path, "new").outcome == "revived"
+            told = ear.until("model.revived")["data"]
+        (model,) = client.list()
+    assert told["model"] == "new"
+    assert (model.name, model.type, model.keep_alive) == ("new", "", -1)  # as a new load's
+
+
+def test_a_pin_that_comes_with_a_load_is_told_of(broker: BrokerProcess, tmp_path: Path) -> None:
+    paths = [files.write_random(tmp_path / f"m{n}.safetensors", 1, n) for n in range(2)]
+    with listening(broker) as ear, broker.connect() as client:
+        client.load(paths[0], "there")
+        client.load(paths[0], "there", pin=True)
+        client.load(paths[0], "there", pin=True)  # nothing changes, nothing is told
+        client.load(paths[1], "new", pin=True)
+        ear.until("model.pinned", model="new")
+    assert ear.of_models() == [
+        *("model.loading", "model.loaded", "model.pinned"),
+        *("model.loading", "model.loaded", "model.pinned"),
+    ]
+
+
+def test_every_name_that_moves_to_a_new_generation_is_told_of(
+    broker: BrokerProcess, tmp_path: Path
+) -> None:
+    path = files.write_random(tmp_path / "m.safetensors", 1)
+    with listening(broker) as ear, broker.connect() as client:
+        old = client.load(path, "first", pin=True)
+        client.load(path, "second")
+        files.write_random(tmp_path / "other", 1, seed=2).rename(path)
+        ear.until("model.alias", model="second")
+        new = client.load(path)
+        ear.until("model.freed", block=old.block)
+    # Who keeps a table of names by what is told has it right.
+    names: dict[str, str] = {}
+    for event in ear.heard:
+        data = event["data"]
+        if event["type"] in ("model.loaded", "model.alias"):
+            names[data["model"]] = data["block"]
+    assert names == {"first": new.block, "second": new.block}
+    pinned = [e["data"]["block"] for e in ear.heard if e["type"] == "model.pinned"]
+    assert pinned == [old.block, new.block]
+
+
+def test_a_load_goes_on_by_the_name_of_who_still_waits(
+    broker: BrokerProcess, tmp_path: Path
+) -> None:
+    content = files.write_random(tmp_path / "content", 30).read_bytes()
+    with (
+        hanging_file(tmp_path / "fuse", content, reads=-1) as slow,
+        listening(broker) as ear,
+        broker.connect() as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        slow.slow_down(0.2)
+        with Caller(broker) as first:
+            first.send_load(slow.path, "first")
+            ear.until("model.loading")
+            second = pool.submit(client.load, slow.path, "second")
+            wait_until(lambda: client.status().tiers["ram"].misses == 2)
+        ear.until("model.loading", model="second")
+        slow.go_on()
+        assert second.result(60).outcome == "loaded"
+        ear.until("model.loaded")
+    told = [
+        (event["type"], event["data"]["model"])
+        for event in ear.heard
+        if event["type"] in ("model.loading", "model.load_failed", "model.loaded")
+    ]
+    assert told == [
+        ("model.loading", "first"),
+        ("model.load_failed", "first"),
+        ("model.loading", "second"),
+        ("model.loaded", "second"),
+    ]
 
 
 def test_progress_goes_on_to_the_end(

@@ -35,6 +35,7 @@ class HangingFile:
     def __init__(self, folder: Path, content: bytes, reads: int) -> None:
         self.path = folder / "hangs.safetensors"
         self._folder, self._content, self._reads = folder, content, reads
+        self._pause = 0.0
         self.hanging, self._goes_on = threading.Event(), threading.Event()
         self._libc = ctypes.CDLL(None, use_errno=True)
         try:
@@ -59,6 +60,10 @@ class HangingFile:
         self.hanging.clear()
         self._goes_on.clear()
         self._reads = reads
+
+    def slow_down(self, pause: float) -> None:
+        """Each read is followed by so many seconds of silence, until go_on()."""
+        self._pause = pause
 
     def close(self) -> None:
         """What hangs fails now."""
@@ -87,6 +92,8 @@ class HangingFile:
             except OSError:
                 continue  # its asker is gone
             self._reads -= opcode == _READ
+            if opcode == _READ and self._pause > 0:
+                self._goes_on.wait(self._pause)
             if self._reads == 0:
                 self.hanging.set()
                 self._goes_on.wait()

@@ -140,10 +140,11 @@ class Caller:
         return str(reply["data"]["file"])
 
     def send_load(self, path: object, name: str) -> None:
-        """Its answer comes by code_of_answer(), in any order."""
+        """Its answer comes by code_of_answer(), in any order; it may wait for room."""
         self._ids += 1
         data = {"path": str(path), "name": name, "file": self.offer(path)}
-        self._dealer.send(frame("model.load_model", data, f"i{self._ids}", session=self.token))
+        head = {"session": self.token, "deadline_ms": 300_000}
+        self._dealer.send(frame("model.load_model", data, f"i{self._ids}", **head))
 
     def code_of_answer(self) -> str:
         return code_of_load(received(self._dealer.recv()))
