@@ -11,8 +11,6 @@ namespace {
 // Room that is being freed comes within milliseconds, but for a cancelled load whose read hangs: what can be evicted is
 // when it is late, and who has no other hope waits somewhat longer.
 constexpr std::chrono::seconds kLate{1}, kPromise{10};
-// Somebody has a block open or mapped without a lease, and no word comes when that ends: asked again so often.
-constexpr std::chrono::seconds kHeld{1};
 // The refusal with its numbers should be there before the router says that the deadline has passed.
 constexpr std::chrono::milliseconds kBeforeDeadline{50};
 
@@ -24,7 +22,6 @@ Admission::Id Admission::ask(Ask ask, Then then, std::optional<Id> place) {
   waiting.id = id;
   waiting.ask = std::move(ask);
   waiting.then = std::move(then);
-  waiting.since = books_.clock.now();
   queue_.insert(std::ranges::upper_bound(queue_, id, {}, &Waiting::id), std::move(waiting));
   look_again();
   return id;
@@ -101,7 +98,7 @@ void Admission::look() {
   queue_ = std::move(still);
   const bool wants_more = above_limit_ || !queue_.empty();
   if (wants_more && books_.use().evictable > 0 && !std::exchange(waiting_for_holders_, true)) {
-    loop_.after(kHeld, [this] {
+    loop_.after(Reaper::kAskAgain, [this] {
       waiting_for_holders_ = false;
       look_again();
     });

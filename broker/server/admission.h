@@ -48,7 +48,6 @@ class Admission {
     Id id = 0;
     Ask ask;
     Then then;
-    TimePoint since;
     std::optional<TimePoint> promised;  // since when room is on its way to it
     std::optional<TimerId> timer;
   };

@@ -5,10 +5,6 @@
 #include <vector>
 
 namespace modelbroker {
-namespace {
-// Its time is over and somebody still has it open or mapped without a lease: asked again so often.
-constexpr std::chrono::seconds kHeld{1};
-}  // namespace
 
 std::optional<TimePoint> expires_at(const Books& books, const Resident& resident) {
   if (resident.keep_alive < Duration(0) || !books.evictable(resident)) return std::nullopt;
@@ -36,7 +32,7 @@ void Expiry::look() {
   for (const std::string& block : due) {
     Resident& resident = *books_.store.by_block(block);
     if (!reaper_.nobody_has(resident) || !reaper_.evict(resident, "keep_alive is over")) {
-      next = std::min(next.value_or(now + kHeld), now + kHeld);
+      next = std::min(next.value_or(now + Reaper::kAskAgain), now + Reaper::kAskAgain);
     }
   }
   if (next) arm(*next);

@@ -234,7 +234,7 @@ wire::ModelListReply Server::list_models(uid_t uid) const {
 void Server::get(Session& session, const wire::ModelName& data, const Reply<wire::ModelGetReply>& reply) {
   when_settled([this, id = session.id, model = data.model, reply] {
     const Session* const asker = books_->sessions.find(id);
-    if (asker == nullptr) return;  // ended meanwhile
+    if (asker == nullptr) return reply.error({ErrorCode::kCancelled, "the session that asked has ended"});
     const auto resident = require(*asker, model);
     if (!resident) return reply.error(resident.error());
     reply.ok({describe(**resident, asker->peer.uid)});
@@ -284,7 +284,7 @@ void Server::scrub(Session& session, const wire::Scrub& data, const Reply<wire::
     ask.blocks.push_back((*resident)->block->id());
   }
   ask.wanted = [reply] { return !reply.answered(); };
-  ask.done = [reply](const wire::ScrubReply& found) { reply.ok(found); };
+  ask.done = [reply](const Result<wire::ScrubReply>& found) { found ? reply.ok(*found) : reply.error(found.error()); };
   scrubber_->check(std::move(ask));
 }
 

@@ -4,6 +4,7 @@
 // Threads: the loop's; the unlink runs as a job.
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <map>
 #include <string>
@@ -31,7 +32,9 @@ class Reaper {
   void drain_nameless(Resident& resident);
   // Withdraws a block that nobody_has() to make room; its names are remembered. False if it has to stay.
   [[nodiscard]] bool evict(Resident& resident, const std::string& reason);
-  // By our leases and by the kernel's word.
+  // By our leases and by the kernel's word. No word comes when somebody closes a block that he had without a lease: who
+  // waits for that asks again so often.
+  static constexpr std::chrono::seconds kAskAgain{1};
   [[nodiscard]] bool nobody_has(const Resident& resident) const;
   // The file of a load that failed could not be removed: tried again until it can be, and counted until then.
   void remove_later(Budget::Reservation reservation, std::uint64_t generation);

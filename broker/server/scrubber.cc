@@ -55,7 +55,13 @@ bool Scrubber::withdraw_missing(Resident& resident) {
 }
 
 void Scrubber::session_ended(SessionId session) {
-  std::erase_if(orders_, [session](const auto& order) { return order->ask.session == session; });
+  const auto first =
+      std::ranges::stable_partition(orders_, [session](const auto& order) { return order->ask.session != session; });
+  const std::vector<std::shared_ptr<Order>> ended(first.begin(), first.end());
+  orders_.erase(first.begin(), first.end());
+  for (const std::shared_ptr<Order>& order : ended) {
+    order->ask.done(fail(ErrorCode::kCancelled, "the session that asked for the scrub has ended"));
+  }
 }
 
 bool Scrubber::stop(std::chrono::milliseconds patience) {

@@ -31,7 +31,7 @@ class Scrubber {
     SessionId session = 0;
     std::deque<std::string> blocks;
     std::function<bool()> wanted;  // false: nobody waits any more
-    std::function<void(const wire::ScrubReply&)> done;
+    std::function<void(const Result<wire::ScrubReply>&)> done;
   };
 
   Scrubber(Books& books, Loop& loop, Reaper& reaper, StateKeeper& keeper, Loads& loads, Events& events)

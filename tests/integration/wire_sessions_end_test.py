@@ -11,6 +11,7 @@ import pytest
 from support import files
 from support.broker import BrokerProcess, wait_until
 from support.hanging_files import HangingFile, hanging_file
+from support.listener import listening, sparse_model
 from support.raw_wire import call, code_of, dealer, frame, received
 
 
@@ -33,6 +34,17 @@ def test_a_load_whose_session_says_bye_is_cancelled(
     assert "session" in reply["error"]["message"]
     slow.go_on()
     wait_until(broker.is_empty)
+
+
+def test_a_scrub_whose_session_says_bye_is_cancelled(broker: BrokerProcess, tmp_path: Path) -> None:
+    broker.cli("load", sparse_model(tmp_path / "m", 1024))
+    with listening(broker) as ear, dealer(broker) as asker, dealer(broker) as leaver:
+        asker.send(frame("cache.scrub", {}, "scrub"))
+        ear.until("model.scrubbing")
+        assert call(leaver, "session.bye")["success"]
+        reply = received(asker.recv())
+    assert (reply["request_id"], code_of(reply)) == ("scrub", "cancelled")
+    assert "session" in reply["error"]["message"]
 
 
 class Contained(BrokerProcess):
