@@ -55,10 +55,10 @@ bool Scrubber::withdraw_missing(Resident& resident) {
 }
 
 void Scrubber::session_ended(SessionId session) {
-  const auto first =
-      std::ranges::stable_partition(orders_, [session](const auto& order) { return order->ask.session != session; });
-  const std::vector<std::shared_ptr<Order>> ended(first.begin(), first.end());
-  orders_.erase(first.begin(), first.end());
+  const auto stays = [session](const auto& order) { return order->ask.session != session; };
+  const auto first = std::stable_partition(orders_.begin(), orders_.end(), stays);
+  const std::vector<std::shared_ptr<Order>> ended(first, orders_.end());
+  orders_.erase(first, orders_.end());
   for (const std::shared_ptr<Order>& order : ended) {
     order->ask.done(fail(ErrorCode::kCancelled, "the session that asked for the scrub has ended"));
   }
