@@ -89,7 +89,7 @@ class Books:
             self.entries[model] = Entry("", size, now, 0)
             outcome = "loaded"
         elif entry.draining:
-            entry.draining, outcome = False, "revived"
+            entry.draining, entry.keep_alive, outcome = False, FOR_EVER, "revived"
         self.evicted.pop(model, None)
         self.used(model, now)
         return outcome
