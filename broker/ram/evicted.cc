@@ -1,19 +1,22 @@
 #include "broker/ram/evicted.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace modelbroker {
 
 void EvictedNames::insert(const std::string& name, Entry entry) {
+  last_ = std::max(last_, entry.position);
   order_.emplace(entry.position, name);
   models_.emplace(name, std::move(entry));
 }
 
-void EvictedNames::remember(const std::string& name, Model model) {
+std::uint64_t EvictedNames::remember(const std::string& name, Model model) {
   forget(name);
-  insert(name, {next_position(), std::move(model)});
+  insert(name, {last_ + 1, std::move(model)});
   changed_.insert(name);
   while (models_.size() > kMost) forget(std::string(order_.begin()->second));
+  return last_;
 }
 
 void EvictedNames::forget(std::string_view name) {
@@ -43,6 +46,11 @@ const EvictedNames::Model* EvictedNames::find(std::string_view name) const {
   return found == models_.end() ? nullptr : &found->second.model;
 }
 
+bool EvictedNames::has(const Named& named) const {
+  const auto found = models_.find(named.name);
+  return found != models_.end() && found->second.position == named.position;
+}
+
 std::vector<EvictedNames::Named> EvictedNames::all() const {
   std::vector<Named> list;
   list.reserve(order_.size());
@@ -52,7 +60,7 @@ std::vector<EvictedNames::Named> EvictedNames::all() const {
 
 void EvictedNames::restore(Named named) {
   if (models_.contains(named.name)) return;
-  if (order_.contains(named.position)) named.position = next_position();
+  if (order_.contains(named.position)) named.position = last_ + 1;
   insert(named.name, {named.position, std::move(named.model)});
 }
 

@@ -28,8 +28,8 @@ class EvictedNames {
     std::string type;
     Duration keep_alive{-1};
     bool pinned = false;
-    // Its block was damaged or missing, and it is to be loaded again without being asked for, if it is still this file.
-    std::optional<FileIdentity> only{};
+    std::optional<FileIdentity> source{};  // what its block held, where that is known
+    bool damaged = false;                  // its block was: to be loaded again unasked, if the file is still that one
   };
   struct Named {
     std::string name;
@@ -41,10 +41,13 @@ class EvictedNames {
     std::vector<std::string> forgotten;
   };
 
-  void remember(const std::string& name, Model model);
+  // Returns its position, which no other ever has.
+  std::uint64_t remember(const std::string& name, Model model);
   void forget(std::string_view name);
   void clear();
   [[nodiscard]] const Model* find(std::string_view name) const;
+  // Whether it is still this one, and not forgotten or remembered anew.
+  [[nodiscard]] bool has(const Named& named) const;
   // The names of the file at that path.
   [[nodiscard]] std::vector<std::string> at_path(std::string_view path) const;
   [[nodiscard]] std::size_t size() const noexcept { return models_.size(); }
@@ -62,11 +65,11 @@ class EvictedNames {
     Model model;
   };
   void insert(const std::string& name, Entry entry);
-  [[nodiscard]] std::uint64_t next_position() const { return order_.empty() ? 1 : order_.rbegin()->first + 1; }
 
   std::map<std::string, Entry, std::less<>> models_;
   std::map<std::uint64_t, std::string> order_;  // the same names, by position
   std::set<std::string, std::less<>> changed_;
+  std::uint64_t last_ = 0;  // position
 };
 
 }  // namespace modelbroker

@@ -102,7 +102,7 @@ Result<LoadPlan> plan_load(Directory directory, const LoadIdentity& identity) {
   plan.manifest.name = identity.name;
   plan.manifest.type = identity.type;
   plan.manifest.format = directory.format;
-  plan.manifest.source_path = identity.label;
+  plan.manifest.source_path = identity.path;
   plan.manifest.source = directory.source;
   plan.manifest.metadata = directory.metadata;
   plan.manifest.tensors = directory.tensors;

@@ -36,7 +36,8 @@ struct LoadPlan {
 struct LoadIdentity {
   std::string name;  // first name, for the manifest
   std::string type;
-  std::string label;  // the path as the caller said it
+  std::string path;   // as the caller said it
+  std::string label;  // the same, in messages
 };
 [[nodiscard]] Result<LoadPlan> plan_load(Directory directory, const LoadIdentity& identity);
 

@@ -94,7 +94,8 @@ struct StateDb::Impl {
     db.exec(
         "CREATE TABLE IF NOT EXISTS evicted(name TEXT PRIMARY KEY, position INTEGER NOT NULL, loader INTEGER NOT NULL,"
         " path TEXT NOT NULL, path_uid INTEGER NOT NULL, type TEXT NOT NULL, keep_alive_ns INTEGER NOT NULL,"
-        " pinned INTEGER NOT NULL, device INTEGER, inode INTEGER, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER)"
+        " pinned INTEGER NOT NULL, damaged INTEGER NOT NULL, device INTEGER, inode INTEGER, size INTEGER, mtime_ns "
+        "INTEGER, ctime_ns INTEGER)"
         " WITHOUT ROWID");
   }
 
@@ -133,9 +134,10 @@ struct StateDb::Impl {
 
   std::vector<EvictedNames::Named> read_evicted() {
     std::vector<EvictedNames::Named> list;
-    SQLite::Statement rows(db,
-                           "SELECT name, position, loader, path, path_uid, type, keep_alive_ns, pinned, device, inode,"
-                           " size, mtime_ns, ctime_ns FROM evicted ORDER BY position");
+    SQLite::Statement rows(
+        db,
+        "SELECT name, position, loader, path, path_uid, type, keep_alive_ns, pinned, damaged, device,"
+        " inode, size, mtime_ns, ctime_ns FROM evicted ORDER BY position");
     while (rows.executeStep()) {
       EvictedNames::Named named;
       named.name = rows.getColumn(0).getString();
@@ -144,11 +146,12 @@ struct StateDb::Impl {
       named.model.type = rows.getColumn(5).getString();
       named.model.keep_alive = Duration(rows.getColumn(6).getInt64());
       named.model.pinned = rows.getColumn(7).getInt() != 0;
-      if (!rows.getColumn(8).isNull()) {
-        named.model.only = FileIdentity{static_cast<std::uint64_t>(rows.getColumn(8).getInt64()),
-                                        static_cast<std::uint64_t>(rows.getColumn(9).getInt64()),
-                                        static_cast<std::uint64_t>(rows.getColumn(10).getInt64()),
-                                        rows.getColumn(11).getInt64(), rows.getColumn(12).getInt64()};
+      named.model.damaged = rows.getColumn(8).getInt() != 0;
+      if (!rows.getColumn(9).isNull()) {
+        named.model.source = FileIdentity{static_cast<std::uint64_t>(rows.getColumn(9).getInt64()),
+                                          static_cast<std::uint64_t>(rows.getColumn(10).getInt64()),
+                                          static_cast<std::uint64_t>(rows.getColumn(11).getInt64()),
+                                          rows.getColumn(12).getInt64(), rows.getColumn(13).getInt64()};
       }
       list.push_back(std::move(named));
     }
@@ -162,7 +165,7 @@ struct StateDb::Impl {
   }
 
   void remember(const EvictedNames::Named& named) {
-    SQLite::Statement row(db, "INSERT OR REPLACE INTO evicted VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)");
+    SQLite::Statement row(db, "INSERT OR REPLACE INTO evicted VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)");
     const EvictedNames::Model& model = named.model;
     row.bind(1, named.name);
     row.bind(2, static_cast<std::int64_t>(named.position));
@@ -172,12 +175,13 @@ struct StateDb::Impl {
     row.bind(6, model.type);
     row.bind(7, static_cast<std::int64_t>(model.keep_alive.count()));
     row.bind(8, model.pinned ? 1 : 0);
-    if (model.only) {  // else they stay NULL
-      row.bind(9, static_cast<std::int64_t>(model.only->device));
-      row.bind(10, static_cast<std::int64_t>(model.only->inode));
-      row.bind(11, static_cast<std::int64_t>(model.only->size));
-      row.bind(12, model.only->mtime_ns);
-      row.bind(13, model.only->ctime_ns);
+    row.bind(9, model.damaged ? 1 : 0);
+    if (model.source) {  // else they stay NULL
+      row.bind(10, static_cast<std::int64_t>(model.source->device));
+      row.bind(11, static_cast<std::int64_t>(model.source->inode));
+      row.bind(12, static_cast<std::int64_t>(model.source->size));
+      row.bind(13, model.source->mtime_ns);
+      row.bind(14, model.source->ctime_ns);
     }
     row.exec();
   }

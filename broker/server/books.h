@@ -59,7 +59,8 @@ struct Books {
       names.emplace_back(name, EvictedNames::Model{.given = store.given(name),
                                                    .type = resident.type,
                                                    .keep_alive = resident.keep_alive,
-                                                   .pinned = resident.pinned});
+                                                   .pinned = resident.pinned,
+                                                   .source = resident.source});
     }
     return names;
   }

@@ -34,8 +34,9 @@ void Loads::run(const FlightPtr& flight, Work work, Then then) {
   flight->offer = [this, weak = std::weak_ptr(flight), step, then](uid_t uid) {
     jobs_of(uid).run(
         [weak, step]() -> std::optional<Found> {
-          const FlightPtr taken = weak.lock();
-          if (!taken || step->is_taken.exchange(true)) return std::nullopt;
+          if (step->is_taken.exchange(true)) return std::nullopt;
+          const FlightPtr taken = weak.lock();  // not before: the last hold of it is the loop's
+          if (!taken) return std::nullopt;
           std::optional<Found> outcome = (*step->work)(*taken);
           step->work.reset();
           return outcome;
@@ -59,7 +60,9 @@ void Loads::take_off(Waiter waiter, Fd file, const FileIdentity& source) {
   flight->uid = waiter.peer.uid;
   flight->source_uid = waiter.source_uid;
   flight->is_private = waiter.is_private;
-  const LoadIdentity identity{waiter.wanted_name(), waiter.type, wire::printable(waiter.path)};
+  // Who loaded it before its block was damaged: it is the same file.
+  flight->loader = waiter.only ? waiter.name_loader.value_or(flight->uid) : flight->uid;
+  const LoadIdentity identity{waiter.wanted_name(), waiter.type, waiter.path, wire::printable(waiter.path)};
   flight->waiters.push_back(std::move(waiter));
   flights_.push_back(flight);
   name_first(*flight);
@@ -209,7 +212,7 @@ void Loads::landed(const FlightPtr& flight, Result<Block> block) {
   resident.block = std::make_shared<Block>(std::move(*block));
   resident.source = flight->source;
   resident.checked = books_.clock.now();
-  resident.loader = flight->uid;
+  resident.loader = flight->loader;
   resident.source_uid = flight->source_uid;
   resident.is_private = flight->is_private;
   resident.keep_alive = books_.config.keep_alive;
@@ -235,11 +238,15 @@ void Loads::ended(const FlightPtr& flight) {
 
 void Loads::land(const FlightPtr& flight, Resident& resident, const std::string& outcome) {
   ended(flight);
-  bool first = true;
+  bool first = true, is_told = false;
   for (Waiter& waiter : flight->waiters) {
-    if (finish(waiter, resident, first ? outcome : "resident")) first = false;
+    const auto name = finish(waiter, resident, first ? outcome : "resident");
+    first = first && !name;
+    is_told = is_told || name == flight->told_model;
   }
-  if (first && outcome == "loaded") tell("model.load_failed", *flight, "cancelled: nobody could or would have it");
+  if (outcome == "loaded" && !is_told) {
+    tell("model.load_failed", *flight, first ? "cancelled: nobody could have it" : "cancelled: it got another name");
+  }
   drain_if_nameless(resident);
 }
 

@@ -105,11 +105,10 @@ std::vector<const Claim*> Loads::coming_beside(const FileIdentity& source) const
   return claims;
 }
 
-// False: the block is not for this one, or cannot be called so.
-bool Loads::finish(Waiter& waiter, Resident& resident, std::string outcome) {
+std::optional<std::string> Loads::finish(Waiter& waiter, Resident& resident, std::string outcome) {
   const auto refuse = [&waiter](Error error) {
     waiter.done(tl::unexpected(std::move(error)));
-    return false;
+    return std::nullopt;
   };
   if (auto allowed = naming_.allow(waiter, resident); !allowed) return refuse(allowed.error());
   const bool was_pinned = resident.pinned;
@@ -138,7 +137,8 @@ bool Loads::finish(Waiter& waiter, Resident& resident, std::string outcome) {
     expiry_.changed(*promised);
     admission_.look_again();
   });
-  return true;
+  if (const Resident* const older = books_.store.by_block(settled->shrunk)) keeper_.save(*older);  // second: it gave
+  return model;
 }
 
 void Loads::tell_settled(const Naming::Settled& settled, const Resident& resident, const std::string& outcome) {
@@ -201,6 +201,11 @@ void Loads::give_up(AskId id) {
 void Loads::session_ended(SessionId session) {
   withdraw([&](const Waiter& waiter) { return waiter.session == session; },
            Error{ErrorCode::kCancelled, "the session that asked for the load has ended"});
+}
+
+void Loads::unloaded(const std::string& name) {
+  withdraw([&](const Waiter& waiter) { return waiter.name_loader && waiter.name == name; },
+           Error{ErrorCode::kCancelled, "'" + wire::printable(name) + "' was unloaded meanwhile"});
 }
 
 bool Loads::waits(SessionId session) const {

@@ -72,6 +72,8 @@ class Loads {
   void give_up(AskId id);
   // Cancels what an ended session asked for.
   void session_ended(SessionId session);
+  // Cancels what is loaded again by a name that was unloaded meanwhile.
+  void unloaded(const std::string& name);
   [[nodiscard]] bool waits(SessionId session) const;
   // Tells everybody who waits for this load (a name that was asked for, or a path) that it is cancelled; how many they
   // were. `uid`: only that user's; nothing: everybody's.
@@ -101,8 +103,8 @@ class Loads {
   struct Flight {
     FileIdentity source;
     Fd file;
-    uid_t uid = 0;            // who asked first
-    bool is_private = false;  // as the first who asked for it found
+    uid_t uid = 0, loader = 0;  // who asked first, and whom the block will count as loaded by
+    bool is_private = false;    // as the first who asked for it found
     uid_t source_uid = 0;
     std::vector<Waiter> waiters;
     std::function<void(uid_t)> offer;   // its next step to that user's threads too; empty between steps
@@ -158,7 +160,8 @@ class Loads {
   std::size_t withdraw(Predicate whose, const std::optional<Error>& error);
   void give_up_if_unwanted(const FlightPtr& flight);
   void fail_all(const FlightPtr& flight, const Error& error);
-  bool finish(Waiter& waiter, Resident& resident, std::string outcome);
+  // The name that it got.
+  std::optional<std::string> finish(Waiter& waiter, Resident& resident, std::string outcome);
   void tell_settled(const Naming::Settled& settled, const Resident& resident, const std::string& outcome);
   void drain_superseded(const std::string& block);
   [[nodiscard]] Resident* usable(const FileIdentity& source, std::string& outcome);

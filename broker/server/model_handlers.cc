@@ -124,6 +124,7 @@ Result<bool> Server::forget_evicted(const Session& session, const std::string& m
   for (const std::string& name : names) {
     books_->evicted.forget(name);
     scrubber_->forgotten(name);
+    loads_->unloaded(name);
   }
   return !names.empty();
 }

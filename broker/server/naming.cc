@@ -17,6 +17,8 @@ std::string Claim::wanted_name() const { return name.empty() ? stem_of(path) : n
 
 namespace {
 
+constexpr const char* kEvicted = "another user's model that was evicted";
+
 Error name_taken(const std::string& name, const std::string& owner) {
   return {ErrorCode::kAlreadyExists, "the name '" + wire::printable(name) + "' belongs to " + owner +
                                          ": use --name to choose another, or unload it first"};
@@ -32,6 +34,16 @@ Error Naming::taken(const std::string& name, const Resident& owner, uid_t asker)
   return name_taken(name, file_at(books_.store.given(name).path, books_.may_attach(asker, owner)));
 }
 
+// The evicted model of somebody else, and not of this file: its name is not given away while it has no block.
+const EvictedNames::Model* Naming::kept_for_another(const Claim& claim, const std::string& name,
+                                                    const FileIdentity& source) const {
+  const EvictedNames::Model* const evicted = books_.evicted.find(name);
+  if (evicted == nullptr) return nullptr;
+  const bool is_managed = books_.rights.manage(claim.name_loader.value_or(claim.peer.uid), evicted->given.loader);
+  const bool is_same = evicted->source && evicted->source->same_but_ctime(source);
+  return is_managed || is_same ? nullptr : evicted;
+}
+
 Result<void> Naming::check(const Claim& claim, const FileIdentity& source,
                            const std::vector<const Claim*>& coming) const {
   if (claim.any_name) return {};
@@ -40,10 +52,12 @@ Result<void> Naming::check(const Claim& claim, const FileIdentity& source,
   const Resident* const owner = books_.store.by_name(name);
   const bool same_path =
       owner != nullptr && books_.store.given(name).path == claim.path && books_.manages(uid, *owner, claim.path);
-  if (owner != nullptr && !same_path && !owner->source.same_but_ctime(source)) {
+  const bool is_another = owner != nullptr && !same_path && !owner->source.same_but_ctime(source);
+  const bool is_kept = owner == nullptr && kept_for_another(claim, name, source) != nullptr;
+  if (is_another || is_kept) {
     // A file that is resident under other names needs no name of its own.
     if (claim.name.empty() && books_.store.by_source_but_ctime(source) != nullptr) return {};
-    return tl::unexpected(taken(name, *owner, uid));
+    return tl::unexpected(is_kept ? name_taken(name, kEvicted) : taken(name, *owner, uid));
   }
   for (const Claim* const other : coming) {
     const bool managed = books_.rights.manage(uid, other->peer.uid);
@@ -97,10 +111,14 @@ Result<std::string> Naming::new_name(const Claim& claim, const Resident& residen
   std::string name = claim.wanted_name();
   const auto is_free = [&] {
     const Resident* const owner = books_.store.by_name(name);
-    return owner == nullptr || owner == &resident || (owner == before && books_.store.given(name).path == claim.path);
+    if (owner == nullptr) return kept_for_another(claim, name, resident.source) == nullptr;
+    return owner == &resident || (owner == before && books_.store.given(name).path == claim.path);
   };
   if (claim.any_name && !is_free()) name += "@" + resident.block->name().digest16;
-  if (!is_free()) return tl::unexpected(taken(name, *books_.store.by_name(name), claim.peer.uid));
+  if (!is_free()) {
+    const Resident* const owner = books_.store.by_name(name);
+    return tl::unexpected(owner == nullptr ? name_taken(name, kEvicted) : taken(name, *owner, claim.peer.uid));
+  }
   return name;
 }
 
@@ -117,8 +135,20 @@ void Naming::take_over(const Claim& claim, Resident& before, Resident& resident,
     settled.superseded = before.block->id();
     return;
   }
+  settled.shrunk = before.block->id();
   before.path = books_.store.given(before.name()).path;
   before.path_uid = books_.store.given(before.name()).path_uid;
+}
+
+// Loaded by hand or attached: what was evicted, or lost with its block, is kept as it was.
+void Naming::keep_as_evicted(const Claim& claim, const std::string& name, Resident& resident) const {
+  const EvictedNames::Model* const evicted = books_.evicted.find(name);
+  const uid_t manager = claim.name_loader.value_or(claim.peer.uid);
+  if (evicted == nullptr || evicted->given.path != claim.path) return;
+  if (!books_.rights.manage(manager, evicted->given.loader)) return;
+  resident.type = evicted->type;
+  resident.keep_alive = evicted->keep_alive;
+  resident.pinned = evicted->pinned;
 }
 
 Result<Naming::Settled> Naming::settle(const Claim& claim, Resident& resident, std::string& outcome) {
@@ -136,20 +166,21 @@ Result<Naming::Settled> Naming::settle(const Claim& claim, Resident& resident, s
     resident.path = claim.path;
     resident.path_uid = claim.path_uid;
   }
+  if (!had_names && older == nullptr) keep_as_evicted(claim, name, resident);
   if (!claim.type.empty() && (!had_names || books_.manages_any(uid, resident))) resident.type = claim.type;
   settled.name = name.empty() ? resident.name() : name;
   const bool is_new = !name.empty() && std::ranges::find(resident.names, name) == resident.names.end();
   if (is_new) {
     MODELBROKER_TRY(books_.store.add_name(resident, name,
                                           {claim.name_loader.value_or(uid), claim.path, claim.path_uid, claim.asked}));
-    books_.evicted.forget(name);
   } else if (!claim.name.empty() && books_.rights.manage(uid, books_.store.loader_of(name))) {
     books_.store.set_path(name, claim.path, claim.path_uid);
   }
   books_.store.asked_again(resident, claim.path, claim.asked);
-  if (had_names && is_new && outcome == "resident") {
-    outcome = "alias";
+  for (const std::string& known : resident.names) books_.evicted.forget(known);
+  if (is_new && outcome == "resident") {
     settled.aliases.push_back(name);
+    if (had_names) outcome = "alias";
   } else if (outcome != "resident") {
     std::erase(settled.aliases, settled.name);  // that of the whole
   }

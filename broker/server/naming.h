@@ -39,6 +39,7 @@ class Naming {
   struct Settled {
     std::string name;        // by which the block answers to this claim
     std::string superseded;  // a block that has no name any more: to be drained once the new one's names are written
+    std::string shrunk;      // or one that has lost names and kept others
     std::vector<std::string> aliases;  // other names that lead to the block now, and did not before
   };
   // `outcome` becomes "alias" where it is one name more. stale_generation: the path leads elsewhere since.
@@ -50,6 +51,9 @@ class Naming {
   [[nodiscard]] Result<std::string> new_name(const Claim& claim, const Resident& resident, const Resident* before);
   void take_over(const Claim& claim, Resident& before, Resident& resident, Settled& settled);
   [[nodiscard]] Error taken(const std::string& name, const Resident& owner, uid_t asker) const;
+  [[nodiscard]] const EvictedNames::Model* kept_for_another(const Claim& claim, const std::string& name,
+                                                            const FileIdentity& source) const;
+  void keep_as_evicted(const Claim& claim, const std::string& name, Resident& resident) const;
   void settle_privacy(const Claim& claim, Resident& resident);
 
   Books& books_;

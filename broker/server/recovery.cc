@@ -9,6 +9,9 @@
 namespace modelbroker {
 namespace {
 
+// Who says where an unrecorded block's file lies. With a group it may be a member, so nobody takes his word.
+uid_t teller_of(const Books& books) { return books.rights.group() ? static_cast<uid_t>(-1) : books.os.uid(); }
+
 // What a load makes of a file in one second, where nobody measured it: bytes.
 constexpr double kUsualRate = 2e9;
 
@@ -29,6 +32,7 @@ Resident entry_of(const Books& books, Block block, const BlockRecord* record) {
     resident.source_uid = record->source_uid;
     resident.path_uid = record->path_uid;
   }
+  if (record == nullptr) resident.path_uid = teller_of(books);
   // Without a record nobody knows why it was withdrawn: it is not given out again.
   if (record == nullptr && block.name().state == BlockState::kDraining) resident.damaged = true;
   resident.is_private = books.rights.group().has_value() && block.group() != books.rights.group();
@@ -40,16 +44,26 @@ Resident entry_of(const Books& books, Block block, const BlockRecord* record) {
   return resident;
 }
 
-// Its name; as it was kept, if it was an evicted model's that was being loaded again.
-void take_evicted(Books& books, Resident& resident, const std::string& name, GivenName given) {
-  const EvictedNames::Model* const evicted = books.evicted.find(name);
-  if (evicted != nullptr && evicted->given.path == given.path) {
-    given = evicted->given;
-    resident.type = evicted->type;
-    resident.pinned = evicted->pinned;
-    resident.keep_alive = evicted->keep_alive;
+// Whether this block, which nobody was told of, is the evicted model of that name: then it is kept as that was.
+bool is_evicted(const Books& books, const EvictedNames::Model& evicted, const Resident& resident) {
+  if (evicted.source && evicted.source->same_but_ctime(resident.source)) return true;
+  return !books.rights.group() && evicted.given.path == resident.path;
+}
+
+// False: the name is kept for somebody.
+bool take_name(Books& books, Resident& resident, const std::string& name, GivenName given) {
+  if (const EvictedNames::Model* const evicted = books.evicted.find(name)) {
+    if (is_evicted(books, *evicted, resident)) {
+      given = evicted->given;
+      resident.type = evicted->type;
+      resident.pinned = evicted->pinned;
+      resident.keep_alive = evicted->keep_alive;
+      resident.loader = evicted->given.loader;
+    } else if (books.rights.group()) {
+      return false;
+    }
   }
-  (void)books.store.add_name(resident, name, std::move(given));
+  return books.store.add_name(resident, name, std::move(given)).has_value();
 }
 
 using Known = std::map<std::string, const BlockRecord*>;
@@ -57,11 +71,11 @@ using Known = std::map<std::string, const BlockRecord*>;
 // A block that the database does not know: it was published just before the death, or the database is lost.
 void name_from_manifest(Books& books, Resident& resident, const Known& known, Recovered& recovered) {
   const std::string& name = resident.block->manifest().name;
-  const GivenName given{.loader = 0, .path = resident.path};  // who asked for it is not known
+  const GivenName given{.loader = 0, .path = resident.path, .path_uid = teller_of(books)};
   Resident* const there = books.store.by_path(resident.path);
   Resident* const owner = there != nullptr && there != &resident ? there : books.store.by_name(name);
   if (owner == nullptr) {
-    take_evicted(books, resident, name, given);
+    if (!take_name(books, resident, name, given)) recovered.superseded.push_back(resident.block->id());
   } else if (owner->path == resident.path && !known.contains(owner->block->id()) &&
              owner->block->name().generation < resident.block->name().generation) {
     recovered.superseded.push_back(owner->block->id());
@@ -89,7 +103,8 @@ bool remember_names(Books& books, const BlockRecord& record, const Resident* res
                               .type = record.type,
                               .keep_alive = Duration(record.keep_alive_ns),
                               .pinned = record.pinned};
-    if (resident != nullptr && record.damaged) model.only = resident->source;
+    if (resident != nullptr) model.source = resident->source;
+    model.damaged = resident != nullptr && record.damaged;
     books.evicted.remember(record.names[i], std::move(model));
   }
   return !record.names.empty();

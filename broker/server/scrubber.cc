@@ -230,9 +230,13 @@ bool Scrubber::is_ours_to_open(const GivenName& given) const {
 void Scrubber::withdraw(Resident& resident, const wire::ScrubbedModel& found) {
   ++books_.scrub_errors;
   resident.damaged = true;
-  auto reload = std::make_shared<Reload>(Reload{books_.names_of(resident), resident.is_private});
-  std::erase_if(reload->names, [this](const auto& name) { return !is_ours_to_open(name.second.given); });
-  for (auto& [name, model] : reload->names) model.only = resident.source;
+  const auto reload = std::make_shared<Reload>();
+  reload->is_private = resident.is_private;
+  for (auto& [name, model] : books_.names_of(resident)) {
+    if (!is_ours_to_open(model.given)) continue;
+    model.damaged = true;
+    reload->names.push_back({name, 0, model});
+  }
   const bool again = !reload->names.empty();
   const std::string where =
       found.reason == kMissing ? " is missing: " : " is damaged at offset " + std::to_string(found.offset) + ": ";
@@ -245,37 +249,57 @@ void Scrubber::withdraw(Resident& resident, const wire::ScrubbedModel& found) {
   data.outcome = again ? "reloading" : "gone";
   events_.publish("model.damaged", data);
   // In one write: a death in between would lose the names.
-  for (const auto& [name, model] : reload->names) books_.evicted.remember(name, model);
+  for (auto& [name, position, model] : reload->names) position = books_.evicted.remember(name, model);
   reaper_.drain(resident);
   reloads_.push_back(reload);
   load_again(reload);
 }
 
+// Once: what kills the broker while it loads that again would else kill each that follows.
 void Scrubber::load_damaged_again() {
   std::map<std::pair<std::uint64_t, std::uint64_t>, ReloadPtr> of_file;
-  for (const EvictedNames::Named& named : books_.evicted.all()) {
-    if (!named.model.only || !is_ours_to_open(named.model.given)) continue;
-    ReloadPtr& reload = of_file[{named.model.only->device, named.model.only->inode}];
-    if (!reload) reload = std::make_shared<Reload>(Reload{.names = {}, .is_private = true});  // for all that is known
-    reload->names.emplace_back(named.name, named.model);
+  for (EvictedNames::Named& named : books_.evicted.all()) {
+    const std::optional<FileIdentity>& source = named.model.source;
+    if (!named.model.damaged || !source || !is_ours_to_open(named.model.given)) continue;
+    ReloadPtr& reload = of_file[{source->device, source->inode}];
+    if (!reload) {
+      reload = std::make_shared<Reload>();
+      reload->is_private = reload->at_start = true;  // for all that is known
+    }
+    EvictedNames::Model tried = named.model;
+    tried.damaged = false;
+    named.position = books_.evicted.remember(named.name, std::move(tried));
+    reload->names.push_back(std::move(named));
   }
-  for (const auto& [file, reload] : of_file) {
-    reloads_.push_back(reload);
-    load_again(reload);
+  if (of_file.empty()) return;
+  keeper_.save_evicted([this, of_file] {
+    for (const auto& [file, reload] : of_file) {
+      reloads_.push_back(reload);
+      load_again(reload);
+    }
+  });
+}
+
+// There is no room for it, or its file may come back: whoever attaches it tries again, with what lies there then.
+void Scrubber::leave_to_others(const ReloadPtr& reload) {
+  for (EvictedNames::Named& named : reload->names) {
+    if (!books_.evicted.has(named)) continue;
+    named.model.damaged = false;
+    books_.evicted.remember(named.name, named.model);
   }
+  keeper_.save_evicted();
+  std::erase(reloads_, reload);
 }
 
 // One name after the other, so that the first stays the first; all but the first find it resident.
 void Scrubber::load_again(const ReloadPtr& reload) {
   // A name that is not among the evicted ones any more was unloaded, or is there by now.
-  while (reload->next < reload->names.size() && books_.evicted.find(reload->names[reload->next].first) == nullptr) {
-    ++reload->next;
-  }
+  while (reload->next < reload->names.size() && !books_.evicted.has(reload->names[reload->next])) ++reload->next;
   if (reload->next == reload->names.size()) {
     std::erase(reloads_, reload);
     return;
   }
-  const auto& [name, model] = reload->names[reload->next];
+  const auto& [name, position, model] = reload->names[reload->next];
   Loads::Ask ask;
   ask.peer.uid = books_.os.uid();
   ask.path = model.given.path;
@@ -284,22 +308,21 @@ void Scrubber::load_again(const ReloadPtr& reload) {
   ask.type = model.type;
   ask.pin = model.pinned;
   ask.keep_alive = model.keep_alive;
-  ask.only = model.only;
+  ask.only = model.source;
   reload->asked = loads_.start(
       std::move(ask), [this, reload](const Result<Loads::Outcome>& outcome) { loaded_again(reload, outcome); });
 }
 
 void Scrubber::loaded_again(const ReloadPtr& reload, const Result<Loads::Outcome>& outcome) {
-  const auto& [name, model] = reload->names[reload->next];
+  const EvictedNames::Named& named = reload->names[reload->next];
+  const auto& [name, position, model] = named;
   const bool taken = !outcome && outcome.error().code == ErrorCode::kAlreadyExists;  // meanwhile
   if (!outcome && !taken) {
     const Error& error = outcome.error();
     log_error("'" + wire::printable(model.given.path) + "' cannot be loaded again: " + error.message);
-    if (!hopeless(error.code)) {
-      std::erase(reloads_, reload);  // whoever attaches it tries again
-      return;
-    }
-    if (books_.evicted.find(name) != nullptr) {  // else it is there by now
+    const bool may_come = reload->at_start && error.code == ErrorCode::kNotFound;  // its file system is not there yet
+    if (may_come || !hopeless(error.code)) return leave_to_others(reload);
+    if (books_.evicted.has(named)) {  // else it is there by now, or another
       books_.evicted.forget(name);
       keeper_.save_evicted();
       wire::EventData data;
@@ -319,7 +342,7 @@ void Scrubber::loaded_again(const ReloadPtr& reload, const Result<Loads::Outcome
 void Scrubber::forgotten(const std::string& name) {
   const std::vector<ReloadPtr> reloads = reloads_;
   for (const ReloadPtr& reload : reloads) {
-    if (reload->names[reload->next].first != name) continue;
+    if (reload->names[reload->next].name != name) continue;
     loads_.give_up(reload->asked);
     ++reload->next;
     load_again(reload);

@@ -64,8 +64,9 @@ class Scrubber {
     TimePoint told;  // its progress
   };
   struct Reload {  // of the names of a block that was withdrawn, one after the other
-    Books::GoneNames names;
+    std::vector<EvictedNames::Named> names;
     bool is_private = false;
+    bool at_start = false;
     std::size_t next = 0;
     Loads::AskId asked = 0;  // the load that runs
   };
@@ -87,6 +88,7 @@ class Scrubber {
   [[nodiscard]] bool is_ours_to_open(const GivenName& given) const;
   void withdraw(Resident& resident, const wire::ScrubbedModel& found);
   void load_again(const ReloadPtr& reload);
+  void leave_to_others(const ReloadPtr& reload);
   void loaded_again(const ReloadPtr& reload, const Result<Loads::Outcome>& outcome);
   void arm(TimePoint when);
 

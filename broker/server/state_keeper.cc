@@ -67,7 +67,8 @@ void StateKeeper::write_all(std::function<void()> then) {
 
 void StateKeeper::failed(const Error& error) {
   if (!std::exchange(behind_, true)) {
-    log_warning(error.message + "; names may be lost if the broker dies before it can be written");
+    log_warning(error.message +
+                "; names may be lost, or unloaded ones be back, if the broker dies before it can be written");
   }
   if (std::exchange(again_, true)) return;
   loop_.after(kWriteAgain, [this] {

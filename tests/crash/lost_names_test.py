@@ -6,11 +6,13 @@ Who attaches one gets its file loaded again; what was damaged comes back without
 from __future__ import annotations
 
 import contextlib
+import errno
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import zmq
 
 import modelbroker
 from modelbroker import ModelBrokerError, NotFoundError
@@ -19,6 +21,7 @@ from support.broker import BrokerProcess, wait_until
 from support.damage import flip, flip_in_payload
 from support.faults import FaultyBroker
 from support.hanging_files import hanging_file
+from support.users import ALICE, GROUP, Caller, as_user, needs_root
 from support.workers import assert_books_are_the_kernels, assert_right_bytes, crcs
 
 MakeBroker = Callable[..., BrokerProcess]
@@ -69,9 +72,10 @@ def test_an_unload_between_two_brokers_attempts_is_final(
         weights.release()
     broker.start()
     with broker.connect() as client:
-        wait_until(lambda: names_of(client) == [("other", [], True)])
         with pytest.raises(NotFoundError):
             client.attach("m")
+        with client.attach("other"):
+            assert names_of(client) == [("other", [], True)]
 
 
 @pytest.mark.parametrize(
@@ -120,6 +124,102 @@ def test_names_outlive_a_death_while_a_damaged_model_is_withdrawn_and_loaded_aga
         assert_books_are_the_kernels(broker)
     finally:
         broker.stop()
+
+
+def test_what_kills_the_broker_while_it_is_loaded_again_kills_one_of_its_followers(
+    tmp_path: Path,
+) -> None:
+    broker = FaultyBroker()
+    path = files.write_random(tmp_path / "m.safetensors", 1)
+    try:
+        broker.start()
+        with broker.connect() as client:
+            client.load(path, "m", pin=True)
+            flip_in_payload(broker.blocks()[0])
+            broker.faults.crash_at("load.chunk_read")
+            with contextlib.suppress(ModelBrokerError):
+                client.scrub("m", timeout=1)
+            assert broker.wait() == -signal.SIGKILL
+        broker.faults.crash_at("load.chunk_read")
+        broker.launch()
+        assert broker.wait() == -signal.SIGKILL
+        broker.faults.crash_at("load.chunk_read")
+        broker.start()  # it would die as they did
+        broker.faults.disarm()
+        with broker.connect() as client, client.attach("m"):
+            assert names_of(client) == [("m", [], True)]
+    finally:
+        broker.stop()
+
+
+def test_an_unload_is_final_though_the_damaged_block_could_not_be_withdrawn(tmp_path: Path) -> None:
+    broker = FaultyBroker()
+    path = files.write_random(tmp_path / "m.safetensors", 1)
+    try:
+        broker.start()
+        with broker.connect() as client:
+            old = client.load(path, "m", pin=True).generation
+            flip_in_payload(broker.blocks()[0])
+            broker.faults.fail_at(1, errno.EIO, only=("rename_noreplace",))
+            assert client.scrub("m").damaged == 1
+            wait_until(lambda: [m.generation > old for m in client.list()] == [True])
+            assert broker.faults.disarm().failed == 1
+            assert names_of(client) == [("m", [], True)]
+            client.unload("m", wait=True)
+            with pytest.raises(NotFoundError):
+                client.attach("m")
+        broker.kill()
+        broker.start()
+        with broker.connect() as client, pytest.raises(NotFoundError):
+            client.attach("m")
+    finally:
+        broker.stop()
+
+
+@pytest.mark.parametrize("how", ["attach", "load"])
+def test_a_long_path_is_known_whole_after_a_death_before_it_is_written(
+    tmp_path: Path, how: str
+) -> None:
+    """Of a damaged model's load, and of one's that nobody was told of."""
+    broker = FaultyBroker()
+    folder = tmp_path / ("long" * 40) / "with\ttab"
+    folder.mkdir(parents=True)
+    path = files.write_random(folder / "m.safetensors", 1)
+    try:
+        broker.start()
+        with broker.connect() as client:
+            if how == "attach":
+                client.load(path, "m", pin=True, keep_alive=3000)
+                flip_in_payload(broker.blocks()[0])
+            broker.faults.crash_at("load.in_books")
+            with contextlib.suppress(ModelBrokerError):
+                client.scrub("m", timeout=1) if how == "attach" else client.load(path, timeout=1)
+            assert broker.wait() == -signal.SIGKILL
+        broker.faults.disarm()
+        broker.real().start()
+        with broker.connect() as client:
+            (model,) = client.list()
+            assert model.path == str(path)
+            if how == "attach":
+                assert (model.pinned, model.keep_alive) == (True, 3000)
+    finally:
+        broker.stop()
+
+
+def test_a_lost_model_is_kept_as_it_was_when_it_is_loaded_by_hand(
+    broker: BrokerProcess, tmp_path: Path
+) -> None:
+    path = files.write_random(tmp_path / "m.safetensors", 5)
+    with broker.connect() as client:
+        client.load(path, "m", pin=True, keep_alive=3000, type="unet")
+        (block,) = broker.blocks()
+    broker.kill()
+    block.unlink()
+    broker.start()
+    with broker.connect() as client:
+        client.load(path, "m")
+        (model,) = client.list()
+    assert (model.pinned, model.keep_alive, model.type) == (True, 3000, "unet")
 
 
 @pytest.mark.parametrize("ends", ["killed", "stopped, keeping its blocks"])
@@ -184,6 +284,33 @@ def test_a_block_that_was_lost_while_no_broker_ran_is_loaded_again_by_its_names(
         assert_right_bytes(client, "alias", crcs(path))
         assert names_of(client) == [("m", ["alias"], True)]
     assert_books_are_the_kernels(broker)
+
+
+@needs_root
+def test_a_label_is_nobodys_word_after_a_death() -> None:
+    """Alice hands in her file as if it lay where root's does; nobody was told of that load."""
+    broker = FaultyBroker("--group", str(GROUP))
+    broker.folder.chmod(0o755)
+    roots = files.write_random(broker.folder / "prod.safetensors", 1)
+    hers = files.write_random(broker.folder / "hers.safetensors", 1, seed=6)
+    hers.chmod(0o644)
+    try:
+        broker.start()
+        broker.faults.crash_at("load.in_books")
+
+        def hand_in() -> None:
+            with Caller(broker, patience=2) as alice, contextlib.suppress(zmq.Again):
+                alice.load(hers, label=roots, name="prod")
+
+        as_user(ALICE, hand_in)
+        assert broker.wait() == -signal.SIGKILL
+        broker.faults.disarm()
+        broker.real().start()
+        with Caller(broker) as root:
+            assert root.code("model.get", model=str(roots)) == "not_found"
+            assert root.code("model.attach", model=str(roots), load=False) == "not_found"
+    finally:
+        broker.stop()
 
 
 @pytest.mark.parametrize("wait", [True, False])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import stat
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -174,8 +175,38 @@ def test_every_name_that_moves_to_a_new_generation_is_told_of(
         if event["type"] in ("model.loaded", "model.alias"):
             names[data["model"]] = data["block"]
     assert names == {"first": new.block, "second": new.block}
+    # Its load was told of by the file's stem, since nobody said a name.
+    assert [e["data"]["model"] for e in ear.heard if e["type"] == "model.load_failed"] == ["m"]
     pinned = [e["data"]["block"] for e in ear.heard if e["type"] == "model.pinned"]
     assert pinned == [old.block, new.block]
+
+
+def test_a_block_that_has_just_lost_its_names_is_told_of_by_its_new_one(
+    broker: BrokerProcess, tmp_path: Path
+) -> None:
+    path = files.write_random(tmp_path / "m.safetensors", 1)
+    link = tmp_path / "link.safetensors"
+    link.hardlink_to(path)
+    database = sqlite3.connect(broker.run / "state.db", isolation_level=None)
+    with (
+        listening(broker) as ear,
+        broker.connect() as client,
+        broker.connect() as other,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        client.load(path, "m")
+        files.write_random(tmp_path / "new", 1, seed=2).rename(path)
+        database.execute("begin immediate")  # the first one's block waits for what is written
+        moving = pool.submit(client.load, path, "m")
+        wait_until(lambda: len(broker.blocks()) == 2)
+        ear.until("model.loaded")
+        ear.until("model.loaded")
+        naming = pool.submit(other.load, link, "old")
+        told = ear.until("model.alias")["data"]
+        database.execute("commit")
+        assert moving.result(60).outcome == "loaded"
+        assert (told["model"], told["block"]) == ("old", naming.result(60).block)
+    database.close()
 
 
 def test_a_load_goes_on_by_the_name_of_who_still_waits(

@@ -59,6 +59,20 @@ def links(make_broker: MakeBroker, tmp_path: Path) -> Links:
     return made
 
 
+def test_a_block_that_keeps_one_of_its_links_is_shown_at_that_after_a_restart(links: Links) -> None:
+    point(links.prod, links.versions[2])
+    links.client.load(links.prod)
+
+    def paths() -> dict[str, str]:
+        return {model.name: model.path for model in links.client.list()}
+
+    expected = {"prod": str(links.prod), "canary": str(links.canary)}
+    assert paths() == expected
+    links.broker.kill()
+    links.broker.start()
+    assert paths() == expected
+
+
 def test_one_path_that_leads_elsewhere_takes_only_its_own_names_along(links: Links) -> None:
     point(links.prod, links.versions[2])
     assert links.client.load(links.prod, "prod").outcome == "loaded"

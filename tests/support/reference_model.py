@@ -90,7 +90,9 @@ class Books:
             outcome = "loaded"
         elif entry.draining:
             entry.draining, entry.keep_alive, outcome = False, FOR_EVER, "revived"
-        self.evicted.pop(model, None)
+        kept = self.evicted.pop(model, None)
+        if kept is not None and outcome != "resident":
+            self.entries[model].keep_alive = kept
         self.used(model, now)
         return outcome
 

@@ -89,6 +89,7 @@ class Caller:
     broker: BrokerProcess
     plain: bool = False
     token: str = ""
+    patience: float = 30  # seconds for an answer
     _ids: int = 0
     _fds: socket.socket | None = None
     _context: Any = field(default_factory=zmq.Context)
@@ -96,7 +97,7 @@ class Caller:
     def __enter__(self) -> Caller:
         self._dealer = self._context.socket(zmq.DEALER)
         self._dealer.linger = 0
-        self._dealer.rcvtimeo = 30_000
+        self._dealer.rcvtimeo = int(self.patience * 1000)
         self._dealer.connect(self.broker.endpoint)
         if not self.plain:
             self._fds = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -34,7 +34,7 @@ class LoaderFixture : public testing::SourceFixture {
     return settings;
   }
   [[nodiscard]] Result<LoadPlan> plan(const Directory& directory) const {
-    return plan_load(directory, {"first", "unet", source_});
+    return plan_load(directory, {"first", "unet", source_, source_});
   }
   [[nodiscard]] Result<Block> load(Os& os, const Directory& directory, unsigned threads = 1) {
     const Fd file = testing::open_source(source_);

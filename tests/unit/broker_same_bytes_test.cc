@@ -21,7 +21,7 @@ class SameBytesTest : public testing::SourceFixture {
     write_source(size, phase);
     LoadSettings settings;
     settings.generation = 1;
-    const auto plan = plan_load(directory_of_source(), {"first", "", source_});
+    const auto plan = plan_load(directory_of_source(), {"first", "", source_, source_});
     ASSERT_TRUE(plan) << plan.error().message;
     auto block = load_block(*os_, *directory_, testing::open_source(source_).get(), *plan, settings, progress_);
     ASSERT_TRUE(block) << block.error().message;

@@ -23,7 +23,8 @@ inline bool operator==(const GivenName& a, const GivenName& b) {
 }
 inline bool operator==(const EvictedNames::Named& a, const EvictedNames::Named& b) {
   const auto tie = [](const EvictedNames::Named& n) {
-    return std::tie(n.name, n.position, n.model.given, n.model.type, n.model.keep_alive, n.model.pinned, n.model.only);
+    return std::tie(n.name, n.position, n.model.given, n.model.type, n.model.keep_alive, n.model.pinned, n.model.source,
+                    n.model.damaged);
   };
   return tie(a) == tie(b);
 }
@@ -55,8 +56,8 @@ BlockRecord record(const std::string& block, const std::vector<std::string>& nam
   return made;
 }
 
-EvictedNames::Model evicted_model(const std::string& path, std::optional<FileIdentity> only = {}) {
-  return {{1500, path, 4'000'000'000}, "unet", Duration(77), only.has_value(), only};
+EvictedNames::Model evicted_model(const std::string& path, std::optional<FileIdentity> source = {}) {
+  return {{1500, path, 4'000'000'000}, "unet", Duration(77), source.has_value(), source, source.has_value()};
 }
 
 class StateDbTest : public ::testing::Test {
