@@ -74,20 +74,21 @@ void name_from_manifest(Books& books, Resident& resident, const Known& known, Re
   const GivenName given{.loader = 0, .path = resident.path, .path_uid = teller_of(books)};
   Resident* const there = books.store.by_path(resident.path);
   Resident* const owner = there != nullptr && there != &resident ? there : books.store.by_name(name);
-  if (owner == nullptr) {
-    if (!take_name(books, resident, name, given)) recovered.superseded.push_back(resident.block->id());
-  } else if (owner->path == resident.path && !known.contains(owner->block->id()) &&
-             owner->block->name().generation < resident.block->name().generation) {
+  if (owner == nullptr && take_name(books, resident, name, given)) return;
+  if (owner != nullptr && owner->path == resident.path) {
+    const bool is_older =
+        !known.contains(owner->block->id()) && owner->block->name().generation < resident.block->name().generation;
+    if (!is_older) {  // nobody was told of this one; what is known has the names
+      recovered.superseded.push_back(resident.block->id());
+      return;
+    }
     recovered.superseded.push_back(owner->block->id());
     books.store.move_names(*owner, resident, resident.path);
-  } else if (owner->path == resident.path) {
-    // Nobody was told of it; what is known has the names.
-    recovered.superseded.push_back(resident.block->id());
-  } else {
-    // Generations are never given twice: this one is free.
-    const std::string other = name + "@g" + std::to_string(resident.block->name().generation);
-    if (!books.store.add_name(resident, other, given)) recovered.superseded.push_back(resident.block->id());
+    return;
   }
+  // Generations are never given twice: this one is free.
+  const std::string other = name + "@g" + std::to_string(resident.block->name().generation);
+  if (!books.store.add_name(resident, other, given)) recovered.superseded.push_back(resident.block->id());
 }
 
 // Whether it can be tried again with a better outcome: the block itself may be whole.

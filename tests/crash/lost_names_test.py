@@ -313,6 +313,32 @@ def test_a_label_is_nobodys_word_after_a_death() -> None:
         broker.stop()
 
 
+def test_a_new_generation_that_was_not_written_costs_an_evicted_name_nothing(
+    tmp_path: Path,
+) -> None:
+    """With a group nobody knows who had it loaded: it stays, by a name of its own."""
+    broker = FaultyBroker("--group", str(GROUP), "--ram-budget", "20MiB")
+    path = files.write_random(tmp_path / "m.safetensors", 15)
+    try:
+        broker.start()
+        with broker.connect() as client:
+            client.load(path, "m")
+            client.load(files.write_random(tmp_path / "big.safetensors", 16))
+            files.write_random(tmp_path / "new", 15, seed=5).rename(path)
+            client.unload("big", wait=True)
+            broker.faults.crash_at("load.in_books")
+            with contextlib.suppress(ModelBrokerError):
+                client.attach("m", timeout=1)
+            assert broker.wait() == -signal.SIGKILL
+        broker.faults.disarm()
+        broker.real().start()
+        with broker.connect() as client, client.attach("m") as weights:
+            assert weights.metadata["seed"] == "5"
+            assert client.status().tiers["ram"].loads == 0  # it was there
+    finally:
+        broker.stop()
+
+
 @pytest.mark.parametrize("wait", [True, False])
 def test_an_acknowledged_unload_is_final(wait: bool, tmp_path: Path) -> None:
     """Its name would lead to the file again, had it been acknowledged before it was written."""
