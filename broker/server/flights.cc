@@ -60,8 +60,13 @@ void Loads::take_off(Waiter waiter, Fd file, const FileIdentity& source) {
   flight->uid = waiter.peer.uid;
   flight->source_uid = waiter.source_uid;
   flight->is_private = waiter.is_private;
-  // Who loaded it before its block was damaged: it is the same file.
-  flight->loader = waiter.only ? waiter.name_loader.value_or(flight->uid) : flight->uid;
+  flight->loader = flight->uid;
+  if (waiter.name_loader) {
+    // Who loaded it before it was evicted or damaged, if it is the same file.
+    const EvictedNames::Model* const evicted = books_.evicted.find(waiter.name);
+    const bool is_same = evicted != nullptr && evicted->source && evicted->source->same_but_ctime(source);
+    if (is_same) flight->loader = *waiter.name_loader;
+  }
   const LoadIdentity identity{waiter.wanted_name(), waiter.type, waiter.path, wire::printable(waiter.path)};
   flight->waiters.push_back(std::move(waiter));
   flights_.push_back(flight);
@@ -252,7 +257,7 @@ void Loads::land(const FlightPtr& flight, Resident& resident, const std::string&
 
 // Every name was refused, or nobody waited any more: what nobody can name is not kept.
 void Loads::drain_if_nameless(Resident& resident) {
-  if (resident.names.empty()) reaper_.drain_nameless(resident);
+  if (resident.names.empty()) reaper_.drain_in_time(resident);
 }
 
 void Loads::fail_all(const FlightPtr& flight, const Error& error) {

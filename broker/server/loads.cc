@@ -116,23 +116,25 @@ std::optional<std::string> Loads::finish(Waiter& waiter, Resident& resident, std
   if (!settled) return refuse(settled.error());
   const std::string& model = settled->name;
   const uid_t manager = waiter.name_loader.value_or(waiter.peer.uid);
+  Result<Outcome> answer = Outcome{resident.block->id(), model, outcome};
   if ((waiter.pin || waiter.keep_alive) && !books_.manages_any(manager, resident)) {
-    return refuse(Rights::not_manageable(model, books_.store.loader_of(model)));
+    answer = tl::unexpected(Rights::not_manageable(model, books_.store.loader_of(model)));  // but named it is
+  } else {
+    if (waiter.pin) resident.pinned = true;
+    if (waiter.keep_alive) resident.keep_alive = *waiter.keep_alive;
   }
-  if (waiter.pin) resident.pinned = true;
-  if (waiter.keep_alive) resident.keep_alive = *waiter.keep_alive;
   books_.used(resident);
   tell_settled(*settled, resident, outcome);
   if (resident.pinned && !was_pinned) events_.publish("model.pinned", pin_of(resident));
   // Answered when it is written: what was acknowledged survives a crash.
   ++resident.promised;
   if (Resident* const older = books_.store.by_block(settled->superseded)) ++older->promised;
-  keeper_.save(resident, [this, done = waiter.done, result = Outcome{resident.block->id(), model, outcome},
+  keeper_.save(resident, [this, done = waiter.done, answer = std::move(answer), block = resident.block->id(),
                           superseded = settled->superseded] {
     crash_point("load.written");
     drain_superseded(superseded);
-    done(result);
-    Resident* const promised = books_.store.by_block(result.block);
+    done(answer);
+    Resident* const promised = books_.store.by_block(block);
     if (promised == nullptr || --promised->promised > 0) return;
     expiry_.changed(*promised);
     admission_.look_again();
@@ -159,7 +161,7 @@ void Loads::drain_superseded(const std::string& block) {
   Resident* const older = books_.store.by_block(block);
   if (older == nullptr) return;
   --older->promised;
-  if (older->names.empty() && !older->draining()) reaper_.drain_nameless(*older);
+  if (older->names.empty() && !older->draining()) reaper_.drain_in_time(*older);
 }
 
 // Takes waiters out of all loads, and tells them why.

@@ -121,12 +121,17 @@ Result<bool> Server::forget_evicted(const Session& session, const std::string& m
   } else if (!is_managed(model)) {
     return tl::unexpected(Rights::not_manageable(wire::printable(model), books_->evicted.find(model)->given.loader));
   }
+  forget(names);
+  return !names.empty();
+}
+
+// Nothing that is under way brings them back.
+void Server::forget(const std::vector<std::string>& names) {
   for (const std::string& name : names) {
     books_->evicted.forget(name);
     scrubber_->forgotten(name);
     loads_->unloaded(name);
   }
-  return !names.empty();
 }
 
 void Server::unload(Session& session, const wire::UnloadModel& data, const Reply<wire::UnloadModelReply>& reply) {
@@ -143,9 +148,11 @@ void Server::unload(Session& session, const wire::UnloadModel& data, const Reply
   const auto found = require_own(session, model);
   if (!found) return reply.error(found.error());
   Resident& resident = **found;
+  const bool is_one = !is_path(model) && resident.names.size() > 1;
+  forget(is_one ? std::vector<std::string>{model} : std::vector<std::string>(resident.names));
   wire::UnloadModelReply outcome;
   outcome.model = is_path(model) ? resident.name() : model;
-  if (!is_path(model) && resident.names.size() > 1) {
+  if (is_one) {
     books_->store.remove_name(resident, model);
     wire::EventData withdrawn;
     withdrawn.model = model;

@@ -40,7 +40,8 @@ const EvictedNames::Model* Naming::kept_for_another(const Claim& claim, const st
   const EvictedNames::Model* const evicted = books_.evicted.find(name);
   if (evicted == nullptr) return nullptr;
   const bool is_managed = books_.rights.manage(claim.name_loader.value_or(claim.peer.uid), evicted->given.loader);
-  const bool is_same = evicted->source && evicted->source->same_but_ctime(source);
+  const bool is_same = evicted->source ? evicted->source->same_but_ctime(source)
+                                       : evicted->given.path == claim.path && books_.rights.everything(claim.path_uid);
   return is_managed || is_same ? nullptr : evicted;
 }
 
@@ -143,12 +144,26 @@ void Naming::take_over(const Claim& claim, Resident& before, Resident& resident,
 // Loaded by hand or attached: what was evicted, or lost with its block, is kept as it was.
 void Naming::keep_as_evicted(const Claim& claim, const std::string& name, Resident& resident) const {
   const EvictedNames::Model* const evicted = books_.evicted.find(name);
-  const uid_t manager = claim.name_loader.value_or(claim.peer.uid);
-  if (evicted == nullptr || evicted->given.path != claim.path) return;
-  if (!books_.rights.manage(manager, evicted->given.loader)) return;
+  if (evicted == nullptr) return;
+  const bool is_managed = books_.rights.manage(claim.name_loader.value_or(claim.peer.uid), evicted->given.loader);
+  if (is_managed && evicted->given.path != claim.path) return;  // its owner means another file
   resident.type = evicted->type;
   resident.keep_alive = evicted->keep_alive;
   resident.pinned = evicted->pinned;
+}
+
+// A name stays whose it was: also when somebody else loads that file again.
+GivenName Naming::given_by(const Claim& claim, const std::string& name) const {
+  GivenName given{claim.name_loader.value_or(claim.peer.uid), claim.path, claim.path_uid, claim.asked};
+  const EvictedNames::Model* const evicted = books_.evicted.find(name);
+  if (evicted == nullptr) return given;
+  const bool is_managed = books_.rights.manage(given.loader, evicted->given.loader);
+  if (!is_managed || evicted->given.path == claim.path) given.loader = evicted->given.loader;
+  if (!is_managed) {
+    given.path = evicted->given.path;
+    given.path_uid = evicted->given.path_uid;
+  }
+  return given;
 }
 
 Result<Naming::Settled> Naming::settle(const Claim& claim, Resident& resident, std::string& outcome) {
@@ -171,10 +186,16 @@ Result<Naming::Settled> Naming::settle(const Claim& claim, Resident& resident, s
   settled.name = name.empty() ? resident.name() : name;
   const bool is_new = !name.empty() && std::ranges::find(resident.names, name) == resident.names.end();
   if (is_new) {
-    MODELBROKER_TRY(books_.store.add_name(resident, name,
-                                          {claim.name_loader.value_or(uid), claim.path, claim.path_uid, claim.asked}));
+    MODELBROKER_TRY(books_.store.add_name(resident, name, given_by(claim, name)));
   } else if (!claim.name.empty() && books_.rights.manage(uid, books_.store.loader_of(name))) {
     books_.store.set_path(name, claim.path, claim.path_uid);
+  }
+  for (const std::string& known : resident.names) {
+    const GivenName& given = books_.store.given(known);
+    const bool is_told_anew = given.path == claim.path && !books_.rights.believes(uid, given.path_uid);
+    if (is_told_anew && books_.rights.manage(uid, given.loader)) {
+      books_.store.set_path(known, claim.path, claim.path_uid);
+    }
   }
   books_.store.asked_again(resident, claim.path, claim.asked);
   for (const std::string& known : resident.names) books_.evicted.forget(known);

@@ -53,6 +53,7 @@ class Naming {
   [[nodiscard]] Error taken(const std::string& name, const Resident& owner, uid_t asker) const;
   [[nodiscard]] const EvictedNames::Model* kept_for_another(const Claim& claim, const std::string& name,
                                                             const FileIdentity& source) const;
+  [[nodiscard]] GivenName given_by(const Claim& claim, const std::string& name) const;
   void keep_as_evicted(const Claim& claim, const std::string& name, Resident& resident) const;
   void settle_privacy(const Claim& claim, Resident& resident);
 

@@ -59,7 +59,7 @@ Result<void> Reaper::drain(Resident& resident, std::function<void(bool)> freed, 
   return {};
 }
 
-void Reaper::drain_nameless(Resident& resident) {
+void Reaper::drain_in_time(Resident& resident) {
   if (!drain(resident)) arm_timer();
 }
 
@@ -97,14 +97,15 @@ void Reaper::check(const std::string& block) {
 }
 
 void Reaper::check_all() {
-  std::vector<std::string> draining, nameless;
+  std::vector<std::string> draining, unwanted;
   for (const auto& [id, resident] : books_.store.all()) {
     if (resident.draining()) draining.push_back(id);
     // One that was promised, or superseded, is seen to when that is written.
-    if (!resident.draining() && resident.names.empty() && resident.promised == 0) nameless.push_back(id);
+    const bool is_nameless = resident.names.empty() && resident.promised == 0;
+    if (!resident.draining() && (is_nameless || resident.damaged)) unwanted.push_back(id);
   }
   for (const std::string& block : draining) check(block);
-  for (const std::string& block : nameless) drain_nameless(*books_.store.by_block(block));
+  for (const std::string& block : unwanted) drain_in_time(*books_.store.by_block(block));
   remove_orphans();
   if (!draining.empty() || !orphans_.empty()) arm_timer();
 }

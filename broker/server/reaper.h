@@ -28,8 +28,8 @@ class Reaper {
   // Withdraws a block and frees it as soon as may be. `freed` is told once: whether it is gone by now.
   // `event` is published when its name is withdrawn. If that fails, nothing has changed and nothing is told.
   Result<void> drain(Resident& resident, std::function<void(bool freed)> freed = {}, std::string_view event = {});
-  // A block without a name, which nobody can ask for: tried again until it can be withdrawn.
-  void drain_nameless(Resident& resident);
+  // A block without a name, which nobody can ask for, or a damaged one: tried again until it can be withdrawn.
+  void drain_in_time(Resident& resident);
   // Withdraws a block that nobody_has() to make room; its names are remembered. False if it has to stay.
   [[nodiscard]] bool evict(Resident& resident, const std::string& reason);
   // By our leases and by the kernel's word. No word comes when somebody closes a block that he had without a lease: who

@@ -72,10 +72,12 @@ using Known = std::map<std::string, const BlockRecord*>;
 void name_from_manifest(Books& books, Resident& resident, const Known& known, Recovered& recovered) {
   const std::string& name = resident.block->manifest().name;
   const GivenName given{.loader = 0, .path = resident.path, .path_uid = teller_of(books)};
-  Resident* const there = books.store.by_path(resident.path);
+  // With a group its path may be a member's word, by which another's names are not moved.
+  const bool is_believed = !books.rights.group();
+  Resident* const there = is_believed ? books.store.by_path(resident.path) : nullptr;
   Resident* const owner = there != nullptr && there != &resident ? there : books.store.by_name(name);
   if (owner == nullptr && take_name(books, resident, name, given)) return;
-  if (owner != nullptr && owner->path == resident.path) {
+  if (is_believed && owner != nullptr && owner->path == resident.path) {
     const bool is_older =
         !known.contains(owner->block->id()) && owner->block->name().generation < resident.block->name().generation;
     if (!is_older) {  // nobody was told of this one; what is known has the names

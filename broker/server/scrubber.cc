@@ -250,7 +250,7 @@ void Scrubber::withdraw(Resident& resident, const wire::ScrubbedModel& found) {
   events_.publish("model.damaged", data);
   // In one write: a death in between would lose the names.
   for (auto& [name, position, model] : reload->names) position = books_.evicted.remember(name, model);
-  reaper_.drain(resident);
+  reaper_.drain_in_time(resident);
   reloads_.push_back(reload);
   load_again(reload);
 }
@@ -309,8 +309,10 @@ void Scrubber::load_again(const ReloadPtr& reload) {
   ask.pin = model.pinned;
   ask.keep_alive = model.keep_alive;
   ask.only = model.source;
-  reload->asked = loads_.start(
-      std::move(ask), [this, reload](const Result<Loads::Outcome>& outcome) { loaded_again(reload, outcome); });
+  reload->asked =
+      loads_.start(std::move(ask), [this, reload, at = reload->next](const Result<Loads::Outcome>& outcome) {
+        if (reload->next == at) loaded_again(reload, outcome);  // else its name was unloaded when it had landed already
+      });
 }
 
 void Scrubber::loaded_again(const ReloadPtr& reload, const Result<Loads::Outcome>& outcome) {

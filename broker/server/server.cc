@@ -111,7 +111,7 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
   for (const std::string& block : recovered.gone) keeper_->erase(block);
   keeper_->save_evicted();
   for (const std::string& block : recovered.superseded) {
-    if (Resident* const resident = books_->store.by_block(block)) reaper_->drain_nameless(*resident);
+    if (Resident* const resident = books_->store.by_block(block)) reaper_->drain_in_time(*resident);
   }
   if (totals.made + totals.draining > 0) settled_at_ = books_->clock.now() + kSettle;
   reaper_->take_over_draining();

@@ -104,6 +104,7 @@ class Server {
   [[nodiscard]] Result<Resident*> require(const Session& session, const std::string& model);
   [[nodiscard]] Result<Resident*> require_own(const Session& session, const std::string& model);
   [[nodiscard]] Result<Loads::Ask> ask_for(Session& session, const std::string& path, const std::string& file);
+  void forget(const std::vector<std::string>& names);
   [[nodiscard]] Result<bool> forget_evicted(const Session& session, const std::string& model);
   [[nodiscard]] wire::ModelInfo describe(const Resident& resident, uid_t uid) const;
   [[nodiscard]] static bool is_path(std::string_view model) { return model.starts_with('/'); }

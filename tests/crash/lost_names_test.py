@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,11 +21,18 @@ from support import files
 from support.broker import BrokerProcess, wait_until
 from support.damage import flip, flip_in_payload
 from support.faults import FaultyBroker
+from support.features import KERNEL_TELLS_HOLDERS
 from support.hanging_files import hanging_file
 from support.users import ALICE, GROUP, Caller, as_user, needs_root
 from support.workers import assert_books_are_the_kernels, assert_right_bytes, crcs
 
 MakeBroker = Callable[..., BrokerProcess]
+
+
+def wait_for_grace() -> None:
+    """Of one second: what was adopted may go."""
+    if not KERNEL_TELLS_HOLDERS:
+        time.sleep(1.5)
 
 
 def names_of(client: modelbroker.Broker) -> list[tuple[str, list[str], bool]]:
@@ -58,7 +66,7 @@ def test_the_next_broker_loads_a_damaged_model_again(broker: BrokerProcess, tmp_
 def test_an_unload_between_two_brokers_attempts_is_final(
     make_broker: MakeBroker, tmp_path: Path
 ) -> None:
-    broker = make_broker("--ram-budget", "40MiB").start()
+    broker = make_broker("--ram-budget", "40MiB", "--grace", "1s").start()
     path = files.write_random(tmp_path / "m.safetensors", 25)
     with broker.connect() as client:
         client.load(path, "m", pin=True)
@@ -71,10 +79,11 @@ def test_an_unload_between_two_brokers_attempts_is_final(
         broker.kill()
         weights.release()
     broker.start()
+    wait_for_grace()
     with broker.connect() as client:
         with pytest.raises(NotFoundError):
             client.attach("m")
-        with client.attach("other"):
+        with client.attach("other", timeout=30):
             assert names_of(client) == [("other", [], True)]
 
 
@@ -224,7 +233,7 @@ def test_a_lost_model_is_kept_as_it_was_when_it_is_loaded_by_hand(
 
 @pytest.mark.parametrize("ends", ["killed", "stopped, keeping its blocks"])
 def test_evicted_names_outlive_a_broker(make_broker: MakeBroker, tmp_path: Path, ends: str) -> None:
-    broker = make_broker("--ram-budget", "16MiB", "--on-stop", "keep").start()
+    broker = make_broker("--ram-budget", "16MiB", "--on-stop", "keep", "--grace", "1s").start()
     paths = [files.write_random(tmp_path / f"m{n}.safetensors", 10, seed=n) for n in range(3)]
     with broker.connect() as client:
         for path in paths:
@@ -237,6 +246,7 @@ def test_evicted_names_outlive_a_broker(make_broker: MakeBroker, tmp_path: Path,
     else:
         broker.terminate()
     broker.start()
+    wait_for_grace()
     with broker.connect() as client:
         assert names_of(client) == [("m2", [], False)]
         assert_right_bytes(client, "m0", crcs(paths[0]))
@@ -335,6 +345,80 @@ def test_a_new_generation_that_was_not_written_costs_an_evicted_name_nothing(
         with broker.connect() as client, client.attach("m") as weights:
             assert weights.metadata["seed"] == "5"
             assert client.status().tiers["ram"].loads == 0  # it was there
+    finally:
+        broker.stop()
+
+
+@needs_root
+def test_without_the_database_a_label_moves_nobodys_names(tmp_path: Path) -> None:
+    broker = BrokerProcess("--group", str(GROUP))
+    broker.folder.chmod(0o755)
+    roots = files.write_random(tmp_path / "prod.safetensors", 1)
+    hers = files.write_random(broker.folder / "hers.safetensors", 1, seed=6)
+    hers.chmod(0o644)
+
+    def hand_in() -> bool:
+        with Caller(broker) as alice:
+            return bool(alice.load(hers, label=roots, name="x")["success"])
+
+    try:
+        broker.start()
+        with broker.connect() as client:
+            client.load(roots, "prod")
+        assert as_user(ALICE, hand_in)
+        broker.kill()
+        for database in broker.run.glob("state.db*"):
+            database.unlink()
+        broker.start()
+        with broker.connect() as client, client.attach("prod") as weights:
+            assert sorted(names_of(client)) == [("prod", [], False), ("x", [], False)]
+            assert weights.metadata["seed"] == "0"
+    finally:
+        broker.stop()
+
+
+def test_a_path_is_believed_again_when_it_is_loaded_anew(tmp_path: Path) -> None:
+    broker = FaultyBroker("--group", str(GROUP))
+    path = files.write_random(tmp_path / "m.safetensors", 1)
+    try:
+        broker.start()
+        broker.faults.crash_at("load.in_books")
+        with broker.connect() as client:
+            with contextlib.suppress(ModelBrokerError):
+                client.load(path, timeout=1)
+            assert broker.wait() == -signal.SIGKILL
+        broker.faults.disarm()
+        broker.real().start()
+        with broker.connect() as client:
+            assert client.load(path, pin=True).outcome == "resident"
+            flip_in_payload(broker.blocks()[0])
+            assert client.scrub("m").damaged == 1
+            with client.attach("m"):
+                assert names_of(client) == [("m", [], True)]
+    finally:
+        broker.stop()
+
+
+def test_a_damaged_block_that_could_not_be_withdrawn_is_not_given_out(tmp_path: Path) -> None:
+    broker = FaultyBroker("--ram-budget", "1536KiB")
+    path = files.write_random(tmp_path / "m.safetensors", 1)
+    try:
+        broker.start()
+        with broker.connect() as client:
+            client.load(path, "m")
+            weights = client.attach("m")  # leaves no room for another
+            flip_in_payload(broker.blocks()[0])
+            broker.faults.fail_at(
+                1, errno.EIO, for_ever=True, only=("rename_noreplace", "rename", "link")
+            )
+            assert client.scrub("m").damaged == 1
+            wait_until(lambda: "cannot be loaded again" in broker.output())
+            with pytest.raises(ModelBrokerError):
+                client.attach("m")
+            broker.faults.disarm()
+            wait_until(lambda: broker.books()["draining"] > 0)  # by itself
+            weights.release()
+            assert_right_bytes(client, "m", crcs(path))
     finally:
         broker.stop()
 
