@@ -129,8 +129,8 @@ std::optional<std::string> Loads::finish(Waiter& waiter, Resident& resident, std
   // Answered when it is written: what was acknowledged survives a crash.
   ++resident.promised;
   if (Resident* const older = books_.store.by_block(settled->superseded)) ++older->promised;
-  keeper_.save(resident, [this, done = waiter.done, answer = std::move(answer), block = resident.block->id(),
-                          superseded = settled->superseded] {
+  const auto written = [this, done = waiter.done, answer = std::move(answer), block = resident.block->id(),
+                        superseded = settled->superseded] {
     crash_point("load.written");
     drain_superseded(superseded);
     done(answer);
@@ -138,8 +138,8 @@ std::optional<std::string> Loads::finish(Waiter& waiter, Resident& resident, std
     if (promised == nullptr || --promised->promised > 0) return;
     expiry_.changed(*promised);
     admission_.look_again();
-  });
-  if (const Resident* const older = books_.store.by_block(settled->shrunk)) keeper_.save(*older);  // second: it gave
+  };
+  keeper_.save(resident, books_.store.by_block(settled->shrunk), written);
   return model;
 }
 

@@ -31,7 +31,13 @@ std::vector<BlockRecord> StateKeeper::all_records() const {
 }
 
 void StateKeeper::save(const Resident& resident, std::function<void()> then) {
-  apply({record_of(resident)}, {}, std::move(then));
+  save(resident, nullptr, std::move(then));
+}
+
+void StateKeeper::save(const Resident& resident, const Resident* other, std::function<void()> then) {
+  std::vector<BlockRecord> records{record_of(resident)};
+  if (other != nullptr) records.push_back(record_of(*other));
+  apply(std::move(records), {}, std::move(then));
 }
 
 void StateKeeper::erase(const std::string& block, std::function<void()> then) { apply({}, {block}, std::move(then)); }

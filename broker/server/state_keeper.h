@@ -22,6 +22,8 @@ class StateKeeper {
 
   // `then` runs when it is written (or has failed): a reply that must survive a crash waits for it.
   void save(const Resident& resident, std::function<void()> then = {});
+  // In one step with another whose names or path have changed by it; nullptr: none.
+  void save(const Resident& resident, const Resident* other, std::function<void()> then);
   void erase(const std::string& block, std::function<void()> then = {});
   void save_evicted(std::function<void()> then = {});
   // `then` runs when all that was asked for so far is written, or has failed.
