@@ -39,10 +39,12 @@ void Server::attach(Session& session, const wire::Attach& data, const Reply<wire
                                         "': this version attaches whole models; use state_dict(prefix=...)"});
   }
   Resident* const there = books_->store.find(data.model, books_->believed_by(session.peer.uid));
-  if (there != nullptr) (void)scrubber_->withdraw_missing(*there);
-  if (there != nullptr && there->damaged && !there->draining() && !reaper_->drain(*there)) {
-    return reply.error({ErrorCode::kUnavailable,
-                        "'" + wire::printable(data.model) + "' is damaged, and could not be withdrawn yet: retry"});
+  if (there != nullptr) {
+    (void)scrubber_->withdraw_missing(*there);
+    if (there->damaged && !there->draining() && !reaper_->drain(*there)) {
+      return reply.error({ErrorCode::kUnavailable,
+                          "'" + wire::printable(data.model) + "' is damaged, and could not be withdrawn yet: retry"});
+    }
   }
   const EvictedNames::Model* const evicted = data.load ? books_->evicted.find(data.model) : nullptr;
   if (evicted != nullptr && books_->store.by_name(data.model) == nullptr) {

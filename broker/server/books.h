@@ -64,6 +64,12 @@ struct Books {
     }
     return names;
   }
+  // The other way round: as one of its names was kept.
+  static void keep_as(Resident& resident, const EvictedNames::Model& evicted) {
+    resident.type = evicted.type;
+    resident.keep_alive = evicted.keep_alive;
+    resident.pinned = evicted.pinned;
+  }
   void used(Resident& resident) const {
     resident.last_used = clock.now();
     resident.value = value_when_used(cache_age, resident.seconds_to_load, resident.bytes());

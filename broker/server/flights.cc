@@ -96,11 +96,8 @@ void Loads::take_off(Waiter waiter, Fd file, const FileIdentity& source) {
 void Loads::join(const FlightPtr& flight, Waiter waiter) {
   const uid_t uid = waiter.peer.uid;
   const bool is_hastier = flight->asked && waiter.until < flight->until;
-  const bool has_threads = uid == flight->uid || std::ranges::any_of(flight->waiters, [uid](const Waiter& other) {
-                             return other.peer.uid == uid;
-                           });
   flight->waiters.push_back(std::move(waiter));
-  if (flight->offer && !has_threads) flight->offer(uid);
+  if (flight->offer) flight->offer(uid);
   if (!is_hastier) return;
   admission_.withdraw(*flight->asked);
   admit(flight);

@@ -5,7 +5,6 @@
 #include <iterator>
 #include <set>
 
-#include "broker/ram/sizes.h"
 #include "broker/server/log.h"
 #include "shm/instruments.h"
 #include "wire/frame.h"
@@ -90,9 +89,7 @@ void Loads::identified(const WaiterPtr& asking, Fd file, const Result<Look>& loo
   ++books_.misses;
   const auto running = std::ranges::find_if(
       flights_, [&](const FlightPtr& flight) { return flight->source == *source && !flight->progress.cancelled; });
-  if (running != flights_.end()) {
-    return join(*running, std::move(waiter));
-  }
+  if (running != flights_.end()) return join(*running, std::move(waiter));
   take_off(std::move(waiter), std::move(file), *source);
 }
 
@@ -115,9 +112,8 @@ std::optional<std::string> Loads::finish(Waiter& waiter, Resident& resident, std
   const auto settled = naming_.settle(waiter, resident, outcome);
   if (!settled) return refuse(settled.error());
   const std::string& model = settled->name;
-  const uid_t manager = waiter.name_loader.value_or(waiter.peer.uid);
   Result<Outcome> answer = Outcome{resident.block->id(), model, outcome};
-  if ((waiter.pin || waiter.keep_alive) && !books_.manages_any(manager, resident)) {
+  if ((waiter.pin || waiter.keep_alive) && !books_.manages_any(waiter.manager(), resident)) {
     answer = tl::unexpected(Rights::not_manageable(model, books_.store.loader_of(model)));  // but named it is
   } else {
     if (waiter.pin) resident.pinned = true;

@@ -17,8 +17,6 @@ std::string Claim::wanted_name() const { return name.empty() ? stem_of(path) : n
 
 namespace {
 
-constexpr const char* kEvicted = "another user's model that was evicted";
-
 Error name_taken(const std::string& name, const std::string& owner) {
   return {ErrorCode::kAlreadyExists, "the name '" + wire::printable(name) + "' belongs to " + owner +
                                          ": use --name to choose another, or unload it first"};
@@ -30,19 +28,21 @@ std::string file_at(const std::string& path, bool shown) {
 
 }  // namespace
 
-Error Naming::taken(const std::string& name, const Resident& owner, uid_t asker) const {
-  return name_taken(name, file_at(books_.store.given(name).path, books_.may_attach(asker, owner)));
+Error Naming::taken(const std::string& name, const Resident* owner, uid_t asker) const {
+  if (owner == nullptr) return name_taken(name, "another user's model that was evicted");
+  return name_taken(name, file_at(books_.store.given(name).path, books_.may_attach(asker, *owner)));
+}
+
+bool Naming::is_managed(const Claim& claim, const EvictedNames::Model& evicted) const {
+  return books_.rights.manage(claim.manager(), evicted.given.loader);
 }
 
 // The evicted model of somebody else, and not of this file: its name is not given away while it has no block.
-const EvictedNames::Model* Naming::kept_for_another(const Claim& claim, const std::string& name,
-                                                    const FileIdentity& source) const {
+bool Naming::is_kept_for_another(const Claim& claim, const std::string& name, const FileIdentity& source) const {
   const EvictedNames::Model* const evicted = books_.evicted.find(name);
-  if (evicted == nullptr) return nullptr;
-  const bool is_managed = books_.rights.manage(claim.name_loader.value_or(claim.peer.uid), evicted->given.loader);
-  const bool is_same = evicted->source ? evicted->source->same_but_ctime(source)
-                                       : evicted->given.path == claim.path && books_.rights.everything(claim.path_uid);
-  return is_managed || is_same ? nullptr : evicted;
+  if (evicted == nullptr || is_managed(claim, *evicted)) return false;
+  if (evicted->source) return !evicted->source->same_but_ctime(source);
+  return evicted->given.path != claim.path || !books_.rights.everything(claim.path_uid);
 }
 
 Result<void> Naming::check(const Claim& claim, const FileIdentity& source,
@@ -54,11 +54,11 @@ Result<void> Naming::check(const Claim& claim, const FileIdentity& source,
   const bool same_path =
       owner != nullptr && books_.store.given(name).path == claim.path && books_.manages(uid, *owner, claim.path);
   const bool is_another = owner != nullptr && !same_path && !owner->source.same_but_ctime(source);
-  const bool is_kept = owner == nullptr && kept_for_another(claim, name, source) != nullptr;
+  const bool is_kept = owner == nullptr && is_kept_for_another(claim, name, source);
   if (is_another || is_kept) {
     // A file that is resident under other names needs no name of its own.
     if (claim.name.empty() && books_.store.by_source_but_ctime(source) != nullptr) return {};
-    return tl::unexpected(is_kept ? name_taken(name, kEvicted) : taken(name, *owner, uid));
+    return tl::unexpected(taken(name, owner, uid));
   }
   for (const Claim* const other : coming) {
     const bool managed = books_.rights.manage(uid, other->peer.uid);
@@ -112,14 +112,11 @@ Result<std::string> Naming::new_name(const Claim& claim, const Resident& residen
   std::string name = claim.wanted_name();
   const auto is_free = [&] {
     const Resident* const owner = books_.store.by_name(name);
-    if (owner == nullptr) return kept_for_another(claim, name, resident.source) == nullptr;
+    if (owner == nullptr) return !is_kept_for_another(claim, name, resident.source);
     return owner == &resident || (owner == before && books_.store.given(name).path == claim.path);
   };
   if (claim.any_name && !is_free()) name += "@" + resident.block->name().digest16;
-  if (!is_free()) {
-    const Resident* const owner = books_.store.by_name(name);
-    return tl::unexpected(owner == nullptr ? name_taken(name, kEvicted) : taken(name, *owner, claim.peer.uid));
-  }
+  if (!is_free()) return tl::unexpected(taken(name, books_.store.by_name(name), claim.peer.uid));
   return name;
 }
 
@@ -145,23 +142,20 @@ void Naming::take_over(const Claim& claim, Resident& before, Resident& resident,
 void Naming::keep_as_evicted(const Claim& claim, const std::string& name, Resident& resident) const {
   const EvictedNames::Model* const evicted = books_.evicted.find(name);
   if (evicted == nullptr) return;
-  const bool is_managed = books_.rights.manage(claim.name_loader.value_or(claim.peer.uid), evicted->given.loader);
-  if (is_managed && evicted->given.path != claim.path) return;  // its owner means another file
-  resident.type = evicted->type;
-  resident.keep_alive = evicted->keep_alive;
-  resident.pinned = evicted->pinned;
+  if (is_managed(claim, *evicted) && evicted->given.path != claim.path) return;  // its owner means another file
+  Books::keep_as(resident, *evicted);
 }
 
 // A name stays whose it was: also when somebody else loads that file again.
 GivenName Naming::given_by(const Claim& claim, const std::string& name) const {
-  GivenName given{claim.name_loader.value_or(claim.peer.uid), claim.path, claim.path_uid, claim.asked};
+  GivenName given{claim.manager(), claim.path, claim.path_uid, claim.asked};
   const EvictedNames::Model* const evicted = books_.evicted.find(name);
   if (evicted == nullptr) return given;
-  const bool is_managed = books_.rights.manage(given.loader, evicted->given.loader);
-  if (!is_managed || evicted->given.path == claim.path) given.loader = evicted->given.loader;
-  if (!is_managed) {
-    given.path = evicted->given.path;
-    given.path_uid = evicted->given.path_uid;
+  if (!is_managed(claim, *evicted)) {
+    given = evicted->given;
+    given.asked = claim.asked;
+  } else if (evicted->given.path == claim.path) {
+    given.loader = evicted->given.loader;
   }
   return given;
 }
@@ -191,6 +185,7 @@ Result<Naming::Settled> Naming::settle(const Claim& claim, Resident& resident, s
     books_.store.set_path(name, claim.path, claim.path_uid);
   }
   for (const std::string& known : resident.names) {
+    books_.evicted.forget(known);
     const GivenName& given = books_.store.given(known);
     const bool is_told_anew = given.path == claim.path && !books_.rights.believes(uid, given.path_uid);
     if (is_told_anew && books_.rights.manage(uid, given.loader)) {
@@ -198,7 +193,6 @@ Result<Naming::Settled> Naming::settle(const Claim& claim, Resident& resident, s
     }
   }
   books_.store.asked_again(resident, claim.path, claim.asked);
-  for (const std::string& known : resident.names) books_.evicted.forget(known);
   if (is_new && outcome == "resident") {
     settled.aliases.push_back(name);
     if (had_names) outcome = "alias";

@@ -24,6 +24,8 @@ struct Claim {
   bool is_private = false;  // the group cannot read it
   bool any_name = false;    // a free one, if the file's stem is taken
   [[nodiscard]] std::string wanted_name() const;
+  // Whose the name is, or would be.
+  [[nodiscard]] uid_t manager() const { return name_loader.value_or(peer.uid); }
 };
 
 class Naming {
@@ -50,9 +52,10 @@ class Naming {
   [[nodiscard]] bool is_outdated(const Claim& claim, const Resident& before) const;
   [[nodiscard]] Result<std::string> new_name(const Claim& claim, const Resident& resident, const Resident* before);
   void take_over(const Claim& claim, Resident& before, Resident& resident, Settled& settled);
-  [[nodiscard]] Error taken(const std::string& name, const Resident& owner, uid_t asker) const;
-  [[nodiscard]] const EvictedNames::Model* kept_for_another(const Claim& claim, const std::string& name,
-                                                            const FileIdentity& source) const;
+  // No `owner`: somebody else's evicted model has it.
+  [[nodiscard]] Error taken(const std::string& name, const Resident* owner, uid_t asker) const;
+  [[nodiscard]] bool is_managed(const Claim& claim, const EvictedNames::Model& evicted) const;
+  [[nodiscard]] bool is_kept_for_another(const Claim& claim, const std::string& name, const FileIdentity& source) const;
   [[nodiscard]] GivenName given_by(const Claim& claim, const std::string& name) const;
   void keep_as_evicted(const Claim& claim, const std::string& name, Resident& resident) const;
   void settle_privacy(const Claim& claim, Resident& resident);

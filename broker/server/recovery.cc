@@ -55,9 +55,7 @@ bool take_name(Books& books, Resident& resident, const std::string& name, GivenN
   if (const EvictedNames::Model* const evicted = books.evicted.find(name)) {
     if (is_evicted(books, *evicted, resident)) {
       given = evicted->given;
-      resident.type = evicted->type;
-      resident.pinned = evicted->pinned;
-      resident.keep_alive = evicted->keep_alive;
+      Books::keep_as(resident, *evicted);
       resident.loader = evicted->given.loader;
     } else if (books.rights.group()) {
       return false;
@@ -196,8 +194,8 @@ Result<Recovered> adopt_blocks(Books& books, const std::vector<BlockRecord>& rec
       recovered.changed.push_back(record.block);
     }
   }
-  for (const EvictedNames::Named& named : books.evicted.all()) {
-    if (books.store.by_name(named.name) != nullptr) books.evicted.forget(named.name);
+  for (const auto& [id, resident] : books.store.all()) {
+    for (const std::string& name : resident.names) books.evicted.forget(name);
   }
   return recovered;
 }

@@ -15,16 +15,15 @@ from pathlib import Path
 import pytest
 import zmq
 
-import modelbroker
 from modelbroker import ModelBrokerError, NotFoundError
 from support import files
 from support.broker import BrokerProcess, wait_until
 from support.damage import flip, flip_in_payload
 from support.faults import FaultyBroker
 from support.features import KERNEL_TELLS_HOLDERS
-from support.hanging_files import hanging_file
+from support.hanging_files import hang_while_it_is_loaded_again, hanging_file
 from support.users import ALICE, GROUP, Caller, as_user, needs_root
-from support.workers import assert_books_are_the_kernels, assert_right_bytes, crcs
+from support.workers import assert_books_are_the_kernels, assert_right_bytes, crcs, names_of
 
 MakeBroker = Callable[..., BrokerProcess]
 
@@ -35,20 +34,13 @@ def wait_for_grace() -> None:
         time.sleep(1.5)
 
 
-def names_of(client: modelbroker.Broker) -> list[tuple[str, list[str], bool]]:
-    return [(m.name, m.aliases, m.pinned) for m in client.list() if m.state == "resident"]
-
-
 def test_the_next_broker_loads_a_damaged_model_again(broker: BrokerProcess, tmp_path: Path) -> None:
     content = files.write_random(tmp_path / "content", 30).read_bytes()
     with hanging_file(tmp_path / "fuse", content, reads=-1) as slow:
         with broker.connect() as client:
             client.load(slow.path, "m", pin=True, keep_alive=3000)
             client.load(slow.path, "alias")
-            flip_in_payload(broker.blocks()[0])
-            slow.hang_after(3)
-            assert client.scrub("m").damaged == 1
-            assert slow.hanging.wait(60)
+            hang_while_it_is_loaded_again(broker, client, slow, "m")
             broker.kill()
         slow.go_on()
         broker.start()
@@ -119,9 +111,7 @@ def test_names_outlive_a_death_while_a_damaged_model_is_withdrawn_and_loaded_aga
             for call in (client.scrub, client.attach):
                 with contextlib.suppress(ModelBrokerError):
                     call("prod", timeout=1)
-            assert broker.wait() == -signal.SIGKILL
-        broker.faults.disarm()
-        broker.real().start()
+            broker.dies_and_is_followed()
         with broker.connect() as client:
             if point == "drain.before_rename":  # nothing has happened: found again
                 client.scrub("prod")
@@ -203,9 +193,7 @@ def test_a_long_path_is_known_whole_after_a_death_before_it_is_written(
             broker.faults.crash_at("load.in_books")
             with contextlib.suppress(ModelBrokerError):
                 client.scrub("m", timeout=1) if how == "attach" else client.load(path, timeout=1)
-            assert broker.wait() == -signal.SIGKILL
-        broker.faults.disarm()
-        broker.real().start()
+            broker.dies_and_is_followed()
         with broker.connect() as client:
             (model,) = client.list()
             assert model.path == str(path)
@@ -313,9 +301,7 @@ def test_a_label_is_nobodys_word_after_a_death() -> None:
                 alice.load(hers, label=roots, name="prod")
 
         as_user(ALICE, hand_in)
-        assert broker.wait() == -signal.SIGKILL
-        broker.faults.disarm()
-        broker.real().start()
+        broker.dies_and_is_followed()
         with Caller(broker) as root:
             assert root.code("model.get", model=str(roots)) == "not_found"
             assert root.code("model.attach", model=str(roots), load=False) == "not_found"
@@ -339,9 +325,7 @@ def test_a_new_generation_that_was_not_written_costs_an_evicted_name_nothing(
             broker.faults.crash_at("load.in_books")
             with contextlib.suppress(ModelBrokerError):
                 client.attach("m", timeout=1)
-            assert broker.wait() == -signal.SIGKILL
-        broker.faults.disarm()
-        broker.real().start()
+            broker.dies_and_is_followed()
         with broker.connect() as client, client.attach("m") as weights:
             assert weights.metadata["seed"] == "5"
             assert client.status().tiers["ram"].loads == 0  # it was there
@@ -386,9 +370,7 @@ def test_a_path_is_believed_again_when_it_is_loaded_anew(tmp_path: Path) -> None
         with broker.connect() as client:
             with contextlib.suppress(ModelBrokerError):
                 client.load(path, timeout=1)
-            assert broker.wait() == -signal.SIGKILL
-        broker.faults.disarm()
-        broker.real().start()
+            broker.dies_and_is_followed()
         with broker.connect() as client:
             assert client.load(path, pin=True).outcome == "resident"
             flip_in_payload(broker.blocks()[0])
@@ -435,9 +417,7 @@ def test_an_acknowledged_unload_is_final(wait: bool, tmp_path: Path) -> None:
             broker.faults.crash_at("state_db.before_commit")
             with pytest.raises(ModelBrokerError):
                 client.unload("m", wait=wait, timeout=2)
-            assert broker.wait() == -signal.SIGKILL
-            broker.faults.disarm()
-            broker.real().start()
+            broker.dies_and_is_followed()
             client.unload("m")
             with pytest.raises(NotFoundError):
                 client.attach("m")

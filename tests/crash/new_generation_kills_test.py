@@ -6,7 +6,6 @@ Its names and its pin stay.
 from __future__ import annotations
 
 import contextlib
-import signal
 import threading
 from pathlib import Path
 
@@ -50,9 +49,7 @@ def test_names_and_pin_outlive_a_death_in_a_take_over(point: str, tmp_path: Path
 
             attaching = threading.Thread(target=attach)
             attaching.start()
-            assert broker.wait() == -signal.SIGKILL
-            broker.faults.disarm()
-            broker.real().start()
+            broker.dies_and_is_followed()
             attaching.join()
             wait_until(lambda: broker.books()["draining"] == 0)
             (model,) = client.list()

@@ -12,20 +12,16 @@ from pathlib import Path
 
 import pytest
 
-import modelbroker
 from modelbroker import CancelledError, ModelBrokerError, NotFoundError
 from support import files
 from support.broker import BrokerProcess, wait_until
 from support.damage import flip_in_payload
 from support.features import switched_off
-from support.hanging_files import hanging_file
+from support.hanging_files import hang_while_it_is_loaded_again, hanging_file
 from support.users import ALICE, BOB, GROUP, Caller, User, as_user, needs_root
+from support.workers import names_of
 
 MakeBroker = Callable[..., BrokerProcess]
-
-
-def names_of(client: modelbroker.Broker) -> list[tuple[str, list[str], bool]]:
-    return [(m.name, m.aliases, m.pinned) for m in client.list() if m.state == "resident"]
 
 
 def test_an_unload_while_it_is_loaded_again_is_final(broker: BrokerProcess, tmp_path: Path) -> None:
@@ -33,10 +29,7 @@ def test_an_unload_while_it_is_loaded_again_is_final(broker: BrokerProcess, tmp_
     with hanging_file(tmp_path / "fuse", content, reads=-1) as slow, broker.connect() as client:
         client.load(slow.path, "m", pin=True)
         client.load(slow.path, "alias")
-        flip_in_payload(broker.blocks()[0])
-        slow.hang_after(3)
-        assert client.scrub("m").damaged == 1
-        assert slow.hanging.wait(60)
+        hang_while_it_is_loaded_again(broker, client, slow, "m")
         client.unload("m")
         slow.go_on()
         wait_until(lambda: names_of(client) == [("alias", [], True)])
@@ -52,10 +45,7 @@ def test_a_name_that_is_another_files_by_now_is_left_to_that(
     with hanging_file(tmp_path / "fuse", content, reads=-1) as slow, broker.connect() as client:
         client.load(slow.path, "m")
         client.load(slow.path, "alias")
-        flip_in_payload(broker.blocks()[0])
-        slow.hang_after(3)
-        assert client.scrub("m").damaged == 1
-        assert slow.hanging.wait(60)
+        hang_while_it_is_loaded_again(broker, client, slow, "m")
         client.unload("alias")
         client.load(other, "alias", keep_alive=0)
         client.attach("alias").release()  # and is evicted with that
@@ -75,10 +65,7 @@ def test_an_unload_is_final_though_the_name_had_a_newer_file_by_then(
     with hanging_file(tmp_path / "fuse", content, reads=-1) as slow, broker.connect() as client:
         link.symlink_to(slow.path)
         client.load(link, "m")
-        flip_in_payload(broker.blocks()[0])
-        slow.hang_after(3)
-        assert client.scrub("m").damaged == 1
-        assert slow.hanging.wait(60)
+        hang_while_it_is_loaded_again(broker, client, slow, "m")
         new.symlink_to(other)
         new.rename(link)
         client.load(link, "m")

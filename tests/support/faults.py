@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import mmap
+import signal
 import struct
 import subprocess
 from dataclasses import dataclass
@@ -96,6 +97,12 @@ class FaultyBroker(BrokerProcess):
         """The next start is the shipped program's."""
         self.binary = BINARY
         return self
+
+    def dies_and_is_followed(self) -> None:
+        """Waits for its SIGKILL; the next one is the shipped program's, and no call of it fails."""
+        assert self.wait() == -signal.SIGKILL
+        self.faults.disarm()
+        self.real().start()
 
     def launch(self) -> subprocess.Popen[bytes]:
         """Starts it and does not wait until it answers: it may die before."""

@@ -62,6 +62,11 @@ def assert_right_bytes(client: modelbroker.Broker, model: str, expected: dict[st
         assert {name: zlib.crc32(weights.raw(name).data) for name in weights} == expected
 
 
+def names_of(client: modelbroker.Broker) -> list[tuple[str, list[str], bool]]:
+    """Of each resident model: its name, its aliases, and whether it is pinned."""
+    return [(m.name, m.aliases, m.pinned) for m in client.list() if m.state == "resident"]
+
+
 def identities(broker: BrokerProcess) -> dict[str, tuple[str, int]]:
     """Block and generation of every model."""
     return {model["name"]: (model["block"], model["generation"]) for model in broker.cli_json("ps")}
