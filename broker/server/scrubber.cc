@@ -251,6 +251,11 @@ void Scrubber::withdraw(Resident& resident, const wire::ScrubbedModel& found) {
   // In one write: a death in between would lose the names.
   for (auto& [name, position, model] : reload->names) position = books_.evicted.remember(name, model);
   reaper_.drain_in_time(resident);
+  // Not before that is written: if the load kills the broker, the next one knows what was damaged.
+  keeper_.when_written([this, reload] { begin(reload); });
+}
+
+void Scrubber::begin(const ReloadPtr& reload) {
   reloads_.push_back(reload);
   load_again(reload);
 }
@@ -273,10 +278,7 @@ void Scrubber::load_damaged_again() {
   }
   if (of_file.empty()) return;
   keeper_.save_evicted([this, of_file] {
-    for (const auto& [file, reload] : of_file) {
-      reloads_.push_back(reload);
-      load_again(reload);
-    }
+    for (const auto& [file, reload] : of_file) begin(reload);
   });
 }
 

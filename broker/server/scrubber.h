@@ -87,6 +87,7 @@ class Scrubber {
   void tell_progress();
   [[nodiscard]] bool is_ours_to_open(const GivenName& given) const;
   void withdraw(Resident& resident, const wire::ScrubbedModel& found);
+  void begin(const ReloadPtr& reload);
   void load_again(const ReloadPtr& reload);
   void leave_to_others(const ReloadPtr& reload);
   void loaded_again(const ReloadPtr& reload, const Result<Loads::Outcome>& outcome);

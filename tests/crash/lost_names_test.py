@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import signal
+import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,29 @@ def test_the_next_broker_loads_a_damaged_model_again(broker: BrokerProcess, tmp_
         with broker.connect() as client:
             assert names_of(client) == [("m", ["alias"], True)]
     assert_books_are_the_kernels(broker)
+
+
+def test_a_damaged_model_is_loaded_again_when_that_is_written(
+    broker: BrokerProcess, tmp_path: Path
+) -> None:
+    """Else a death in that load leaves a next broker that does not know what was damaged."""
+    content = files.write_random(tmp_path / "content", 30).read_bytes()
+    with hanging_file(tmp_path / "fuse", content, reads=-1) as slow, broker.connect() as client:
+        client.load(slow.path, "m")
+        with state_database_locked(broker):  # the write waits, and fails after a second
+            hang_while_it_is_loaded_again(broker, client, slow, "m")
+            assert "names may be lost" in broker.output()
+        slow.go_on()
+
+
+@contextlib.contextmanager
+def state_database_locked(broker: BrokerProcess) -> Iterator[None]:
+    database = sqlite3.connect(broker.run / "state.db", isolation_level=None)
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        database.close()
 
 
 def test_an_unload_between_two_brokers_attempts_is_final(
