@@ -263,7 +263,8 @@ Result<void> Block::remove(Os& os) {
     return fail_errno(removed.error().number, "removing block '" + path_ + "'");
   }
   crash_point("drain.after_unlink");
-  const std::lock_guard lock(*checking_);
+  checking_->is_over = true;  // who checks chunk after chunk would else have the lock again before us, for ever
+  const std::lock_guard lock(checking_->mutex);
   fd_.reset();
   return {};
 }
@@ -271,8 +272,8 @@ Result<void> Block::remove(Os& os) {
 Result<ChunkHashes> Block::chunk_hashes(Os& os) const { return read_chunk_table(os, fd_.get(), header_, path_); }
 
 Result<ChunkHashes> Block::check_contents(Os& os) const {
-  const std::lock_guard lock(*checking_);
-  if (!fd_) return freed();
+  const std::lock_guard lock(checking_->mutex);
+  if (checking_->is_over) return freed();
   std::vector<std::byte> page(kPage);
   MODELBROKER_TRY(read_again(os, fd_.get(), page, 0));
   if (const auto header = BlockHeader::decode(page, header_.layout.block_size); !header || *header != header_) {
@@ -292,12 +293,12 @@ Result<ChunkHashes> Block::check_contents(Os& os) const {
 }
 
 Result<void> Block::check_chunk(Os& os, std::uint32_t index, std::uint64_t hash, const std::atomic<bool>& stop) const {
-  const std::lock_guard lock(*checking_);
+  const std::lock_guard lock(checking_->mutex);
   const ByteRange chunk = header_.layout.chunk(index);
   std::vector<std::byte> buffer(std::min(chunk.size, kCheckStep));
   ChunkHasher hasher;
   for (std::uint64_t at = chunk.offset; at < chunk.end();) {
-    if (!fd_) return freed();
+    if (checking_->is_over) return freed();
     if (stop) return fail(ErrorCode::kCancelled, "the check was stopped");
     const auto piece = std::span(buffer).first(std::min<std::uint64_t>(buffer.size(), chunk.end() - at));
     if (auto read = read_again(os, fd_.get(), piece, at); !read) {

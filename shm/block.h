@@ -175,8 +175,11 @@ class Block {
   std::shared_ptr<BlockGauge> gauge_ = std::make_shared<BlockGauge>();
   PageKind page_kind_ = PageKind::kSmall;
   std::optional<gid_t> group_;
-  // Held while fd_ is read by a check, and when it is let go.
-  std::unique_ptr<std::mutex> checking_ = std::make_unique<std::mutex>();
+  struct Checking {
+    std::mutex mutex;                   // held while fd_ is read by a check, and when it is let go
+    std::atomic<bool> is_over = false;  // the block was freed: no check begins, and one that runs ends
+  };
+  std::unique_ptr<Checking> checking_ = std::make_unique<Checking>();
   Fd fd_;
 };
 
