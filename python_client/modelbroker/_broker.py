@@ -44,7 +44,7 @@ def connect(endpoint: str | None = None, *, timeout: float = _CONNECT_SECONDS) -
     deadline = Deadline(timeout)
     candidates = endpoints_to_try(endpoint)
     while True:
-        error: ModelBrokerError | None = None
+        advice = ""
         for candidate in candidates:
             link = Link(candidate)
             try:
@@ -53,12 +53,12 @@ def connect(endpoint: str | None = None, *, timeout: float = _CONNECT_SECONDS) -
             except (UnavailableError, TimeoutError) as failed:
                 link.close()
                 # The first place is the one that the advice should name.
-                error = error or UnavailableError(str(failed))
+                advice = advice or str(failed)
             except BaseException:
                 link.close()
                 raise
-        if error is not None and deadline.passed():
-            raise error
+        if advice and deadline.passed():
+            raise UnavailableError(advice)
 
 
 class Broker:
@@ -251,7 +251,7 @@ class Broker:
                 stream.close()
                 watcher.join()
         if raised:
-            raise raised[0]
+            raise raised.pop()  # it keeps this frame, which is not to keep it
 
     def _attach(
         self, data: Data, mode: Mode, deadline: Deadline, file: int | None = None

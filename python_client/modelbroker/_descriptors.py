@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import zmq
 
@@ -35,15 +33,23 @@ def exhausted(what: str) -> OutOfDescriptorsError:
     )
 
 
-@contextmanager
-def or_exhausted(what: str) -> Iterator[None]:
-    """Makes that limit an OutOfDescriptorsError; other errors stay what they are."""
-    try:
-        yield
-    except (OSError, zmq.ZMQError) as error:
-        if not none_left(error):
-            raise
-        raise exhausted(what) from None
+class or_exhausted:  # noqa: N801  used as a function
+    """Makes that limit an OutOfDescriptorsError; other errors stay what they are.
+
+    No generator of contextlib: see tests/unit/python_garbage_test.py.
+    """
+
+    __slots__ = ("_what",)
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, (OSError, zmq.ZMQError)) and none_left(error):
+            raise exhausted(self._what) from None
 
 
 def ensure_left(count: int) -> None:

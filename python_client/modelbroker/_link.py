@@ -16,8 +16,6 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -78,7 +76,7 @@ class Link:
         request_id = self._ids()
         while True:
             session = self.session(deadline)
-            with self._losing(session), session.offered(file, deadline) as offer:
+            with _Losing(self, session), session.offered(file, deadline) as offer:
                 return self._ask(session, request_id, type_, data, deadline, offer)
 
     def attach(self, data: Data, deadline: Deadline, file: int | None = None) -> tuple[Data, Lease]:
@@ -86,7 +84,7 @@ class Link:
         self.settle(deadline)
         while True:
             session = self.session(deadline)
-            with self._losing(session), session.offered(file, deadline) as offer:
+            with _Losing(self, session), session.offered(file, deadline) as offer:
                 errand = Errand(session, self._ids(), "model.attach", data)
                 reply = self._attach_once(errand, deadline, offer)
                 lease = self._hold(reply, session)
@@ -112,7 +110,7 @@ class Link:
         """A descriptor of a leased block that cannot be opened by its path."""
         while True:
             session = self.session(deadline)
-            with self._losing(session):
+            with _Losing(self, session):
                 return session.open_block(name, deadline)
 
     def _ask(
@@ -135,21 +133,6 @@ class Link:
             )
 
         return self._pool.ask(encode, request_id, deadline, lambda: not session.hung_up(), receipt)
-
-    @contextmanager
-    def _losing(self, session: Session) -> Iterator[None]:
-        """Swallows SessionLost, so that the loop around it goes on with another session."""
-        try:
-            yield
-        except SessionLost:
-            self._lose(session)
-        except TimeoutError as error:
-            if isinstance(error, ModelBrokerError):
-                raise
-            raise DeadlineExceededError(
-                f"the broker at {self.endpoint.fds} does not answer: it is busy or hangs; "
-                "see its log"
-            ) from None
 
     # ---- the session
 
@@ -223,7 +206,8 @@ class Link:
             lost += [key for key in some if held[key].number not in restated]
         return lost
 
-    def _lose(self, session: Session) -> None:
+    def lose(self, session: Session) -> None:
+        """This session is over: the next call opens another."""
         with self._lock:
             if self._session is session:
                 self._session = None
@@ -301,7 +285,7 @@ class Link:
         try:
             reply = self._ask(errand.session, errand.request_id, errand.type, errand.data, deadline)
         except SessionLost:
-            self._lose(errand.session)
+            self.lose(errand.session)
             return True
         except (UnansweredError, OutOfDescriptorsError):
             return False
@@ -333,7 +317,7 @@ class Link:
         """See Kept."""
         session = self._session
         if session is not None and session.hung_up():
-            self._lose(session)
+            self.lose(session)
         orphaned = self._session is None and len(self._held) > len(self._dropped)
         if orphaned and not self._restored():
             return "unreachable"
@@ -392,6 +376,32 @@ class Link:
             self._session.forget()
         self._pool.forget()
         self._reset()
+
+
+class _Losing:
+    """Swallows SessionLost, so that the loop around it goes on with another session.
+
+    No generator of contextlib: see tests/unit/python_garbage_test.py.
+    """
+
+    __slots__ = ("_link", "_session")
+
+    def __init__(self, link: Link, session: Session) -> None:
+        self._link, self._session = link, session
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> bool:
+        if isinstance(error, SessionLost):
+            self._link.lose(self._session)
+            return True
+        if isinstance(error, TimeoutError) and not isinstance(error, ModelBrokerError):
+            raise DeadlineExceededError(
+                f"the broker at {self._link.endpoint.fds} does not answer: it is busy or hangs; "
+                "see its log"
+            ) from None
+        return False
 
 
 _links: weakref.WeakSet[Link] = weakref.WeakSet()

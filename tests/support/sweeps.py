@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import os
 import re
 import time
@@ -82,7 +81,6 @@ class World:
         if self.held is not None:
             self.held.release()
             self.held = None
-        gc.collect()  # what the traceback of a refusal still maps
 
     def names(self) -> set[str]:
         return {model.name for model in self.client.list()}
