@@ -10,6 +10,7 @@ import array
 import ctypes
 import hashlib
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -152,10 +153,21 @@ def torch_view(va: int, size: int) -> Any:
 class Child:
     """Another process of the probe, with one end of a socket pair as its standard input."""
 
-    def __init__(self, role: str, *args: object) -> None:
+    def __init__(
+        self,
+        role: str,
+        *args: object,
+        within: tuple[str, ...] = (),
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, str(PROBE), "--role", role, *map(str, args)]
-        self.process = subprocess.Popen(command, stdin=theirs.fileno(), stdout=sys.stderr)
+        command = [*within, sys.executable, str(PROBE), "--role", role, *map(str, args)]
+        self.process = subprocess.Popen(
+            command,
+            stdin=theirs.fileno(),
+            stdout=sys.stderr,
+            env={**os.environ, **(environment or {})},
+        )
         theirs.close()
         self.socket.settimeout(TALK_SECONDS)
 

@@ -35,6 +35,8 @@ PROBES = {
         host.kernel,
         sharing.descriptors,
         sharing.releases,
+        sharing.second_uploader,
+        sharing.isolation,
         sharing.legacy,
         sharing.other_handles,
         sharing.swap,
@@ -43,6 +45,7 @@ PROBES = {
         speed.upload,
         speed.registration,
         speed.streams,
+        speed.beside_compute,
         speed.wrapping,
         speed.torch_ipc,
     )

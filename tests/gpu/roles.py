@@ -159,6 +159,44 @@ def keep_computing(s: socket.socket, va: int, size: int) -> None:
     answer(s, rounds=rounds, always_equal=rounds > 0)
 
 
+def uploader(s: socket.socket, size_text: str, seed_text: str) -> None:
+    """Fills imported memory: half of it and then a fault that ends its context, or all."""
+    size, seed, g = int(size_text), int(seed_text), Device()
+    fd, how = recv_fd(s)
+    handle = g.take(fd)
+    va = g.map(handle, size, True)
+    if how == "fail":
+        g.fill(va, size // 2, seed)
+        said = write_torch(g.map(handle, size, False), size)
+        answer(s, fault=said, upload_then=said_code(g.d.cuMemsetD8(va, 0, 1)))
+    else:
+        g.fill(va, size, seed)
+        answer(s, digest=g.digest(va, size))
+    s.recv(100)
+
+
+def multiplier(s: socket.socket) -> None:
+    """Answers each work's name with the milliseconds that one round of it took, of many."""
+    import torch
+
+    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    wide = torch.ones(1 << 30, device="cuda", dtype=torch.float32)
+    works: dict[str, tuple[Callable[[], Any], int]] = {
+        "matmul": (lambda: a @ a, 1000),
+        "sum": (lambda: wide.sum(), 1000),
+    }
+    while name := s.recv(100).decode():
+        work, rounds = works[name]
+        for _ in range(5):
+            work()
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(rounds):
+            work()
+        torch.cuda.synchronize()
+        answer(s, ms=milliseconds(start) / rounds)
+
+
 def keeper(s: socket.socket) -> None:
     """Holds a descriptor without ever loading CUDA; hands it on when asked."""
     fd, _ = recv_fd(s)
@@ -267,6 +305,8 @@ ROLES: dict[str, Callable[..., None]] = {
         exporter,
         owner_without_context,
         reader,
+        uploader,
+        multiplier,
         keeper,
         ipc_exporter,
         ipc_reader,

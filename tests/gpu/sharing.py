@@ -7,6 +7,7 @@ import os
 import subprocess
 import time
 from typing import Any
+from uuid import UUID
 
 from gpu.device import GIB, MIB, Child, Device, ok, said_code, torch_view
 
@@ -136,6 +137,77 @@ def releases(_: int) -> Result:
     }
     os.close(fd)
     owner.kill()
+    return out
+
+
+def second_uploader(_: int) -> Result:
+    """T19: an uploader's context is lost in the middle; another begins anew, in the same memory."""
+    size = 1 * GIB
+    owner = Child("owner_without_context", size)
+    fd, _text = owner.recv_fd()
+    other, steady = Child("exporter", size), Child("reader", size)
+    others_fd, _text = other.recv_fd()
+    steady.send_fd(others_fd)
+    steady.hear()
+    steady.ask("keep computing")
+    first = Child("uploader", size, 5)
+    first.send_fd(fd, "fail")
+    out: Result = {"first uploader": first.hear()}
+    first.kill()
+    second = Child("uploader", size, 6)
+    second.send_fd(fd, "whole")
+    digest = second.hear().get("digest")
+    reader = Child("reader", size)
+    reader.send_fd(fd)
+    reader.hear()
+    out["reader sees what the second one uploaded, every byte"] = (
+        digest is not None and reader.ask("digest").get("digest") == digest
+    )
+    out["the owner lives"] = owner.process.poll() is None
+    out["a reader of other memory meanwhile"] = steady.ask("stop")
+    for child in (second, reader, steady, other, owner):
+        child.kill()
+    os.close(fd)
+    os.close(others_fd)
+    return out
+
+
+def isolation(_: int) -> Result:
+    """T10, T21: readers that see the device by another name, or sit in namespaces of their own."""
+    size, g = 256 * MIB, Device()
+    uuid = "GPU-" + str(UUID(bytes=bytes(ok(g.d.cuDeviceGetUuid(g.dev)).bytes)))
+    exporter = Child("exporter", size)
+    fd, text = exporter.recv_fd()
+    own_shm = ("sh", "-c", 'mount -t tmpfs none /dev/shm && exec "$@"', "sh")
+    namespaces = {
+        "a /dev/shm of its own": ("--mount",),
+        "and IPC": ("--mount", "--ipc"),
+        "and network": ("--mount", "--ipc", "--net"),
+        "and processes, with their /proc": (
+            *("--mount", "--ipc", "--net"),
+            *("--pid", "--fork", "--kill-child", "--mount-proc"),
+        ),
+        "processes without their /proc": ("--pid", "--fork", "--kill-child"),
+    }
+    ways: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
+        "CUDA_VISIBLE_DEVICES=0": ((), {"CUDA_VISIBLE_DEVICES": "0"}),
+        "CUDA_VISIBLE_DEVICES by UUID": ((), {"CUDA_VISIBLE_DEVICES": uuid}),
+    }
+    for name, flags in namespaces.items():
+        shm = own_shm if "--mount" in flags else ()
+        ways[f"namespaces: {name}"] = (("unshare", *flags, *shm), {})
+    out: Result = {"uuid": uuid}
+    for name, (within, environment) in ways.items():
+        reader = Child("reader", size, within=within, environment=environment)
+        reader.send_fd(fd)
+        heard = reader.hear()
+        if "died" not in heard:
+            digest = reader.ask("digest").get("digest")
+            heard["equal, every byte"] = digest == json.loads(text)["digest"]
+        out[name] = heard
+        reader.kill()
+    exporter.kill()
+    os.close(fd)
     return out
 
 

@@ -6,6 +6,7 @@ import ctypes
 import functools
 import os
 import pickle
+import select
 import tempfile
 import time
 from collections.abc import Callable
@@ -193,6 +194,42 @@ def ring(g: Device, source: int, target: int, size: int, chunk: int, threads: in
 
 
 RINGS: dict[tuple[int, int], int] = {}
+
+
+def beside_compute(_: int) -> Result:
+    """T15: what an upload from registered memory does to kernels of another process."""
+    g, size = Device(), 2 * GIB
+    target = int(ok(g.d.cuMemAlloc(size)))
+    stream = ok(g.d.cuStreamCreate(1))
+    file = ShmFile(size, True)
+    source = file.map_read_only()
+    ok(g.d.cuMemHostRegister(source, size, REGISTER_READ_ONLY))
+
+    def copy() -> None:
+        ok(g.d.cuMemcpyHtoDAsync(target, source, size, stream))
+        ok(g.d.cuStreamSynchronize(stream))
+
+    out: Result = {"upload alone, GB/s": size / seconds(copy) / GB}
+    child = Child("multiplier")
+    for work in ("matmul", "sum"):
+        alone = min(child.ask(work)["ms"] for _ in range(3))
+        child.say(work)
+        start, copies = time.perf_counter(), 0
+        while not select.select([child.socket], [], [], 0)[0]:
+            copy()
+            copies += 1
+        took, beside = time.perf_counter() - start, child.hear()["ms"]
+        out[work] = {
+            "alone_ms": alone,
+            "beside_ms": beside,
+            "slower": beside / alone - 1,
+            "upload gb_s": copies * size / took / GB,
+        }
+    child.kill()
+    ok(g.d.cuMemHostUnregister(source))
+    file.unmap(source)
+    file.close()
+    return out
 
 
 def wrapping(_: int) -> Result:
