@@ -8,6 +8,7 @@ namespace modelbroker {
 void EvictedNames::insert(const std::string& name, Entry entry) {
   last_ = std::max(last_, entry.position);
   order_.emplace(entry.position, name);
+  of_loader_[entry.model.given.loader].insert(entry.position);
   models_.emplace(name, std::move(entry));
 }
 
@@ -15,14 +16,22 @@ std::uint64_t EvictedNames::remember(const std::string& name, Model model) {
   forget(name);
   insert(name, {last_ + 1, std::move(model)});
   changed_.insert(name);
-  while (models_.size() > kMost) forget(std::string(order_.begin()->second));
+  while (models_.size() > kMost) forget_one();
   return last_;
+}
+
+void EvictedNames::forget_one() {
+  const auto most = std::ranges::max_element(of_loader_, {}, [](const auto& each) { return each.second.size(); });
+  forget(std::string(order_.at(*most->second.begin())));
 }
 
 void EvictedNames::forget(std::string_view name) {
   const auto found = models_.find(name);
   if (found == models_.end()) return;
   changed_.insert(found->first);
+  const auto of_loader = of_loader_.find(found->second.model.given.loader);
+  of_loader->second.erase(found->second.position);
+  if (of_loader->second.empty()) of_loader_.erase(of_loader);
   order_.erase(found->second.position);
   models_.erase(found);
 }
@@ -31,6 +40,7 @@ void EvictedNames::clear() {
   for (const auto& [name, entry] : models_) changed_.insert(name);
   models_.clear();
   order_.clear();
+  of_loader_.clear();
 }
 
 std::vector<std::string> EvictedNames::at_path(std::string_view path) const {

@@ -1,8 +1,8 @@
 // EvictedNames: what evicted models were called, so that who attaches one by name gets it loaded again.
 //
-// Bounded: past kMost the name that was evicted first is forgotten. The state database has them too: what has changed
-// here goes there with the next write, so that a name stands in one place at any time, also after a crash.
-// Threads: the broker's only.
+// Bounded: past kMost the name that was evicted first is forgotten, of those whose loader has the most here: nobody
+// pushes out another's by evicting many of his own. The state database has them too: what has changed here goes there
+// with the next write, so that a name stands in one place at any time, also after a crash. Threads: the broker's only.
 #pragma once
 
 #include <cstddef>
@@ -65,9 +65,11 @@ class EvictedNames {
     Model model;
   };
   void insert(const std::string& name, Entry entry);
+  void forget_one();
 
   std::map<std::string, Entry, std::less<>> models_;
-  std::map<std::uint64_t, std::string> order_;  // the same names, by position
+  std::map<std::uint64_t, std::string> order_;                  // the same names, by position
+  std::map<std::uint32_t, std::set<std::uint64_t>> of_loader_;  // their positions
   std::set<std::string, std::less<>> changed_;
   std::uint64_t last_ = 0;  // position
 };

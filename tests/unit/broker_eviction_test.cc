@@ -112,5 +112,27 @@ TEST(EvictedNamesTest, AreRememberedUpToALimit) {
   EXPECT_NE(names.find("5"), nullptr);
 }
 
+EvictedNames::Model loaded_by(std::uint32_t uid) {
+  EvictedNames::Model model;
+  model.given.loader = uid;
+  return model;
+}
+
+TEST(EvictedNamesTest, NobodyPushesOutAnothersByManyOfHisOwn) {
+  EvictedNames names;
+  for (int i = 0; i < 3; ++i) names.remember("theirs" + std::to_string(i), loaded_by(2));
+  names.remember("moved", loaded_by(2));
+  names.remember("moved", loaded_by(3));
+  for (std::size_t i = 0; i < 2 * EvictedNames::kMost; ++i) names.remember(std::to_string(i), loaded_by(1));
+  EXPECT_EQ(names.size(), EvictedNames::kMost);
+  for (const char* name : {"theirs0", "theirs1", "theirs2", "moved"}) EXPECT_NE(names.find(name), nullptr) << name;
+  EXPECT_EQ(names.find(std::to_string(EvictedNames::kMost + 3)), nullptr);
+  EXPECT_NE(names.find(std::to_string(EvictedNames::kMost + 4)), nullptr);
+  names.clear();
+  for (std::size_t i = 0; i < EvictedNames::kMost + 5; ++i) names.remember(std::to_string(i), loaded_by(2));
+  EXPECT_EQ(names.size(), EvictedNames::kMost);
+  EXPECT_EQ(names.find("4"), nullptr);
+}
+
 }  // namespace
 }  // namespace modelbroker
