@@ -7,6 +7,8 @@ import time
 
 from ._errors import InvalidArgumentError
 
+_LONGEST = 1e9  # 31 years: what every kind of wait can count
+
 
 class Deadline:
     """A moment on the monotonic clock, or no end at all."""
@@ -14,12 +16,13 @@ class Deadline:
     __slots__ = ("_at", "seconds")
 
     def __init__(self, seconds: float | None) -> None:
-        if seconds is not None and not (seconds >= 0 and math.isfinite(seconds)):
+        number = isinstance(seconds, (int, float))
+        if seconds is not None and not (number and seconds >= 0 and math.isfinite(seconds)):
             raise InvalidArgumentError(
                 f"timeout={seconds!r} must be None or a finite number of seconds, 0 or more"
             )
         self.seconds = seconds
-        self._at = math.inf if seconds is None else time.monotonic() + seconds
+        self._at = math.inf if seconds is None else time.monotonic() + min(seconds, _LONGEST)
 
     def left(self, most: float = math.inf) -> float:
         """Seconds until the end, but at most `most`; 0 when it has passed."""

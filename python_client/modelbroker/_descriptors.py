@@ -11,6 +11,7 @@ import os
 import zmq
 
 from ._errors import ResourceExhaustedError
+from ._whole import for_each
 
 FOR_A_CONTEXT = 16
 FOR_A_SOCKET = 8
@@ -56,8 +57,6 @@ def ensure_left(count: int) -> None:
     """OSError unless that many can be opened now."""
     opened: list[int] = []
     try:
-        for _ in range(count):
-            opened.append(os.eventfd(0, os.EFD_CLOEXEC))
+        opened.extend(map(os.eventfd, [0] * count, [os.EFD_CLOEXEC] * count))
     finally:
-        for descriptor in opened:
-            os.close(descriptor)
+        for_each(os.close, opened)

@@ -34,14 +34,26 @@ class Kept(Protocol):
 class Keeper:
     """Runs `tend()` whenever there may be something to do."""
 
-    def __init__(self, link: Kept) -> None:
+    def __init__(self) -> None:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         weakref.finalize(self, os.close, self._wake).atexit = False
         self._stopping = False
-        self._thread = threading.Thread(
+        self._thread: threading.Thread | None = None
+
+    def start(self, link: Kept) -> None:
+        """Starts the thread unless it runs; RuntimeError where none can be had."""
+        if self._thread is not None:
+            return
+        thread = threading.Thread(
             target=self._run, args=(link,), name="modelbroker-keeper", daemon=True
         )
-        self._thread.start()
+        self._thread = thread  # first: an interruption after the start must not make a second one
+        try:
+            thread.start()
+        except BaseException:
+            if thread.ident is None:
+                self._thread = None
+            raise
 
     def wake(self) -> None:
         """Safe in finalizers: takes no lock and never blocks."""
@@ -52,9 +64,12 @@ class Keeper:
         """Asks the thread to end and waits a moment; True when it has."""
         self._stopping = True
         self.wake()
-        if self._thread is not threading.current_thread():
-            self._thread.join(seconds)
-        return not self._thread.is_alive()
+        thread = self._thread
+        if thread is None or thread.ident is None:
+            return True
+        if thread is not threading.current_thread():
+            thread.join(seconds)
+        return not thread.is_alive()
 
     def _run(self, link: Kept) -> None:
         seconds: float | None = 0.0

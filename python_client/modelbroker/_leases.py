@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ class Held:
     number: int
     model: str
     blocks: list[str]
+    ref: LeaseRef  # kept alive, or it tells nobody
 
     def as_wire(self) -> dict[str, Any]:
         """An element of `lease.restate`'s leases."""
@@ -39,18 +41,32 @@ class Errand:
 
 
 class Lease:
-    """Held by every mapping of one attach; when the last is gone, `drop` is called.
+    """Held by every mapping of one attach; when the last is gone, `wake` is called.
 
-    `drop` runs as a finalizer: anywhere, in any thread, and never in a forked child or at the
+    `wake` runs as a finalizer: anywhere, in any thread, and never in a forked child or at the
     interpreter's exit (where the session ends anyway).
     """
 
     __slots__ = ("__weakref__",)
 
-    def __init__(self, drop: Callable[[], None]) -> None:
-        weakref.finalize(self, _drop_if_ours, os.getpid(), drop).atexit = False
+    def __init__(self, wake: Callable[[], None]) -> None:
+        weakref.finalize(self, _call_if_ours, os.getpid(), wake).atexit = False
 
 
-def _drop_if_ours(pid: int, drop: Callable[[], None]) -> None:
+def _call_if_ours(pid: int, wake: Callable[[], None]) -> None:
     if os.getpid() == pid:
-        drop()
+        wake()
+
+
+class LeaseRef(weakref.ref[Lease]):
+    """Goes into a deque when its lease is let go: a C function does it, which nobody interrupts."""
+
+    __slots__ = ("key",)
+    key: int
+
+    @classmethod
+    def to(cls, lease: Lease, dropped: deque[LeaseRef], key: int) -> LeaseRef:
+        """`key`: the lease's in the books."""
+        ref = cls(lease, dropped.append)
+        ref.key = key
+        return ref

@@ -4,7 +4,7 @@ Invariant: every lease in `_held` is good on `_session`. A new session is publis
 leases have been stated on it, and a lease that an older session granted is not taken in.
 
 Threads: any. Finalizers run anywhere, even inside our own critical sections, so they take no lock:
-they append to a deque and wake the keeper, which does the rest.
+a C function appends to a deque, and they wake the keeper, which does the rest.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ from ._errors import (
     UnavailableError,
 )
 from ._keeper import Keeper
-from ._leases import Errand, Held, Lease
+from ._leases import Errand, Held, Lease, LeaseRef
 from ._pool import Pool
 from ._session import Offer, Session
+from ._whole import take
 from ._wire import RequestIds, SessionLost, UnansweredError, encode_request
 
 Data = dict[str, Any]
@@ -49,7 +50,7 @@ class Link:
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self._pool = Pool(endpoint.broker)
-        self._closing = self._shut = self._exiting = False
+        self._closing = self._shut = False
         self._reset()
         _links.add(self)
 
@@ -58,7 +59,7 @@ class Link:
         self._keys = itertools.count()
         self._session: Session | None = None
         self._held: dict[int, Held] = {}
-        self._dropped: deque[int] = deque()  # keys of _held that finalizers let go
+        self._dropped: deque[LeaseRef] = deque()  # of _held, let go
         self._errands: deque[Errand] = deque()
         self._keeper: Keeper | None = None
         self._lock = threading.Lock()  # short: the fields above
@@ -86,16 +87,17 @@ class Link:
             session = self.session(deadline)
             with _Losing(self, session), session.offered(file, deadline) as offer:
                 errand = Errand(session, self._ids(), "model.attach", data)
-                reply = self._attach_once(errand, deadline, offer)
-                lease = self._hold(reply, session)
+                reply, lease = self._attach_once(errand, deadline, offer)
                 if lease is not None:
                     return reply, lease
 
-    def _attach_once(self, errand: Errand, deadline: Deadline, offer: Offer | None) -> Data:
+    def _attach_once(
+        self, errand: Errand, deadline: Deadline, offer: Offer | None
+    ) -> tuple[Data, Lease | None]:
+        session = errand.session
         try:
-            return self._ask(
-                errand.session, errand.request_id, errand.type, errand.data, deadline, offer
-            )
+            reply = self._ask(session, errand.request_id, errand.type, errand.data, deadline, offer)
+            return reply, self._hold(reply, session)
         except SessionLost:
             raise
         except BaseException as error:
@@ -160,9 +162,10 @@ class Link:
         if self._shut:
             self._end_with_process()
             raise FailedPreconditionError("the connection to the broker is closed")
-        if not self._renewing.acquire(timeout=deadline.left(_PATIENCE)):
-            return "another thread is still connecting"
+        taken: list[bool] = []
         try:
+            if not take(taken, self._renewing, deadline.left(_PATIENCE)):
+                return "another thread is still connecting"
             if self._session is None:
                 with or_exhausted("connecting to the broker"):
                     self._open_session(deadline)
@@ -171,7 +174,8 @@ class Link:
         except OSError as error:
             return f"{self.endpoint.fds}: {error.strerror or error}"
         finally:
-            self._renewing.release()
+            if True in taken:
+                self._renewing.release()
         return None
 
     def _open_session(self, deadline: Deadline) -> None:
@@ -220,22 +224,19 @@ class Link:
     def _hold(self, reply: Data, session: Session) -> Lease | None:
         """Takes a granted lease in; None when its session is over, and the lease with it."""
         blocks = [str(block["block"]) for block in reply["blocks"]]
-        held = Held(int(reply["lease"]), str(reply["model"]), blocks)
+        key = next(self._keys)
+        lease = Lease(self._wake)
+        ref = LeaseRef.to(lease, self._dropped, key)
+        held = Held(int(reply["lease"]), str(reply["model"]), blocks, ref)
         with self._lock:
             if self._session is not session:
                 return None
-            key = next(self._keys)
             self._held[key] = held
-        lease = Lease(lambda: self._drop(key))
         self._keep()
         return lease
 
-    def _drop(self, key: int) -> None:
-        """A finalizer: no locks here."""
-        self._dropped.append(key)
-        self._wake()
-
     def _wake(self) -> None:
+        """Also a finalizer: no locks here."""
         keeper = self._keeper
         if keeper is not None:
             keeper.wake()
@@ -244,7 +245,9 @@ class Link:
         try:
             with self._lock, or_exhausted("keeping a lease"):
                 if self._keeper is None and not self._shut:
-                    self._keeper = Keeper(self)
+                    self._keeper = Keeper()
+                if self._keeper is not None:
+                    self._keeper.start(self)
         except RuntimeError:  # no more threads: Python 3.12 gives none at exit
             self._end_with_process()
             raise
@@ -255,17 +258,20 @@ class Link:
         # The lock last: what the keeper has taken out it runs under it.
         if not self._dropped and not self._errands and not self._settling.locked():
             return
-        if not self._settling.acquire(timeout=deadline.left(_ERRAND_SECONDS)):
-            return
+        taken: list[bool] = []
         try:
+            if not take(taken, self._settling, deadline.left(_ERRAND_SECONDS)):
+                return
             self._dropped_to_errands()
             for _ in range(len(self._errands)):
-                errand = self._errands.popleft()
-                if not self._run(errand, deadline.at_most(_ERRAND_SECONDS)):
-                    self._errands.append(errand)
+                # It stays until it is done: who interrupts us leaves it to the next.
+                if not self._run(self._errands[0], deadline.at_most(_ERRAND_SECONDS)):
+                    self._errands.rotate(-1)
                     return  # the broker is slow: later
+                self._errands.popleft()
         finally:
-            self._settling.release()
+            if True in taken:
+                self._settling.release()
 
     def _dropped_to_errands(self) -> None:
         with self._lock:
@@ -273,10 +279,13 @@ class Link:
             if session is None:
                 return
             while self._dropped:
-                held = self._held.pop(self._dropped.popleft(), None)
-                if held is not None:
+                key = self._dropped[0].key
+                held = self._held.get(key)
+                if held is not None:  # an errand too many, if we are interrupted, does no harm
                     data = {"lease": held.number}
                     self._errands.append(Errand(session, self._ids(), "model.detach", data))
+                    self._held.pop(key, None)
+                self._dropped.popleft()
 
     def _run(self, errand: Errand, deadline: Deadline) -> bool:
         """Runs an errand; False when it got no answer and should be run again."""
@@ -300,7 +309,7 @@ class Link:
         """Without a session, a lease that was let go has ended already."""
         with self._renewing, self._lock:
             while self._session is None and self._dropped:
-                self._held.pop(self._dropped.popleft(), None)
+                self._held.pop(self._dropped.popleft().key, None)
 
     @property
     def closing(self) -> bool:
@@ -361,13 +370,12 @@ class Link:
 
     def at_exit(self) -> None:
         """The process goes: ends the session, unmaps nothing. Only daemon threads are left."""
-        self._exiting = True
         if self._keeper is None or self._keeper.stop(0.2):
             self._shut_down()
 
     def _end_with_process(self) -> None:
         """At exit a daemon thread's call has nobody to answer to, and waits for the end."""
-        if self._exiting and threading.current_thread() is not threading.main_thread():
+        if _exiting and threading.current_thread() is not threading.main_thread():
             threading.Event().wait()
 
     def after_fork(self) -> None:
@@ -405,6 +413,7 @@ class _Losing:
 
 
 _links: weakref.WeakSet[Link] = weakref.WeakSet()
+_exiting = False  # the interpreter is: also for links that are made now
 
 
 def _forget_in_child() -> None:
@@ -413,6 +422,8 @@ def _forget_in_child() -> None:
 
 
 def _close_at_exit() -> None:
+    global _exiting
+    _exiting = True
     for link in list(_links):
         link.at_exit()
 

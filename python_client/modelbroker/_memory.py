@@ -13,6 +13,7 @@ import weakref
 from typing import Any, Literal, TypeAlias
 
 from ._errors import ResourceExhaustedError
+from ._whole import for_each
 
 Mode: TypeAlias = Literal["private", "readonly"]
 
@@ -48,8 +49,9 @@ def _mmap(address: int | None, size: int, protection: int, flags: int, descripto
 
 
 def _unmap(address: int, size: int) -> None:
-    for start in range(0, size, _UNMAP_STEP):
-        _libc.munmap(address + start, min(_UNMAP_STEP, size - start))
+    whole, rest = divmod(size, _UNMAP_STEP)
+    sizes = [_UNMAP_STEP] * whole + [rest] * (rest > 0)
+    for_each(_libc.munmap, range(address, address + size, _UNMAP_STEP), sizes)
 
 
 def _map_aligned(descriptor: int, size: int, mode: Mode) -> int:

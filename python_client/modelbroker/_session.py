@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import contextlib
 import os
+import queue
 import select
 import socket
 import struct
@@ -22,6 +23,7 @@ from ._deadline import Deadline
 from ._descriptors import exhausted
 from ._endpoint import Endpoint
 from ._errors import InternalError, PermissionDeniedError
+from ._whole import for_each, take
 from ._wire import (
     PACKET_LIMIT,
     Receipt,
@@ -63,7 +65,9 @@ class Session:
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
         self._lock = threading.Lock()
-        self._offers = threading.Semaphore(_MOST_OFFERS)
+        self._offers: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        for _ in range(_MOST_OFFERS):
+            self._offers.put(True)
         self._ids = RequestIds()
         self.token = ""
         self.boot_id = ""
@@ -107,13 +111,22 @@ class Session:
             yield None
             return
         deadline = deadline.at_most(_EXCHANGE_SECONDS)
-        if not self._offers.acquire(timeout=_patience(deadline)):
-            raise TimeoutError
-        with contextlib.ExitStack() as turn:
-            turn.callback(self._offers.release)
+        turn: list[bool] = []
+        taken = iter(turn)  # gives it once, and then nothing more
+
+        def used() -> None:
+            for_each(self._offers.put, taken)
+
+        try:
+            try:
+                turn.extend(map(self._offers.get, (True,), (_patience(deadline),)))
+            except queue.Empty:
+                raise TimeoutError from None
             data, descriptors = self._exchange("file.offer", {}, (descriptor,), deadline)
             _close_all(descriptors)
-            yield Offer(str(data["file"]), self.token, turn.close)
+            yield Offer(str(data["file"]), self.token, used)
+        finally:
+            used()
 
     def open_block(self, name: str, deadline: Deadline) -> int:
         """A descriptor of a block that this session leases; the caller closes it."""
@@ -144,9 +157,10 @@ class Session:
         request_id = self._ids()
         raw = encode_request(request_id, type_, data, limit=PACKET_LIMIT)
         deadline = deadline.at_most(_EXCHANGE_SECONDS)
-        if not self._lock.acquire(timeout=_patience(deadline)):
-            raise TimeoutError
+        taken: list[bool] = []
         try:
+            if not take(taken, self._lock, _patience(deadline)):
+                raise TimeoutError
             self._socket.settimeout(_patience(deadline))
             socket.send_fds(self._socket, [raw], descriptors)
             reply, received = self._receive(request_id, deadline)
@@ -155,7 +169,8 @@ class Session:
         except OSError:
             raise SessionLost from None
         finally:
-            self._lock.release()
+            if True in taken:
+                self._lock.release()
         try:
             return data_of(reply), received
         except BaseException:
