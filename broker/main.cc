@@ -1,12 +1,27 @@
 // The only place with argv and exit.
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 
 #include "broker/cli/commands.h"
 #include "broker/cli/output.h"
 #include "modelbroker_version.h"
 
+namespace {
+
+// Who starts us without one of them would have our output in the next file or socket that we open.
+void fill_standard_descriptors() {
+  for (const int standard : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    if (::fcntl(standard, F_GETFD) < 0) (void)::open("/dev/null", O_RDWR);  // the lowest that is free
+  }
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
   using namespace modelbroker::cli;
+  fill_standard_descriptors();
   CLI::App app{"modelbroker: load model weights once, attach from every process"};
   app.name("modelbroker");
   app.set_version_flag("--version", std::string("modelbroker ") + modelbroker::kVersion);

@@ -111,3 +111,16 @@ def test_a_full_disk_for_the_log_stops_nothing(make_broker: MakeBroker, tmp_path
     wait_until(lambda: broker.books()["made"] > 0)
     assert broker.terminate() == 0
     assert broker.blocks() == []
+
+
+def test_without_standard_descriptors_nothing_else_takes_their_place(
+    make_broker: MakeBroker, tmp_path: Path
+) -> None:
+    broker = make_broker("--log-level", "debug")
+    command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *broker.serve_command()]
+    broker.process = subprocess.Popen(command, env=broker.environment)
+    with modelbroker.connect(broker.endpoint, timeout=30) as client:
+        client.load(files.write_random(tmp_path / "m.safetensors", 1))
+        places = [os.readlink(f"/proc/{broker.pid}/fd/{standard}") for standard in range(3)]
+    assert places == ["/dev/null"] * 3
+    assert (broker.run / "lock").stat().st_size == 0
