@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from support import files
 from support.broker import BrokerProcess
 
 if TYPE_CHECKING:
@@ -35,6 +37,13 @@ def make_broker() -> Iterator[Callable[..., BrokerProcess]]:
 def broker(make_broker: Callable[..., BrokerProcess]) -> BrokerProcess:
     """A running broker of this test's own."""
     return make_broker().start()
+
+
+@pytest.fixture
+def loaded(broker: BrokerProcess, tmp_path: Path) -> BrokerProcess:
+    """With one model, "m", of 2 MB."""
+    broker.cli("load", files.write_random(tmp_path / "m", 2), "--name", "m")
+    return broker
 
 
 @pytest.fixture(scope="module")

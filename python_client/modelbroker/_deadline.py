@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import time
 
 from ._errors import InvalidArgumentError
@@ -16,7 +17,7 @@ class Deadline:
     __slots__ = ("_at", "seconds")
 
     def __init__(self, seconds: float | None) -> None:
-        number = isinstance(seconds, (int, float))
+        number = isinstance(seconds, numbers.Real)  # numpy's too
         if seconds is not None and not (number and seconds >= 0 and math.isfinite(seconds)):
             raise InvalidArgumentError(
                 f"timeout={seconds!r} must be None or a finite number of seconds, 0 or more"

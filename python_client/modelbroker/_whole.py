@@ -6,18 +6,13 @@ result is anywhere. A C function that calls another one leaves no such moment.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any
 
 
-class Lock(Protocol):
-    """threading.Lock's."""
-
-    def acquire(self, blocking: bool = ..., timeout: float = ...) -> bool: ...
-
-
-def take(taken: list[bool], lock: Lock, seconds: float) -> bool:
+def take(taken: list[bool], lock: threading.Lock, seconds: float) -> bool:
     """Waits for a lock; that `taken` holds True says that it is ours, whatever is raised here.
 
     To be called below a `try` whose `finally` is `if True in taken: lock.release()`.

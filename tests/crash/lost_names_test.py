@@ -52,9 +52,8 @@ def test_the_next_broker_loads_a_damaged_model_again(broker: BrokerProcess, tmp_
         broker.kill()
         broker.start()
         with broker.connect() as client:
-            assert_right_bytes(
-                client, "alias", crcs(tmp_path / "content")
-            )  # written or not by then
+            # Whether it was written by then or not.
+            assert_right_bytes(client, "alias", crcs(tmp_path / "content"))
             assert names_of(client) == [("m", ["alias"], True)]
     assert_books_are_the_kernels(broker)
 

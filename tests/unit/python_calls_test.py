@@ -13,13 +13,6 @@ import modelbroker
 from support import files
 from support.broker import BrokerProcess, run_python, wait_until
 
-
-@pytest.fixture
-def loaded(broker: BrokerProcess, tmp_path: Path) -> BrokerProcess:
-    broker.cli("load", files.write_random(tmp_path / "m", 2), "--name", "m")
-    return broker
-
-
 # ---- Ctrl-C
 
 # The main thread's call cannot end by itself; a second thread sees it under way and interrupts it.

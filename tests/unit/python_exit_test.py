@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from support import files
 from support.broker import BrokerProcess, run_python, start_python, wait_until
 
 SCRIPTS = {
@@ -144,12 +141,6 @@ with modelbroker.connect(timeout=30) as client, client.attach("m") as weights:
     sys.exit(0)
 """,
 }
-
-
-@pytest.fixture
-def loaded(broker: BrokerProcess, tmp_path: Path) -> BrokerProcess:
-    broker.cli("load", files.write_random(tmp_path / "m", 2), "--name", "m")
-    return broker
 
 
 @pytest.mark.parametrize("what", SCRIPTS)

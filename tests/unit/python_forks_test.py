@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from support import files
 from support.broker import BrokerProcess, run_python, wait_until
 
 # What every script begins with. A child that hangs is killed by its alarm. Python warns of forks
@@ -53,12 +52,6 @@ weights = client.attach("m")
 right = checksum(weights)
 assert leases() == 1
 """
-
-
-@pytest.fixture
-def loaded(broker: BrokerProcess, tmp_path: Path) -> BrokerProcess:
-    broker.cli("load", files.write_random(tmp_path / "m", 2), "--name", "m")
-    return broker
 
 
 def assert_runs(broker: BrokerProcess, script: str) -> None:

@@ -29,12 +29,6 @@ def _no_collector() -> Iterator[None]:
     gc.enable()
 
 
-@pytest.fixture
-def loaded(broker: BrokerProcess, tmp_path: Path) -> BrokerProcess:
-    broker.cli("load", files.write_random(tmp_path / "m", 2), "--name", "m")
-    return broker
-
-
 def has_no_lease(broker: BrokerProcess) -> bool:
     return broker.books()["leases"] == 0
 

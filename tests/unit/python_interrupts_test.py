@@ -51,6 +51,7 @@ def keepers() -> int:
     return sum(thread.name == "modelbroker-keeper" for thread in threading.enumerate())
 
 
+# An interruption in a finalizer is told of so; what it must not cost is asserted.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("what", ["attach", "attach a path", "load", "status"])
 def test_at_every_moment(broker: BrokerProcess, tmp_path: Path, what: str) -> None:
