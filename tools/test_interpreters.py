@@ -5,6 +5,7 @@ Tests that need torch run on one interpreter only (make test); here run those of
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
@@ -38,7 +39,7 @@ def light_tests() -> list[str]:
     return [str(path) for path in files if not _HEAVY.search(path.read_text())]
 
 
-def run(version: str, interpreter: str) -> bool:
+def run(version: str, interpreter: str, flaky: Path) -> bool:
     """Makes an environment if there is none, and runs the tests in it."""
     folder = _ROOT / "build" / f"venv-{version}"
     python = str(folder / "bin/python")
@@ -47,7 +48,9 @@ def run(version: str, interpreter: str) -> bool:
         install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([python, *install, *_NEEDED], check=True)
         (folder / ".ready").touch()
-    command = [python, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider"]
+    runner = [python, str(_ROOT / "tools/run_tests.py"), "--flaky", str(flaky)]
+    command = [*runner, "--note", f"Python {version}"]
+    command += ["pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider"]
     environment = {**os.environ, "PYTHONPATH": str(_ROOT / "python_client")}
     done = subprocess.run(
         [*command, *light_tests()],
@@ -62,12 +65,17 @@ def run(version: str, interpreter: str) -> bool:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument(
+        "--flaky", type=Path, default=_ROOT / "build/flaky.txt", help="see run_tests.py"
+    )
+    given = parser.parse_args()
     own = ".".join(map(str, sys.version_info[:2]))
     failed, lines = [], []
     found = {version: find(version) for version in _SUPPORTED if version != own}
     with ThreadPoolExecutor(len(found)) as pool:  # they mostly wait
         runs = {
-            version: pool.submit(run, version, interpreter)
+            version: pool.submit(run, version, interpreter, given.flaky)
             for version, interpreter in found.items()
             if interpreter is not None
         }
