@@ -54,11 +54,13 @@ $(BUILD)/env: Makefile
 	@printf '# . build/env: this build first on the path of a shell\nexport PATH="%s:%s:$$PATH"\n' \
 	  "$(CURDIR)/$(BUILD)/$(PRESET)/bin" "$(CURDIR)/$(VENV)/bin" > $@
 
-lock: $(BUILD)/.packages ## resolve packaging/python.lock anew
+lock: $(BUILD)/.packages ## resolve packaging/python.lock and packaging/peers/*.lock again
 	python3 -m venv $(BUILD)/lock && $(BUILD)/lock/bin/pip install --quiet pip-tools
 	{ sed -n 1p packaging/python.lock; $(BUILD)/lock/bin/pip-compile --quiet --extra dev --strip-extras \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file - pyproject.toml; } \
 	  > $(BUILD)/python.lock && mv $(BUILD)/python.lock packaging/python.lock
+	$(MAKE) deps
+	$(PYTHON) bench/install_peers.py $(BUILD)/lock-peers --lock
 
 # ---- build and run
 
@@ -93,7 +95,7 @@ FIGURES ?= $(wildcard $(BUILD)/bench.jsonl $(BUILD)/bench-peers.jsonl)
 picture: ## docs/numbers.svg from the benchmarks' lines (FIGURES="a.jsonl b.jsonl": these)
 	python3 tools/draw_numbers.py $(FIGURES) docs/numbers.svg
 
-$(BUILD)/peers/failed: bench/install_peers.py $(VENV)/.ready
+$(BUILD)/peers/failed: bench/install_peers.py $(wildcard packaging/peers/*.lock) $(VENV)/.ready
 	$(PYTHON) bench/install_peers.py $(BUILD)/peers
 
 install: build ## install the broker below PREFIX (/usr/local)

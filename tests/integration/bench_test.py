@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 import figures
+import install_peers
 import run_all
 from support.broker import BINARY, wait_until
 
@@ -155,6 +156,20 @@ def test_an_interrupted_program_leaves_nothing(
     assert "interrupted" in said
     assert left_of(process.pid) == []
     assert list(sockets.iterdir()) == []
+
+
+def test_each_peer_has_a_lock_that_names_its_version_and_fetches_no_torch() -> None:
+    """`make bench-peers` installs them without their dependencies: pip need not resolve any."""
+    for peer in install_peers.PEERS:
+        lines = install_peers.lock_of(peer).read_text().splitlines()
+        pinned = [line for line in lines if not line.startswith("#")]
+        assert peer in pinned
+        assert [
+            line for line in pinned if not re.fullmatch(r"[a-z0-9._-]+==[a-z0-9.+]+", line)
+        ] == []
+        names = {line.partition("==")[0] for line in pinned}
+        assert not names & {"torch", "numpy", "setuptools"}
+        assert not [name for name in names if name.startswith("nvidia")]
 
 
 def test_peers_that_are_not_there_are_named(tmp_path: Path, sockets: Path) -> None:
