@@ -2,7 +2,8 @@
 //
 // Header only, so that it is compiled against your libtorch. In mode kReadOnly a write to such a tensor is a
 // segmentation fault: torch knows no read-only tensors.
-// Threads: any. Failure: unimplemented for a dtype that torch has not (use Tensor::bytes), else as Weights.
+// Threads: any. Failure: unimplemented for a dtype that is not in the table below (use Tensor::bytes), otherwise as
+// Weights.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -24,7 +25,7 @@ namespace modelbroker {
 
 // What torch calls a safetensors dtype.
 [[nodiscard]] inline Result<at::ScalarType> scalar_type(std::string_view dtype) {
-  static constexpr std::array<std::pair<std::string_view, at::ScalarType>, 17> kTypes{{
+  static constexpr std::array<std::pair<std::string_view, at::ScalarType>, 19> kTypes{{
       {"BOOL", at::ScalarType::Bool},
       {"U8", at::ScalarType::Byte},
       {"I8", at::ScalarType::Char},
@@ -42,11 +43,14 @@ namespace modelbroker {
       {"F8_E4M3", at::ScalarType::Float8_e4m3fn},
       {"F8_E5M2", at::ScalarType::Float8_e5m2},
       {"F8_E8M0", at::ScalarType::Float8_e8m0fnu},
+      {"F8_E4M3FNUZ", at::ScalarType::Float8_e4m3fnuz},
+      {"F8_E5M2FNUZ", at::ScalarType::Float8_e5m2fnuz},
   }};
   const auto* const found =
       std::find_if(kTypes.begin(), kTypes.end(), [&](const auto& type) { return type.first == dtype; });
   if (found != kTypes.end()) return found->second;
-  return fail(ErrorCode::kUnimplemented, "torch has no " + std::string(dtype) + ": use the tensor's bytes");
+  return fail(ErrorCode::kUnimplemented,
+              "there is no torch tensor of dtype " + std::string(dtype) + ": use Tensor::bytes");
 }
 
 // A CPU tensor over the weights' memory, with a storage of its own.

@@ -1,11 +1,12 @@
 #include "shm/manifest.h"
 
 #include <algorithm>
-#include <array>
 #include <limits>
 #include <msgpack.hpp>
 #include <unordered_set>
 #include <utility>
+
+#include "shm/dtype.h"
 
 namespace modelbroker {
 namespace {
@@ -13,13 +14,10 @@ namespace {
 using Object = msgpack::object;
 using Packer = msgpack::packer<msgpack::sbuffer>;
 
+constexpr std::uint64_t kManifestVersion = 1;
 constexpr std::size_t kMostRank = 64;
-constexpr std::size_t kMostDepth = 6;
-
-constexpr std::array<std::pair<std::string_view, unsigned>, 20> kDtypes{
-    {{"BOOL", 8}, {"U8", 8},   {"I8", 8},    {"F8_E5M2", 8}, {"F8_E4M3", 8}, {"F8_E8M0", 8}, {"I16", 16},
-     {"U16", 16}, {"F16", 16}, {"BF16", 16}, {"I32", 32},    {"U32", 32},    {"F32", 32},    {"C64", 64},
-     {"F64", 64}, {"I64", 64}, {"U64", 64},  {"F4", 4},      {"F6_E2M3", 6}, {"F6_E3M2", 6}}};
+// This version's has six levels; of a later one it must be possible to see that it is one.
+constexpr std::size_t kMostDepth = 32;
 
 tl::unexpected<Error> bad(const std::string& why) { return fail(ErrorCode::kDataLoss, "manifest: " + why); }
 
@@ -82,10 +80,10 @@ Result<TensorEntry> tensor_of(const Object& object, std::uint64_t payload_size) 
   for (std::size_t i = 0; i < tensor.shape.size(); ++i) {
     if (!number(item[2].via.array.ptr[i], tensor.shape[i])) return bad("a shape is not made of unsigned integers");
   }
-  auto bytes = tensor_bytes(tensor.dtype, tensor.shape);
-  if (!bytes) return bad(bytes.error().message);
-  if (*bytes != tensor.size || tensor.offset > payload_size || tensor.size > payload_size - tensor.offset) {
-    return bad("a tensor does not fit its dtype and shape, or lies outside the payload");
+  const auto fits = check_tensor_size(tensor.dtype, tensor.shape, tensor.size);
+  if (!fits) return bad("a tensor: " + fits.error().message);
+  if (tensor.offset > payload_size || tensor.size > payload_size - tensor.offset) {
+    return bad("a tensor lies outside the payload");
   }
   return tensor;
 }
@@ -113,11 +111,27 @@ Result<void> read_metadata(const Object& object, Manifest& manifest) {
   return {};
 }
 
+// Before anything else is judged: a later version may differ in all but this.
+Result<void> check_version(const Object& object) {
+  if (object.type != msgpack::type::MAP) return bad("the whole is not a map");
+  for (std::uint32_t i = 0; i < object.via.map.size; ++i) {
+    const auto& pair = object.via.map.ptr[i];
+    std::string key;
+    std::uint64_t version = 0;
+    if (!text(pair.key, key) || key != "version") continue;
+    if (!number(pair.val, version) || version == 0) return bad("its version is not a positive number");
+    if (version == kManifestVersion) return {};
+    return fail(ErrorCode::kUnimplemented, "manifest: version " + std::to_string(version) +
+                                               " needs a newer modelbroker (this one reads " +
+                                               std::to_string(kManifestVersion) + ")");
+  }
+  return bad("it has no version");
+}
+
 Result<Manifest> manifest_of(const Object& object, std::uint64_t payload_size) {
+  MODELBROKER_TRY(check_version(object));
   MODELBROKER_ASSIGN(const Fields fields, fields_of(object, "the whole"));
   Manifest manifest;
-  std::uint64_t version = 0;
-  if (!read(fields, "version", kNumber, version) || version != 1) return bad("its version is not 1");
   if (!read(fields, "name", kText, manifest.name) || !read(fields, "type", kText, manifest.type) ||
       !read(fields, "format", kText, manifest.format) || !fields.contains("source") || !fields.contains("metadata") ||
       !fields.contains("tensors")) {
@@ -158,7 +172,7 @@ std::vector<std::byte> Manifest::encode() const {
   Packer packer(buffer);
   packer.pack_map(7);
   packer.pack("version");
-  packer.pack(1);
+  packer.pack(kManifestVersion);
   packer.pack("name");
   packer.pack(name);
   packer.pack("type");
@@ -200,31 +214,6 @@ Result<Manifest> Manifest::decode(std::span<const std::byte> bytes, std::uint64_
   } catch (const std::exception& error) {
     return bad(std::string("it is not msgpack (") + error.what() + ")");
   }
-}
-
-unsigned dtype_bits(std::string_view dtype) noexcept {
-  for (const auto& [word, bits] : kDtypes) {
-    if (word == dtype) return bits;
-  }
-  return 0;
-}
-
-Result<std::uint64_t> tensor_bytes(std::string_view dtype, std::span<const std::uint64_t> shape) {
-  const unsigned bits = dtype_bits(dtype);
-  if (bits == 0) {
-    std::string word(dtype.substr(0, 32));  // of whatever bytes: a damaged manifest has them
-    std::ranges::replace_if(
-        word, [](char c) { return c < ' ' || c > '~'; }, '?');
-    return fail(ErrorCode::kUnimplemented, "dtype '" + word + "' is not known");
-  }
-  std::uint64_t total = bits;
-  for (const std::uint64_t dimension : shape) {
-    if (__builtin_mul_overflow(total, dimension, &total)) {
-      return fail(ErrorCode::kDataLoss, "the product of dtype and shape overflows");
-    }
-  }
-  if (total % 8 != 0) return fail(ErrorCode::kDataLoss, "the tensor ends inside a byte");
-  return total / 8;
 }
 
 }  // namespace modelbroker

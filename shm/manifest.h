@@ -1,8 +1,8 @@
 // Manifest: the list of a block's tensors and where they came from; docs/block-format.md.
 //
 // The only description of weights that crosses a process. Offsets count from the payload's first byte.
-// Threads: plain values. Failure: decode() refuses whatever the document does not allow, as data_loss,
-// with bounded memory; it never reads outside `bytes`.
+// Threads: plain values. Failure: decode() refuses what the document does not allow as data_loss and a later version
+// as unimplemented, with bounded memory; it never reads outside `bytes`.
 #pragma once
 
 #include <cstddef>
@@ -39,7 +39,7 @@ struct FileIdentity {
 
 struct TensorEntry {
   std::string name;
-  std::string dtype;                 // the safetensors word, e.g. "BF16"
+  std::string dtype;                 // the safetensors word, e.g. "BF16"; shm/dtype.h
   std::vector<std::uint64_t> shape;  // row-major; empty for a scalar
   std::uint64_t offset = 0;          // bytes from the payload's start
   std::uint64_t size = 0;            // bytes
@@ -58,15 +58,9 @@ struct Manifest {
 
   // Tensors come out in the order of their offsets, whatever order they stand in here.
   [[nodiscard]] std::vector<std::byte> encode() const;
-  // Checks the format, unique names, known dtypes, sizes that fit dtype and shape, order, and that every
+  // Checks the format, unique names, dtypes, sizes that fit a known dtype and its shape, order, and that every
   // tensor lies inside a payload of `payload_size` bytes.
   [[nodiscard]] static Result<Manifest> decode(std::span<const std::byte> bytes, std::uint64_t payload_size);
 };
-
-// Bits of one element of a safetensors dtype; 0 for a word that this version does not know.
-[[nodiscard]] unsigned dtype_bits(std::string_view dtype) noexcept;
-// Bytes of a tensor. data_loss where the product overflows or ends inside a byte, unimplemented for an
-// unknown dtype; the message names no tensor: the caller does.
-[[nodiscard]] Result<std::uint64_t> tensor_bytes(std::string_view dtype, std::span<const std::uint64_t> shape);
 
 }  // namespace modelbroker

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple, TypeAlias
 
 import msgpack
 
-from ._dtypes import BITS
+from ._dtypes import DTYPES, valid_dtype
 from ._errors import DataLossError, UnimplementedError
 
 _MAGIC = b"MBROKER1"
 _READER_VERSION = 1
+_MANIFEST_VERSION = 1
 _PAGE = 4096
 _HEADER = struct.Struct("<8sHHIQQQQQQ")
 _LARGEST_MANIFEST = 128 << 20
@@ -54,31 +55,43 @@ def read_header(descriptor: int, name: str) -> Header:
     if magic != _MAGIC:
         raise DataLossError(f"block {name} does not begin as a block does")
     if min_reader > _READER_VERSION:
-        raise UnimplementedError(
-            f"block {name} has format {min_reader}; this package reads {_READER_VERSION}: "
-            "install the modelbroker package of the broker's version"
-        )
+        raise _newer(f"block {name} has format {min_reader}", _READER_VERSION)
     inside = payload + payload_size <= size and manifest + manifest_size <= size
     if size != found.st_size or not inside or manifest_size > _LARGEST_MANIFEST:
         raise DataLossError(f"block {name}: its header does not fit its size")
     return Header(name, size, payload, payload_size, manifest, manifest_size)
 
 
+def _newer(what: str, read: int) -> UnimplementedError:
+    return UnimplementedError(
+        f"{what}; this package reads {read}: "
+        "install the modelbroker package of the broker's version"
+    )
+
+
 def decode_manifest(raw: Any, header: Header) -> tuple[dict[str, str], dict[str, Entry]]:
     """The file's metadata and its tensors by name, of a manifest's bytes."""
     try:
         manifest = msgpack.unpackb(raw, use_list=False)
+        version = manifest["version"]
+        if version > _MANIFEST_VERSION:
+            raise _newer(
+                f"the manifest of block {header.block} has version {version}", _MANIFEST_VERSION
+            )
         room = header.payload_size
         entries: dict[str, Entry] = {}
         for entry in manifest["tensors"]:
             name, dtype, shape, offset, nbytes = entry
-            bits = BITS.get(dtype)
-            sound = bits is None or math.prod(shape) * bits // 8 == nbytes
+            known = DTYPES.get(dtype)
+            if known is None:  # its size is believed
+                sound = valid_dtype(dtype) and nbytes >= 0
+            else:
+                sound = math.prod(shape) * known.bits == nbytes * 8
             if not (sound and 0 <= offset <= room - nbytes):
                 raise DataLossError(f"tensor {name!r} does not fit its dtype, shape or block")
             entries[name] = entry
         return dict(manifest["metadata"]), entries
-    except DataLossError:
+    except (DataLossError, UnimplementedError):
         raise
     except Exception as error:
         raise DataLossError(f"block {header.block}: its manifest is damaged ({error!r})") from None

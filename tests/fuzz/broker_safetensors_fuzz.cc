@@ -5,6 +5,7 @@
 
 #include "broker/catalog/formats/directory.h"
 #include "broker/ram/loader.h"
+#include "shm/dtype.h"
 #include "tests/support/fuzz.h"
 #include "tests/support/safetensors_file.h"
 
@@ -34,8 +35,8 @@ void check(const Directory& directory, std::size_t file_size) {
   for (const TensorEntry& tensor : directory.tensors) {
     require(tensor.offset == at, "tensors tile the data");
     at += tensor.size;
-    const auto bytes = tensor_bytes(tensor.dtype, tensor.shape);
-    require(bytes.has_value() && *bytes == tensor.size, "a tensor has the bytes of its shape");
+    require(check_tensor_size(tensor.dtype, tensor.shape, tensor.size).has_value(),
+            "a tensor has the bytes of its shape, or an opaque dtype");
   }
   require(at == directory.payload.size, "tensors fill the data");
   // What was read can be published, and read back from the block by every worker.

@@ -112,6 +112,9 @@ def manifests() -> Files:
         "unknown-key": manifest([], future={"a": [1, 2, None, 1.5, b"x"]}),
         "no-tensors": struct.pack("<Q", 100) + pack({"version": 1}),
         "newer": manifest([], version=2),
+        "newer-form": manifest({"a": {7: [[[[[[[[1]]]]]]]]}}, version=3),
+        "opaque-dtype": manifest([["a", "Q4_0", [32, 9], 0, 18], ["b", "F8_E4M3FNUZ", [3], 18, 3]]),
+        "dtype-no-word": manifest([["a", "Q 4", [32], 0, 18]]),
         "not-utf8": struct.pack("<Q", 9) + b"\x81\xa4name\xa2\xff\xfe",
         "nothing": b"",
     }
@@ -145,6 +148,13 @@ def safetensors_files() -> Files:
             '{"\\u0000\\ud83d\\ude00":' + json.dumps(entry("U8", [1], 0, 1)) + "}", b"x"
         ),
         "bad-escape": encode('{"\\ud83d":' + json.dumps(entry("U8", [1], 0, 1)) + "}", b"x"),
+        "fnuz": encode({"a": entry("F8_E5M2FNUZ", [3], 0, 3)}, bytes(3)),
+        "own-fields": encode(
+            {"a": {"q": {"dtype": [1, {"shape": None}]}, **entry("U8", [1], 0, 1), "z": 2.5}}, b"x"
+        ),
+        "own-field-deep": encode('{"a":{"own":' + "[" * 130 + "]" * 130 + "}}"),
+        "no-metadata": encode({"__metadata__": None, **one}, bytes(8)),
+        "dtype-no-word": encode({"a": entry("Q 4", [1], 0, 1)}, b"x"),
         "zip": b"PK\x03\x04 and so on",
         "gguf": b"GGUF\3\0\0\0\0",
         "pickle": b"\x80\x02}q\0.",

@@ -99,6 +99,8 @@ def test_libtorch_tensors_hold_the_mapping(
             "b": ("F8_E4M3", [3], b"\x38" * 3),
             "c": ("I64", [], (7).to_bytes(8, "little")),
             "d": ("F32", [0, 4], b""),
+            "e": ("F8_E4M3FNUZ", [3], b"\x40" * 3),
+            "f": ("F8_E5M2FNUZ", [2], b"\x40" * 2),
         },
     )
     told = run(program / "torch_sum", model, MODELBROKER_ENDPOINT=broker.endpoint)
@@ -107,6 +109,8 @@ def test_libtorch_tensors_hold_the_mapping(
         "b c10::Float8_e4m3fn [3] 3",
         "c long int [] 7",
         "d float [0, 4] 0",
+        "e c10::Float8_e4m3fnuz [3] 3",
+        "f c10::Float8_e5m2fnuz [2] 2",
         "shared",
     ]
     assert broker.books()["leases"] == 0

@@ -21,7 +21,7 @@ from support import files
 from support.broker import BrokerProcess, wait_until
 
 WORDS = {
-    8: "BOOL U8 I8 F8_E5M2 F8_E4M3 F8_E8M0",
+    8: "BOOL U8 I8 F8_E5M2 F8_E4M3 F8_E8M0 F8_E4M3FNUZ F8_E5M2FNUZ",
     16: "I16 U16 F16 BF16",
     32: "I32 U32 F32",
     64: "C64 F64 I64 U64",

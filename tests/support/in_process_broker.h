@@ -5,6 +5,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
 #include <future>
 #include <memory>
 #include <string>
@@ -19,8 +20,10 @@ namespace modelbroker::testing {
 
 class InProcessBroker {
  public:
-  InProcessBroker() {
+  // `before` gets the Os and the RAM directory, in which an earlier broker may have left something.
+  explicit InProcessBroker(const std::function<void(Os&, const std::string&)>& before = {}) {
     set_log_level("error");
+    if (before) before(*os_, folder_.path());
     std::promise<Server*> started;
     thread_ = std::thread([this, &started] {
       const SystemClock clock;
@@ -35,12 +38,16 @@ class InProcessBroker {
     });
     server_ = started.get_future().get();
   }
-  ~InProcessBroker() {
+  ~InProcessBroker() { stop(); }
+  InProcessBroker(const InProcessBroker&) = delete;
+  InProcessBroker& operator=(const InProcessBroker&) = delete;
+
+  // As SIGTERM does; blocks are freed or kept as the configuration says.
+  void stop() {
+    if (!thread_.joinable()) return;
     server_->request_stop();
     thread_.join();
   }
-  InProcessBroker(const InProcessBroker&) = delete;
-  InProcessBroker& operator=(const InProcessBroker&) = delete;
 
   [[nodiscard]] Os& os() { return *os_; }
   [[nodiscard]] std::string operator/(const std::string& name) const { return folder_ / name; }

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "broker/catalog/formats/directory.h"
+#include "shm/dtype.h"
 
 namespace modelbroker {
 namespace {
@@ -14,6 +15,7 @@ namespace {
 constexpr std::uint64_t kPrefix = 8;
 constexpr std::uint64_t kLargestHeader = 100'000'000;
 constexpr std::size_t kMostRank = 64;
+constexpr std::size_t kMaxDepth = 127;  // of objects and arrays in each other: the reference stops there too
 constexpr std::size_t kShownName = 80;
 constexpr std::size_t kShownReason = 200;
 constexpr std::string_view kMetadataKey = "__metadata__";
@@ -40,13 +42,16 @@ class HeaderSax {
   std::vector<TensorEntry> tensors;
   std::map<std::string, std::string> metadata;
   std::string problem;
-  ErrorCode code = ErrorCode::kDataLoss;
 
-  bool null() { return refuse_value("null"); }
-  bool boolean(bool) { return refuse_value("a boolean"); }
-  bool number_integer(number_integer_t) { return refuse_value("a negative number"); }
-  bool number_float(number_float_t, const string_t&) { return refuse_value("a number that is no integer"); }
-  bool binary(binary_t&) { return refuse_value("binary"); }
+  bool null() {
+    // The reference writes and reads "no metadata" so.
+    if (at_ == At::kTop && entry_.name == kMetadataKey) return true;
+    return other_value("null");
+  }
+  bool boolean(bool) { return other_value("a boolean"); }
+  bool number_integer(number_integer_t) { return other_value("a negative number"); }
+  bool number_float(number_float_t, const string_t&) { return other_value("a number that is not an integer"); }
+  bool binary(binary_t&) { return other_value("binary"); }
 
   bool number_unsigned(number_unsigned_t value) {
     if (at_ == At::kShape) {
@@ -60,7 +65,7 @@ class HeaderSax {
       ++offsets_seen_;
       return true;
     }
-    return refuse_value("a number");
+    return other_value("a number");
   }
 
   bool string(string_t& value) {
@@ -68,14 +73,16 @@ class HeaderSax {
       metadata[key_] = std::move(value);
       return true;
     }
-    if (at_ == At::kTensor && key_ == "dtype") {
+    if (at_ == At::kTensor && field_ == Field::kDtype) {
       entry_.dtype = std::move(value);
       return true;
     }
-    return refuse_value("a string");
+    return other_value("a string");
   }
 
   bool start_object(std::size_t) {
+    if (!go_deeper()) return false;
+    if (in_extra_field()) return true;
     if (at_ == At::kStart) {
       at_ = At::kTop;
       return true;
@@ -99,15 +106,19 @@ class HeaderSax {
       entry_.name = std::move(value);
       return true;
     }
-    if (!keys_.insert(value).second) return refuse(where() + " has the key " + in_quotes(value) + " twice");
-    if (at_ == At::kTensor && value != "dtype" && value != "shape" && value != "data_offsets") {
-      return refuse(where() + " has a field " + in_quotes(value) + " that the format does not know");
+    if (in_extra_field() && depth_ > kTensorDepth) return true;  // a key inside its value
+    if (at_ == At::kTensor) {
+      field_ = field_of(value);
+      if (field_ == Field::kExtra) return true;
     }
+    if (!keys_.insert(value).second) return refuse(where() + " has the key " + in_quotes(value) + " twice");
     key_ = std::move(value);
     return true;
   }
 
   bool end_object() {
+    --depth_;
+    if (in_extra_field() && depth_ >= kTensorDepth) return true;
     if (at_ == At::kTensor) {
       at_ = At::kTop;
       return take_tensor();
@@ -117,11 +128,13 @@ class HeaderSax {
   }
 
   bool start_array(std::size_t) {
-    if (at_ == At::kTensor && key_ == "shape") {
+    if (!go_deeper()) return false;
+    if (in_extra_field()) return true;
+    if (at_ == At::kTensor && field_ == Field::kShape) {
       at_ = At::kShape;
       return true;
     }
-    if (at_ == At::kTensor && key_ == "data_offsets") {
+    if (at_ == At::kTensor && field_ == Field::kOffsets) {
       at_ = At::kOffsets;
       return true;
     }
@@ -129,7 +142,8 @@ class HeaderSax {
   }
 
   bool end_array() {
-    at_ = At::kTensor;
+    --depth_;
+    at_ = At::kTensor;  // the only place where an array may stand
     return true;
   }
 
@@ -140,12 +154,27 @@ class HeaderSax {
 
  private:
   enum class At : std::uint8_t { kStart, kTop, kMetadata, kTensor, kShape, kOffsets, kEnd };
+  // kExtra: of somebody's own beside the format's three; its value is passed over, as the reference does.
+  enum class Field : std::uint8_t { kDtype, kShape, kOffsets, kExtra };
+  static constexpr std::size_t kTensorDepth = 2;  // the header's object and the tensor's
 
-  bool refuse(std::string why, ErrorCode with = ErrorCode::kDataLoss) {
+  static Field field_of(std::string_view key) {
+    if (key == "dtype") return Field::kDtype;
+    if (key == "shape") return Field::kShape;
+    return key == "data_offsets" ? Field::kOffsets : Field::kExtra;
+  }
+  [[nodiscard]] bool in_extra_field() const { return at_ == At::kTensor && field_ == Field::kExtra; }
+
+  bool go_deeper() {
+    if (++depth_ <= kMaxDepth) return true;
+    return refuse("its header nests over " + std::to_string(kMaxDepth) + " objects and arrays");
+  }
+
+  bool refuse(std::string why) {
     problem = std::move(why);
-    code = with;
     return false;
   }
+  bool other_value(const std::string& what) { return in_extra_field() || refuse_value(what); }
   bool refuse_value(const std::string& what) {
     if (at_ == At::kTensor || at_ == At::kMetadata) return refuse(where() + ": " + in_quotes(key_) + " is " + what);
     return refuse(where() + " is or has " + what);
@@ -163,23 +192,20 @@ class HeaderSax {
     if (offsets_seen_ != offsets_.size() || offsets_[1] < offsets_[0]) {
       return refuse("tensor " + in_quotes(entry_.name) + " has data_offsets that are no range");
     }
-    const auto size = tensor_bytes(entry_.dtype, entry_.shape);
-    if (!size)
-      return refuse("tensor " + in_quotes(entry_.name) + ": " + shown(size.error().message, kShownReason),
-                    size.error().code);
     entry_.offset = offsets_[0];
     entry_.size = offsets_[1] - offsets_[0];
-    if (*size != entry_.size) {
-      return refuse("tensor " + in_quotes(entry_.name) + " has " + std::to_string(entry_.size) +
-                    " bytes; dtype and shape need " + std::to_string(*size));
+    if (const auto fits = check_tensor_size(entry_.dtype, entry_.shape, entry_.size); !fits) {
+      return refuse("tensor " + in_quotes(entry_.name) + ": " + shown(fits.error().message, kShownReason));
     }
     tensors.push_back(entry_);
     return true;
   }
 
   At at_ = At::kStart;
+  std::size_t depth_ = 0;
+  Field field_ = Field::kExtra;  // of the tensor that is open
   std::string key_;
-  std::set<std::string> keys_;  // of the object that is open below the top
+  std::set<std::string> keys_;  // of the object that is open below the top, without extra fields
   std::set<std::string> names_;
   TensorEntry entry_;
   std::array<std::uint64_t, 2> offsets_{};
@@ -234,7 +260,8 @@ Result<std::string> read_header(Os& os, int fd, const std::string& label, const 
     if (*got == 0) return damaged("it ends inside its header");
     done += *got;
   }
-  if (text.empty() || text.front() != '{') return damaged("its header does not begin with '{'");
+  const auto first = text.find_first_not_of(" \t\r\n");  // none by the format's text; the reference passes it over
+  if (first == std::string::npos || text[first] != '{') return damaged("its header does not begin with '{'");
   // The parser would take a zero byte for the end and look no further.
   if (text.find('\0') != std::string::npos) return damaged("its header has a zero byte");
   return text;
@@ -245,7 +272,7 @@ Result<std::string> read_header(Os& os, int fd, const std::string& label, const 
 Result<Directory> read_safetensors_directory(Os& os, int fd, const std::string& label, const FileIdentity& source) {
   MODELBROKER_ASSIGN(const std::string text, read_header(os, fd, label, source));
   HeaderSax sax;
-  if (!nlohmann::json::sax_parse(text, &sax)) return fail(sax.code, "'" + label + "': " + sax.problem);
+  if (!nlohmann::json::sax_parse(text, &sax)) return fail(ErrorCode::kDataLoss, "'" + label + "': " + sax.problem);
   Directory directory;
   directory.format = "safetensors";
   directory.source = source;
