@@ -342,16 +342,59 @@ TEST_F(SafetensorsTest, EveryTruncationIsDamage) {
   }
 }
 
-TEST_F(SafetensorsTest, OtherFormatsAreNamed) {
-  const std::string rest(100, 'x');
-  expect_refused("PK\x03\x04" + rest, ErrorCode::kUnimplemented, "zip");
-  expect_refused("GGUF\x03" + rest, ErrorCode::kUnimplemented, "GGUF");
-  for (const char* const magic : {"\x80\x02", "\x80\x03", "\x80\x04", "\x80\x05"}) {
-    expect_refused(magic + rest, ErrorCode::kUnimplemented, "pickle");
+struct Other {
+  std::string bytes;
+  ErrorCode code;
+  const char* what;
+  const char* remedy;
+};
+
+TEST_F(SafetensorsTest, OtherFormatsAreNamedWithTheRemedy) {
+  using namespace std::string_literals;
+  const std::string rest(600, '\1');
+  const std::string torch = "torch.load(path, weights_only=True)";
+  const std::vector<Other> cases{
+      {"version https://git-lfs.github.com/spec/v1\noid sha256:0123456789abcdef\nsize 4265146304\n",
+       ErrorCode::kDataLoss, "a Git LFS pointer", "git lfs pull"},
+      {"# xet version 0\nfilesize = 17\nhash = 'ab'\n", ErrorCode::kDataLoss, "a Git Xet pointer", "git-xet"},
+      {"<!doctype html>\n<html class=\"\">", ErrorCode::kDataLoss, "an HTML page", "download the file itself"},
+      {"\n <!DOCTYPE HTML PUBLIC>\xc3\xbc", ErrorCode::kDataLoss, "an HTML page", "the link"},
+      {"<html><head><title>404</title>", ErrorCode::kDataLoss, "an HTML page", "the link"},
+      {R"(<?xml version="1.0"?><Error><Code>AccessDenied</Code>)", ErrorCode::kDataLoss, "an XML document",
+       "download the file again"},
+      {"<Error><Code>NoSuchKey</Code>", ErrorCode::kDataLoss, "an XML document", "download the file again"},
+      {R"({"metadata": {"total_size": 17}, "weight_map": {"a": "model-00001-of-00002.safetensors"}})",
+       ErrorCode::kUnimplemented, "the JSON index", "load each of the .safetensors files"},
+      {"{\n  \"metadata\": {\n    \"total_size\": 17\n  },\n" + std::string(1000, ' '), ErrorCode::kUnimplemented,
+       "the JSON index", "weight_map"},
+      {R"({"architectures": ["BertModel"], "note": ")"s + "\xc3\xbc\"}", ErrorCode::kInvalidArgument, "a JSON file",
+       "give the path of the .safetensors file"},
+      {"PK\x03\x04" + rest, ErrorCode::kUnimplemented, "a zip archive", torch.c_str()},
+      {"\x80\x02" + rest, ErrorCode::kUnimplemented, "a Python pickle", torch.c_str()},
+      {"\x80\x03" + rest, ErrorCode::kUnimplemented, "a Python pickle", torch.c_str()},
+      {"\x80\x04" + rest, ErrorCode::kUnimplemented, "a Python pickle", torch.c_str()},
+      {"\x80\x05" + rest, ErrorCode::kUnimplemented, "a Python pickle", torch.c_str()},
+      {"GGUF\x03" + rest, ErrorCode::kUnimplemented, "GGUF", ".safetensors files"},
+      {"\x89HDF\r\n\x1a\n" + rest, ErrorCode::kUnimplemented, "HDF5", "save_file()"},
+      {"\x93NUMPY\x01" + rest, ErrorCode::kUnimplemented, "a numpy array", "save_file()"},
+      {"\x1f\x8b\x08" + rest, ErrorCode::kUnimplemented, "a gzip archive", "unpack"},
+      {"model.safetensors"s + std::string(240, '\0') + "ustar\0"s + rest, ErrorCode::kUnimplemented, "a tar archive",
+       "unpack"},
+      {"Entry not found", ErrorCode::kDataLoss, "text", "download the file again"},
+      // Damaged files of our own format are not taken for another.
+      {"\x80\x01" + rest, ErrorCode::kDataLoss, "safetensors", ""},
+      {rest, ErrorCode::kDataLoss, "safetensors", ""},
+      {"", ErrorCode::kDataLoss, "it has 0 bytes", ""},
+  };
+  for (const Other& each : cases) {
+    SCOPED_TRACE(each.bytes.substr(0, 30));
+    expect_refused(each.bytes, each.code, each.what);
+    expect_refused(each.bytes, each.code, each.remedy);
   }
-  expect_refused("\x80\x01" + rest, ErrorCode::kDataLoss, "safetensors");
-  // A header of 640 bytes begins as a pickle does.
-  EXPECT_TRUE(read(safetensors_bytes("{}" + std::string(638, ' '))));
+  // Headers of such lengths begin as those do.
+  EXPECT_TRUE(read(safetensors_bytes("{}" + std::string(638, ' '))));     // a pickle
+  EXPECT_TRUE(read(safetensors_bytes("{}" + std::string(0x8b1d, ' '))));  // gzip
+  EXPECT_TRUE(read(safetensors_bytes("{}" + std::string('{' - 2, ' '))));
 }
 
 TEST_F(SafetensorsTest, OnlyRegularFilesAreRead) {

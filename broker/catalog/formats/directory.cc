@@ -2,17 +2,14 @@
 
 #include <sys/stat.h>
 
-#include <algorithm>
 #include <array>
 #include <cerrno>
-#include <cstring>
 #include <string_view>
+
+#include "broker/catalog/formats/other_formats.h"
 
 namespace modelbroker {
 namespace {
-
-constexpr std::size_t kMagicBytes = 9;
-constexpr std::uint64_t kLargestJson = 100'000'000;
 
 std::string_view kind_of(mode_t mode) {
   if (S_ISDIR(mode)) return "a directory";
@@ -24,14 +21,6 @@ std::string_view kind_of(mode_t mode) {
 
 std::int64_t nanoseconds(const struct timespec& time) {
   return static_cast<std::int64_t>(time.tv_sec) * 1'000'000'000 + time.tv_nsec;
-}
-
-// Formats that users will try, and that this version cannot read; empty for anything else.
-std::string_view other_format(std::string_view magic) {
-  if (magic.starts_with("PK\x03\x04")) return "a PyTorch zip (.pt, .ckpt, .bin)";
-  if (magic.starts_with("GGUF")) return "GGUF";
-  if (magic.size() > 1 && magic[0] == '\x80' && magic[1] >= 2 && magic[1] <= 5) return "a Python pickle";
-  return {};
 }
 
 }  // namespace
@@ -54,19 +43,15 @@ Result<FileIdentity> identify(Os& os, int fd, const std::string& label) {
 
 Result<Directory> read_directory(Os& os, int fd, const std::string& label) {
   MODELBROKER_ASSIGN(const FileIdentity source, identify(os, fd, label));
-  std::array<char, kMagicBytes> bytes{};
+  std::array<char, kStartBytes> bytes{};
   const auto got = os.pread(fd, std::as_writable_bytes(std::span(bytes)), 0);
   if (!got && got.error().number == EBADF) {
     return fail(ErrorCode::kInvalidArgument, "the descriptor offered for '" + label + "' is not open for reading");
   }
   if (!got) return fail_errno(got.error().number, "reading '" + label + "'");
-  const std::string_view magic(bytes.data(), *got);
-  std::uint64_t length = 0;
-  std::memcpy(&length, bytes.data(), sizeof length);
-  const bool safetensors = magic.size() == kMagicBytes && magic.back() == '{' && length <= kLargestJson;
-  if (const std::string_view other = other_format(magic); !safetensors && !other.empty()) {
-    return fail(ErrorCode::kUnimplemented,
-                "'" + label + "' is " + std::string(other) + ": this version loads safetensors files only");
+  if (const OtherFormat* const other = other_format({bytes.data(), *got})) {
+    return fail(other->code, "'" + label + "' is " + std::string(other->what) +
+                                 "; this version loads safetensors files only: " + std::string(other->remedy));
   }
   return read_safetensors_directory(os, fd, label, source);
 }

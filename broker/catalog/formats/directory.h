@@ -2,8 +2,8 @@
 //
 // No payload is read. One function a format; the table chooses by the file's first bytes, and the
 // suffix only speaks in the error. Threads: any; call on a job thread (it reads the file).
-// Failure: data_loss for a damaged file (what and where), unimplemented for a dtype or format that
-// this version does not know, invalid_argument for what is no regular file. `label` is the path for messages.
+// Failure: data_loss for a damaged file (what and where), unimplemented for a format that this version does not read,
+// invalid_argument for what is not a regular file. `label` is the path for messages.
 #pragma once
 
 #include <cstdint>
