@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+import transformers
+from transformers import AutoConfig, AutoTokenizer
 
 import modelbroker
 
@@ -20,20 +21,17 @@ class EmbeddingModel:
         """`name`: a model that the broker knows; `folder` has its config.json and tokenizer."""
         weights = broker.attach(name)
         self.name, self.generation = weights.model, weights.generation
-        with torch.device("meta"):  # the network without memory of its own
-            network: Any = AutoModel.from_config(  # type: ignore[no-untyped-call]  # it has no types
-                AutoConfig.from_pretrained(folder)
-            )
-        report = weights.apply_to(network, strict=False)
-        if report.missing:
+        config = AutoConfig.from_pretrained(folder)
+        network: Any = getattr(transformers, config.architectures[0])
+        # transformers takes the tensors as they are: no weights of its own.
+        self._network, report = network.from_pretrained(
+            None, config=config, state_dict=weights.state_dict(), output_loading_info=True
+        )
+        if missing := sorted(report["missing_keys"]):
             raise modelbroker.InvalidArgumentError(
-                f"{name} is not the model of {folder}: it has no {', '.join(report.missing[:3])}"
+                f"{name} is not the model of {folder}: it lacks {', '.join(missing[:3])}"
             )
-        # Buffers that a checkpoint does not hold are the worker's to make.
-        positions = network.embeddings.position_embeddings.num_embeddings
-        network.embeddings.position_ids = torch.arange(positions)[None]
-        network.embeddings.token_type_ids = torch.zeros((1, positions), dtype=torch.int64)
-        self._network, self._longest = network.eval(), positions
+        self._longest: int = config.max_position_embeddings
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self._turn = threading.Lock()  # a tokenizer is for one thread at a time
 

@@ -11,6 +11,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from ._apply import AppliedReport
 from ._broker import Broker, connect
 from ._errors import (
     AlreadyExistsError,
@@ -25,12 +26,13 @@ from ._errors import (
     PermissionDeniedError,
     ResourceExhaustedError,
     StaleGenerationError,
+    TorchMissingError,
     UnavailableError,
     UnimplementedError,
 )
 from ._events import Event, EventStream
 from ._models import Holder, Loaded, Model, Scrubbed, ScrubbedModel, Status, Tier, Unloaded
-from ._weights import AppliedReport, TensorView, Weights
+from ._weights import TensorView, Weights
 
 try:
     __version__ = version("modelbroker")
@@ -62,6 +64,7 @@ __all__ = [
     "Status",
     "TensorView",
     "Tier",
+    "TorchMissingError",
     "UnavailableError",
     "UnimplementedError",
     "Unloaded",

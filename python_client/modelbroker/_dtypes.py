@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from ._errors import UnimplementedError
+from ._errors import TorchMissingError, UnimplementedError
 
 if TYPE_CHECKING:
     import torch
@@ -89,11 +89,23 @@ def numpy_dtype(dtype: str) -> np.dtype[Any]:
     raise TypeError(f"numpy has no {dtype}: use raw(name), which gives the bytes")
 
 
+def imported_torch() -> Any:
+    """The module torch; TorchMissingError where it cannot be imported."""
+    try:
+        import torch
+    except ImportError as error:
+        absent = isinstance(error, ModuleNotFoundError) and error.name == "torch"
+        reason = "torch is not installed" if absent else f"torch cannot be imported ({error})"
+        raise TorchMissingError(
+            f"{reason}: pip install 'modelbroker[torch]', or use numpy() or raw(name)"
+        ) from None
+    return torch
+
+
 @functools.cache
 def torch_dtype(dtype: str) -> Any:
     """UnimplementedError where the installed torch has no such type."""
-    import torch
-
+    torch = imported_torch()
     found = getattr(torch, DTYPES.get(dtype, _OPAQUE).torch, None)
     if found is None:
         raise UnimplementedError(
@@ -109,6 +121,7 @@ def torch_maker(dtype: str) -> Callable[[tuple[int, ...], int, Bytes], torch.Ten
     From an array of the right shape a tensor is made several times faster than by
     torch.frombuffer() and view().
     """
+    imported_torch()
     import torch
 
     wanted = torch_dtype(dtype)

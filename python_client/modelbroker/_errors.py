@@ -7,6 +7,7 @@ ModelBrokerError
   + NotFoundError           (LookupError)          name something that exists
   + AlreadyExistsError                             choose another name
   + FailedPreconditionError                        change state first
+      + TorchMissingError   (ImportError)          install torch
   + StaleGenerationError                           ask again
   + ResourceExhaustedError                         free something or raise the budget
   + PermissionDeniedError   (PermissionError)      ask somebody who may
@@ -63,6 +64,10 @@ class FailedPreconditionError(ModelBrokerError):
     """Something must be done first; also: this object was closed or released."""
 
     code = "failed_precondition"
+
+
+class TorchMissingError(FailedPreconditionError, ImportError):
+    """Tensors were asked for, and torch cannot be imported."""
 
 
 class StaleGenerationError(ModelBrokerError):

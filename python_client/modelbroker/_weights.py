@@ -5,28 +5,19 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from ._apply import AppliedReport, apply
 from ._block import Entry, Header, decode_manifest
-from ._dtypes import Bytes, numpy_dtype, torch_maker
-from ._errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from ._dtypes import Bytes, imported_torch, numpy_dtype, torch_maker
+from ._errors import FailedPreconditionError, NotFoundError
 
 if TYPE_CHECKING:
     import torch
 
     from ._memory import Memory, Mode
-
-
-@dataclass(frozen=True, slots=True)
-class AppliedReport:
-    """What `apply_to` did not do. Names of the module's, but for `unexpected`."""
-
-    missing: list[str]  # wanted by the module, not in the weights
-    unexpected: list[str]  # in the weights, not wanted by the module
-    still_on_meta: list[str]  # parameters and buffers without memory: make them real before use
 
 
 class Placed(NamedTuple):
@@ -166,6 +157,7 @@ class Weights(Mapping[str, TensorView]):
 
     def state_dict(self, prefix: str = "") -> dict[str, torch.Tensor]:
         """torch tensors by name; with `prefix` those below it, their names without it."""
+        imported_torch()  # or its error, also where nothing is below the prefix
         with warnings.catch_warnings():
             if self.mode == "readonly":
                 warnings.filterwarnings("ignore", "The given NumPy array is not writable")
@@ -190,30 +182,14 @@ class Weights(Mapping[str, TensorView]):
     ) -> AppliedReport:
         """Makes the tensors the module's own parameters and buffers, without a copy.
 
-        Build the module on the meta device first. dtypes become those of the file. With `strict`
-        a missing, unexpected or misshapen tensor is an error, and the module stays as it was.
+        Build the module on the meta device, its buffers that no file has on the CPU. What fits is
+        what torch's load_state_dict(assign=True) takes; dtypes become those of the file, and what
+        was one tensor under several names is one again. A tensor of another shape is an error;
+        with `strict` so is what the weights or the module do not have, and what would stay on the
+        meta device. After an error the module is as it was, its lists and dicts of tensors too;
+        only what its own hooks changed inside other objects, or wrote into tensors, stays changed.
         """
-        tensors = self.state_dict(prefix)
-        wanted = module.state_dict()
-        missing = [name for name in wanted if name not in tensors]
-        unexpected = [name for name in tensors if name not in wanted]
-        misshapen = [
-            f"{name}: {list(tensors[name].shape)} in the weights, {list(value.shape)} wanted"
-            for name, value in wanted.items()
-            if name in tensors and tensors[name].shape != value.shape
-        ]
-        if misshapen or (strict and (missing or unexpected)):
-            raise InvalidArgumentError(
-                f"model {self.model!r} does not fit {type(module).__name__}: "
-                f"missing {_some(missing)}, unexpected {_some(unexpected)}, "
-                f"of another shape {_some(misshapen)}"
-            )
-        module.load_state_dict(tensors, strict=False, assign=True)
-        named = [
-            *module.named_parameters(remove_duplicate=False),  # tied ones under each name
-            *module.named_buffers(remove_duplicate=False),
-        ]
-        return AppliedReport(missing, unexpected, [name for name, t in named if t.is_meta])
+        return apply(self.state_dict(prefix), module, self.model, strict)
 
     # ---- the end
 
@@ -261,7 +237,3 @@ def _decode(blocks: list[tuple[Memory, Header]]) -> tuple[dict[str, str], list[P
                 del earlier.entries[name]
         parts.append(Part(whole, header.payload, entries))
     return metadata, parts
-
-
-def _some(names: list[str]) -> str:
-    return f"{names[:5]} and {len(names) - 5} more" if len(names) > 5 else str(names)
