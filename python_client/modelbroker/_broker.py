@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from ._block import read_header
 from ._deadline import Deadline
@@ -212,6 +212,9 @@ class Broker:
         if not getattr(self, "_closed", True):
             self._closed = True
             self._link.abandon()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Broker is a connection of this process: connect() in the other one")
 
     def __repr__(self) -> str:
         return f"<Broker {self.endpoint}{', closed' if self._closed else ''}>"

@@ -130,7 +130,7 @@ def torch_maker(dtype: str) -> Callable[[tuple[int, ...], int, Bytes], torch.Ten
 
     def empty(shape: tuple[int, ...]) -> torch.Tensor:
         try:
-            return torch.empty(shape, dtype=wanted)
+            return torch.empty(shape, dtype=wanted, device="cpu")
         except (RuntimeError, TypeError):  # a dimension beyond what torch counts in
             raise UnimplementedError(
                 f"torch has no tensor of shape {list(shape)}: use raw(name)"
@@ -162,3 +162,23 @@ def torch_maker(dtype: str) -> Callable[[tuple[int, ...], int, Bytes], torch.Ten
         return from_numpy(ndarray(shape, carrier, block, start)).view(wanted)
 
     return make_seen_as
+
+
+class _Writable:
+    """An array's memory, called writable whatever it is."""
+
+    __slots__ = ("__array_interface__", "_array")
+
+    def __init__(self, array: Bytes) -> None:
+        self._array = array
+        address, _ = array.__array_interface__["data"]
+        self.__array_interface__ = {**array.__array_interface__, "data": (address, False)}
+
+
+def for_torch(block: Bytes) -> Bytes:
+    """The same memory as an array that torch takes without a word.
+
+    torch has no read-only tensors, and warns. To silence it would change the filters of all
+    threads of the process.
+    """
+    return block if block.flags.writeable else np.asarray(_Writable(block))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from ._apply import AppliedReport, apply
 from ._block import Entry, Header, decode_manifest
-from ._dtypes import Bytes, imported_torch, numpy_dtype, torch_maker
+from ._dtypes import Bytes, for_torch, imported_torch, numpy_dtype, torch_maker
 from ._errors import FailedPreconditionError, NotFoundError
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ class Part(NamedTuple):
 
     def torch(self, prefix: str) -> dict[str, torch.Tensor]:
         """All below a prefix, named without it."""
-        block, payload, entries = self
+        block, payload, entries = for_torch(self.block), self.payload, self.entries
         cut = len(prefix)
         return {
             name[cut:]: torch_maker(dtype)(shape, payload + offset, block)
@@ -58,7 +57,10 @@ class Part(NamedTuple):
 
 
 class TensorView:
-    """One tensor of a model: what it is, and its memory in the form that you want."""
+    """One tensor of a model: what it is, and its memory in the form that you want.
+
+    A pickled or deep-copied one is a copy of this tensor's bytes: it holds no block and no lease.
+    """
 
     __slots__ = ("_placed", "name")
 
@@ -84,7 +86,7 @@ class TensorView:
     def torch(self) -> torch.Tensor:
         """A CPU tensor with a storage of its own over the shared memory."""
         placed = self._placed
-        return torch_maker(placed.dtype)(placed.shape, placed.start, placed.block)
+        return torch_maker(placed.dtype)(placed.shape, placed.start, for_torch(placed.block))
 
     def numpy(self) -> np.ndarray[Any, Any]:
         """An array over the shared memory; bf16 and float8 want ml_dtypes."""
@@ -94,8 +96,22 @@ class TensorView:
         """The tensor's bytes, one-dimensional."""
         return self._placed.bytes()
 
+    def __copy__(self) -> TensorView:
+        return TensorView(self.name, self._placed)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _copied, (self.name, self.dtype, self.shape, self.raw())
+
     def __repr__(self) -> str:
         return f"<TensorView {self.name} {self.dtype} {list(self.shape)}>"
+
+
+def _copied(
+    name: str, dtype: str, shape: tuple[int, ...], raw: np.ndarray[Any, np.dtype[np.uint8]]
+) -> TensorView:
+    """A view over memory of its own, which is writable whatever the mode of the weights was."""
+    own = raw if raw.flags.writeable else raw.copy()
+    return TensorView(name, Placed(dtype, shape, 0, own.nbytes, own))
 
 
 class Weights(Mapping[str, TensorView]):
@@ -158,13 +174,10 @@ class Weights(Mapping[str, TensorView]):
     def state_dict(self, prefix: str = "") -> dict[str, torch.Tensor]:
         """torch tensors by name; with `prefix` those below it, their names without it."""
         imported_torch()  # or its error, also where nothing is below the prefix
-        with warnings.catch_warnings():
-            if self.mode == "readonly":
-                warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-            tensors: dict[str, torch.Tensor] = {}
-            for part in self._parts():
-                tensors |= part.torch(prefix)
-            return tensors
+        tensors: dict[str, torch.Tensor] = {}
+        for part in self._parts():
+            tensors |= part.torch(prefix)
+        return tensors
 
     def numpy(self, prefix: str = "") -> dict[str, np.ndarray[Any, Any]]:
         """numpy arrays by name; `prefix` as in state_dict()."""
