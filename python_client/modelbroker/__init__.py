@@ -15,6 +15,7 @@ from ._apply import AppliedReport
 from ._broker import Broker, connect
 from ._errors import (
     AlreadyExistsError,
+    BrokerHangsError,
     CancelledError,
     DataLossError,
     DeadlineExceededError,
@@ -43,6 +44,7 @@ __all__ = [
     "AlreadyExistsError",
     "AppliedReport",
     "Broker",
+    "BrokerHangsError",
     "CancelledError",
     "DataLossError",
     "DeadlineExceededError",

@@ -14,6 +14,7 @@ from ._deadline import Deadline
 from ._descriptors import exhausted, none_left, or_exhausted
 from ._endpoint import endpoints_to_try
 from ._errors import (
+    BrokerHangsError,
     FailedPreconditionError,
     InvalidArgumentError,
     ModelBrokerError,
@@ -22,7 +23,7 @@ from ._errors import (
     UnavailableError,
 )
 from ._events import SNAPSHOT, EventStream
-from ._link import Data, Link
+from ._link import Data, Failure, Link
 from ._memory import Memory, Mode
 from ._models import Loaded, Model, Scrubbed, Status, Unloaded, take
 from ._weights import Weights
@@ -39,26 +40,31 @@ def connect(endpoint: str | None = None, *, timeout: float = _CONNECT_SECONDS) -
     """Connects to the broker of this user, else to the system's.
 
     `endpoint` ("ipc:///<run>/broker.sock") or MODELBROKER_ENDPOINT names another. A broker that is
-    not there yet is waited for, up to `timeout` seconds; then UnavailableError says what to do.
+    not there yet is waited for, up to `timeout` seconds; then UnavailableError says what to do. One
+    that is there and does not answer is BrokerHangsError.
     """
     deadline = Deadline(timeout)
     candidates = endpoints_to_try(endpoint)
+    patience = 0.05
     while True:
-        advice = ""
+        failures: list[Failure] = []
         for candidate in candidates:
             link = Link(candidate)
             try:
-                link.session(Deadline(deadline.left(0.05)))
+                link.session(Deadline(deadline.left(patience)))
                 return Broker(link)
-            except (UnavailableError, TimeoutError) as failed:
+            except (UnavailableError, BrokerHangsError) as failed:
                 link.close()
-                # The first place is the one that the advice should name.
-                advice = advice or str(failed)
+                failures.append((type(failed), str(failed)))
             except BaseException:
                 link.close()
                 raise
-        if advice and deadline.passed():
-            raise UnavailableError(advice)
+        # A broker that hangs before a place without one, otherwise the first place: what to name.
+        kind, message = min(failures, key=lambda failure: failure[0] is not BrokerHangsError)
+        if deadline.passed():
+            raise kind(message)
+        if kind is BrokerHangsError:
+            patience *= 2  # if it is only slow, it gets to answer
 
 
 class Broker:

@@ -14,6 +14,7 @@ ModelBrokerError
   + DataLossError                                  repair the source
   + UnavailableError        (ConnectionError)      retry
   + DeadlineExceededError   (TimeoutError)         allow more time
+      + BrokerHangsError                           see its log; end it if it is stuck
   + CancelledError                                 nothing: somebody asked for it
   + UnimplementedError      (NotImplementedError)  use another version
   + InternalError                                  report our bug
@@ -104,6 +105,13 @@ class DeadlineExceededError(ModelBrokerError, TimeoutError):
     """Not done within the call's timeout."""
 
     code = "deadline_exceeded"
+
+
+class BrokerHangsError(DeadlineExceededError):
+    """A broker is there and says nothing: it is stopped, too busy, or hangs.
+
+    No UnavailableError: to start another broker beside it helps nobody.
+    """
 
 
 class CancelledError(ModelBrokerError):

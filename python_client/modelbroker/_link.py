@@ -17,13 +17,13 @@ import time
 import weakref
 from collections import deque
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from ._deadline import Deadline
 from ._descriptors import OutOfDescriptorsError, or_exhausted
 from ._endpoint import Endpoint
 from ._errors import (
-    DeadlineExceededError,
+    BrokerHangsError,
     FailedPreconditionError,
     ModelBrokerError,
     UnavailableError,
@@ -36,6 +36,8 @@ from ._whole import take
 from ._wire import RequestIds, SessionLost, UnansweredError, encode_request
 
 Data = dict[str, Any]
+# An error to be raised later: as an object it would keep frames, and a frame it.
+Failure: TypeAlias = "tuple[type[UnavailableError | BrokerHangsError], str]"
 
 _BACKOFF_FIRST, _BACKOFF_MOST = 0.02, 0.5
 _PATIENCE = 30.0  # how long a call without a timeout waits for a broker that is gone
@@ -146,37 +148,41 @@ class Link:
             session = self._session
             if session is not None:
                 return session
-            reason = self._renew(patience)
-            if reason is None:
+            failed = self._renew(patience)
+            if failed is None:
                 continue
             if patience.passed():
-                raise UnavailableError(
-                    f"no broker answers at {self.endpoint.broker} ({reason}): "
-                    "start one with 'modelbroker serve &'"
-                )
+                kind, message = failed
+                raise kind(message)
             time.sleep(patience.left(backoff))
             backoff = min(2 * backoff, _BACKOFF_MOST)
 
-    def _renew(self, deadline: Deadline) -> str | None:
-        """One attempt to open a session; why it failed, if it did."""
+    def _renew(self, deadline: Deadline) -> Failure | None:
+        """One attempt to open a session; why it failed, if another may succeed."""
         if self._shut:
             self._end_with_process()
             raise FailedPreconditionError("the connection to the broker is closed")
         taken: list[bool] = []
         try:
             if not take(taken, self._renewing, deadline.left(_PATIENCE)):
-                return "another thread is still connecting"
+                return self._nobody("another thread is still connecting")
             if self._session is None:
                 with or_exhausted("connecting to the broker"):
                     self._open_session(deadline)
         except SessionLost:
-            return f"{self.endpoint.fds}: the connection was closed"
-        except OSError as error:
-            return f"{self.endpoint.fds}: {error.strerror or error}"
+            return self._nobody(f"{self.endpoint.fds}: the connection was closed")
+        except BrokerHangsError as error:
+            return type(error), str(error)
+        except OSError as error:  # a socket that another user serves is one too
+            return self._nobody(f"{self.endpoint.fds}: {error.strerror or error}")
         finally:
             if True in taken:
                 self._renewing.release()
         return None
+
+    def _nobody(self, reason: str) -> Failure:
+        message = f"no broker answers at {self.endpoint.broker} ({reason})"
+        return UnavailableError, f"{message}: start one with 'modelbroker serve &'"
 
     def _open_session(self, deadline: Deadline) -> None:
         session = Session.open(self.endpoint, deadline.at_most(_RESTATE_SECONDS))
@@ -404,11 +410,6 @@ class _Losing:
         if isinstance(error, SessionLost):
             self._link.lose(self._session)
             return True
-        if isinstance(error, TimeoutError) and not isinstance(error, ModelBrokerError):
-            raise DeadlineExceededError(
-                f"the broker at {self._link.endpoint.fds} does not answer: it is busy or hangs; "
-                "see its log"
-            ) from None
         return False
 
 

@@ -2,7 +2,7 @@
 
 Threads: any; request and reply on the socket are one step under a lock. A broken connection is
 SessionLost, which the link turns into a new session; an exchange that is not done at its deadline,
-or after 10 s, the wait for other threads' included, is TimeoutError.
+or after 10 s, the wait for other threads' included, is BrokerHangsError.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 from ._deadline import Deadline
 from ._descriptors import exhausted
 from ._endpoint import Endpoint
-from ._errors import InternalError, PermissionDeniedError
+from ._errors import BrokerHangsError, InternalError, ModelBrokerError, PermissionDeniedError
 from ._whole import for_each, take
 from ._wire import (
     PACKET_LIMIT,
@@ -60,10 +60,11 @@ class Offer:
 class Session:
     """An open session. `token` rides every ZeroMQ request."""
 
-    __slots__ = ("_ids", "_lock", "_offers", "_socket", "boot_id", "token")
+    __slots__ = ("_endpoint", "_ids", "_lock", "_offers", "_socket", "boot_id", "token")
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, endpoint: Endpoint) -> None:
         self._socket = connection
+        self._endpoint = endpoint
         self._lock = threading.Lock()
         self._offers: queue.SimpleQueue[bool] = queue.SimpleQueue()
         for _ in range(_MOST_OFFERS):
@@ -74,15 +75,22 @@ class Session:
 
     @classmethod
     def open(cls, endpoint: Endpoint, deadline: Deadline) -> Session:
-        """Connects and opens a session; OSError where nobody listens."""
+        """Connects and opens a session; OSError where nobody listens.
+
+        Who listens and does not answer is BrokerHangsError: the kernel connects us to a broker that
+        stands still, until its queue is full.
+        """
         deadline = deadline.at_most(_EXCHANGE_SECONDS)
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         try:
             connection.settimeout(_patience(deadline))
-            connection.connect(endpoint.fds)
+            try:
+                connection.connect(endpoint.fds)
+            except (TimeoutError, BlockingIOError):
+                raise _hangs(endpoint, None) from None
             if endpoint.owned:
                 _check_peer(connection, endpoint)
-            session = cls(connection)
+            session = cls(connection, endpoint)
             data, descriptors = session._exchange("session.open", {}, (), deadline)
             _close_all(descriptors)
             session.token, session.boot_id = str(data["session"]), str(data["boot_id"])
@@ -121,7 +129,7 @@ class Session:
             try:
                 turn.extend(map(self._offers.get, (True,), (_patience(deadline),)))
             except queue.Empty:
-                raise TimeoutError from None
+                raise _hangs(self._endpoint, self._socket) from None
             data, descriptors = self._exchange("file.offer", {}, (descriptor,), deadline)
             _close_all(descriptors)
             yield Offer(str(data["file"]), self.token, used)
@@ -160,12 +168,14 @@ class Session:
         taken: list[bool] = []
         try:
             if not take(taken, self._lock, _patience(deadline)):
-                raise TimeoutError
+                raise _hangs(self._endpoint, self._socket)
             self._socket.settimeout(_patience(deadline))
             socket.send_fds(self._socket, [raw], descriptors)
             reply, received = self._receive(request_id, deadline)
-        except TimeoutError:
+        except ModelBrokerError:
             raise
+        except TimeoutError:
+            raise _hangs(self._endpoint, self._socket) from None
         except OSError:
             raise SessionLost from None
         finally:
@@ -210,9 +220,30 @@ def _receive_packet(connection: socket.socket) -> tuple[bytes, list[int]]:
     return raw, list(descriptors)
 
 
-def _check_peer(connection: socket.socket, endpoint: Endpoint) -> None:
+def _peer(connection: socket.socket) -> tuple[int, int]:
+    """The pid and uid of the broker; OSError once the connection is closed."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    uid = _CREDENTIALS.unpack(credentials)[1]
+    pid, uid, _ = _CREDENTIALS.unpack(credentials)
+    return pid, uid
+
+
+def _hangs(endpoint: Endpoint, connection: socket.socket | None) -> BrokerHangsError:
+    """Says what can be known: whether it is stopped shows only where its process does."""
+    pid = 0
+    stopped = False
+    if connection is not None:
+        with contextlib.suppress(OSError):
+            pid, _ = _peer(connection)
+            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
+                stopped = stat.read().rpartition(")")[2].split()[0] in ("T", "t")
+    who = f"the broker at {endpoint.broker}" + (f" (process {pid})" if pid > 0 else "")
+    if stopped:
+        return BrokerHangsError(f"{who} is stopped: continue it ('kill -CONT {pid}')")
+    return BrokerHangsError(f"{who} is there and does not answer: it is busy or hangs; see its log")
+
+
+def _check_peer(connection: socket.socket, endpoint: Endpoint) -> None:
+    uid = _peer(connection)[1]
     if uid not in (0, os.geteuid()):
         raise PermissionDeniedError(
             f"{endpoint.fds} is served by uid {uid}, not by you: "

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -51,6 +56,78 @@ def test_a_load_that_waits_for_nothing_else_is_served_when_it_goes_on(
 
 
 # ---- the Python client
+
+
+def refusal_of_connect(endpoint: str, timeout: float) -> modelbroker.ModelBrokerError:
+    began = time.monotonic()
+    with pytest.raises(modelbroker.ModelBrokerError) as caught:
+        modelbroker.connect(endpoint, timeout=timeout)
+    assert time.monotonic() - began < LIMIT
+    return caught.value
+
+
+@pytest.mark.parametrize("timeout", [0, 0.5])
+def test_connect_calls_a_stopped_broker_stopped(stopped: BrokerProcess, timeout: float) -> None:
+    error = refusal_of_connect(stopped.endpoint, timeout)
+    assert type(error) is modelbroker.BrokerHangsError
+    assert isinstance(error, modelbroker.DeadlineExceededError)
+    assert not isinstance(error, modelbroker.UnavailableError)
+    assert stopped.endpoint in str(error)
+    assert f"kill -CONT {stopped.pid}" in str(error)
+
+
+def test_connect_calls_a_broker_whose_queue_is_full_hanging(stopped: BrokerProcess) -> None:
+    waiting: list[socket.socket] = []
+    with contextlib.ExitStack() as stack:
+        while True:
+            kind = socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK
+            waiting.append(stack.enter_context(socket.socket(socket.AF_UNIX, kind)))
+            if waiting[-1].connect_ex(str(stopped.run / "fds.sock")) == errno.EAGAIN:
+                break
+        error = refusal_of_connect(stopped.endpoint, 0.3)
+    assert type(error) is modelbroker.BrokerHangsError
+    assert "does not answer" in str(error)
+
+
+def test_connect_calls_a_broker_that_runs_and_says_nothing_hanging() -> None:
+    with (
+        tempfile.TemporaryDirectory(prefix="mb-") as run,
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as deaf,
+    ):
+        deaf.bind(f"{run}/fds.sock")
+        deaf.listen()
+        error = refusal_of_connect(f"ipc://{run}/broker.sock", 0.3)
+    assert type(error) is modelbroker.BrokerHangsError
+    assert f"(process {os.getpid()}) is there and does not answer" in str(error)
+
+
+def test_a_socket_that_nobody_listens_at_is_no_broker() -> None:
+    with tempfile.TemporaryDirectory(prefix="mb-") as run:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as left:
+            left.bind(f"{run}/fds.sock")
+        error = refusal_of_connect(f"ipc://{run}/broker.sock", 0.3)
+    assert type(error) is modelbroker.UnavailableError
+    assert "start one" in str(error)
+
+
+def test_connect_waits_for_a_broker_that_goes_on_in_time(stopped: BrokerProcess) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        connecting = threads.submit(modelbroker.connect, stopped.endpoint, timeout=60)
+        time.sleep(0.5)
+        assert not connecting.done()
+        stopped.thaw()
+        with connecting.result() as client:
+            assert client.list() == []
+
+
+@pytest.mark.parametrize("call", ["load", "attach"])
+def test_a_call_says_it_too(broker: BrokerProcess, tmp_path: Path, call: str) -> None:
+    source = files.write_random(tmp_path / "m.safetensors", 1)
+    with broker.connect() as client:
+        client.list()
+        with broker.frozen(), pytest.raises(modelbroker.BrokerHangsError, match="is stopped"):
+            getattr(client, call)(source, timeout=0.3)
+        assert getattr(client, call)(source, timeout=60) is not None
 
 
 @pytest.fixture

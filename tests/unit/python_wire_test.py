@@ -39,6 +39,12 @@ ERRORS = [
     (modelbroker.InternalError, "internal", Exception),
 ]
 
+# Of this package alone: the broker sends none of them.
+OURS: list[tuple[type[modelbroker.ModelBrokerError], str, type[Exception]]] = [
+    (modelbroker.TorchMissingError, "failed_precondition", ImportError),
+    (modelbroker.BrokerHangsError, "deadline_exceeded", TimeoutError),
+]
+
 
 # ---- errors
 
@@ -55,7 +61,7 @@ def test_each_code_is_a_class_that_is_also_what_python_expects(
     assert error.details == {"needed": 7}
 
 
-@pytest.mark.parametrize(("kind", "code", "also"), ERRORS)
+@pytest.mark.parametrize(("kind", "code", "also"), ERRORS + OURS)
 def test_errors_come_back_whole_from_pickle_and_copy(
     kind: type[modelbroker.ModelBrokerError], code: str, also: type[Exception]
 ) -> None:
@@ -74,7 +80,7 @@ def test_every_error_of_the_package_has_its_code() -> None:
         for value in vars(modelbroker).values()
         if isinstance(value, type) and issubclass(value, modelbroker.ModelBrokerError)
     }
-    assert classes == {kind for kind, _, _ in ERRORS} | {modelbroker.ModelBrokerError}
+    assert classes == {kind for kind, _, _ in ERRORS + OURS} | {modelbroker.ModelBrokerError}
 
 
 def test_an_unknown_code_is_internal_and_says_which() -> None:
