@@ -23,6 +23,7 @@ from ._errors import (
     UnavailableError,
 )
 from ._events import SNAPSHOT, EventStream
+from ._keep_alive import seconds_of
 from ._link import Data, Failure, Link
 from ._memory import Memory, Mode
 from ._models import Loaded, Model, Scrubbed, Status, Unloaded, take
@@ -89,17 +90,17 @@ class Broker:
         *,
         type: str = "",
         pin: bool = False,
-        keep_alive: float | None = None,
+        keep_alive: float | str | None = None,
         timeout: float | None = None,
         progress: Progress | None = None,
     ) -> Loaded:
         """Loads a safetensors file, once for everybody; returns when its weights are in memory.
 
         The file is opened here, with this process's rights. `name` defaults to the file's stem.
-        `keep_alive`: seconds after its last use until it is evicted; below zero for ever, None for
-        the broker's default. Where memory is full of models that are in use, a call with a
-        `timeout` waits that long for room; one without is refused at once. A load that is not done
-        by then is given up, unless others wait for it.
+        `keep_alive`: how long after its last use it is evicted, in seconds or as "90s", "5m", "2h";
+        below zero never, None for the broker's default. Where memory is full of models that are in
+        use, a call with a `timeout` waits that long for room; one without is refused at once. A
+        load that is not done by then is given up, unless others wait for it.
         `progress(read_bytes, total_bytes)` is called from another thread while it reads, and from
         this one at the end; an error that it raises is raised here once the load is done.
         """
@@ -107,7 +108,7 @@ class Broker:
         label = _absolute(path)
         data: Data = {"path": label, "name": name or "", "type": type, "pin": pin}
         if keep_alive is not None:
-            data["keep_alive"] = float(keep_alive)
+            data["keep_alive"] = seconds_of(keep_alive)
         with _Source(label) as source, self._watched(label, progress, deadline):
             loaded = self._open_link().call("model.load_model", data, deadline, source.descriptor)
         if progress is not None:

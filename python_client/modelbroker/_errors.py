@@ -25,6 +25,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from ._wording import in_python
+
 
 class ModelBrokerError(Exception):
     """Base of all errors of this package. `details` maps words to numbers, e.g. bytes needed."""
@@ -158,4 +160,4 @@ def error_of(code: object, message: object, details: object = None) -> ModelBrok
     numbers = details if isinstance(details, dict) else {}
     if known is None:
         return InternalError(f"{code}: {message}", numbers)
-    return known(str(message), numbers)
+    return known(in_python(str(message)), numbers)
