@@ -6,6 +6,7 @@ import copy
 import pickle
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,16 @@ SMALL = bytes(range(1, 9))
 
 @pytest.fixture(params=["private", "readonly"])
 def weights(
-    broker: BrokerProcess, tmp_path: Path, request: pytest.FixtureRequest
+    shared: BrokerProcess, tmp_path: Path, request: pytest.FixtureRequest
 ) -> Iterator[modelbroker.Weights]:
     """A small tensor beside a big one."""
     path = files.write(
-        tmp_path / "m.safetensors",
+        tmp_path / f"{uuid.uuid4().hex}.safetensors",
         {"big": ("U8", [BIG], bytes(BIG)), "small": ("BF16", [2, 2], SMALL)},
     )
-    with broker.connect() as client, client.attach(path, mode=request.param) as weights:
+    with shared.connect() as client, client.attach(path, mode=request.param) as weights:
         yield weights
+        client.unload(path)
 
 
 def pickled(protocol: int) -> Callable[[Any], Any]:
@@ -69,13 +71,13 @@ WAYS: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_copied_view_is_its_own_bytes(
-    broker: BrokerProcess, weights: modelbroker.Weights, way: str
+    shared: BrokerProcess, weights: modelbroker.Weights, way: str
 ) -> None:
     view = weights["small"]
     copied: modelbroker.TensorView = WAYS[way](view)
     weights.release()
     del view
-    with broker.connect() as client:
+    with shared.connect() as client:
         client.list()
         assert client.status().tiers["ram"].leases == 0, "the copy keeps the block"
     assert (copied.name, copied.dtype, copied.shape, copied.nbytes) == ("small", "BF16", (2, 2), 8)
@@ -110,11 +112,11 @@ def test_a_shallow_copy_is_another_name_for_the_same_memory(weights: modelbroker
 
 @pytest.mark.parametrize("way", [copy.deepcopy, copy.copy, pickle.dumps])
 def test_weights_and_brokers_say_why_they_cannot_be_copied(
-    broker: BrokerProcess, weights: modelbroker.Weights, way: Callable[[Any], Any]
+    shared: BrokerProcess, weights: modelbroker.Weights, way: Callable[[Any], Any]
 ) -> None:
     with pytest.raises(TypeError, match="attach in the other"):
         way(weights)
-    with broker.connect() as client, pytest.raises(TypeError, match=r"connect\(\) in the other"):
+    with shared.connect() as client, pytest.raises(TypeError, match=r"connect\(\) in the other"):
         way(client)
 
 
