@@ -7,6 +7,7 @@
 #include "broker/cli/commands.h"
 #include "broker/cli/output.h"
 #include "modelbroker_version.h"
+#include "shm/limits.h"
 
 namespace {
 
@@ -22,6 +23,7 @@ void fill_standard_descriptors() {
 int main(int argc, char** argv) {
   using namespace modelbroker::cli;
   fill_standard_descriptors();
+  modelbroker::survive_file_size_limit();  // before the first probe makes a file
   CLI::App app{"modelbroker: load model weights once, attach from every process"};
   app.name("modelbroker");
   app.set_version_flag("--version", std::string("modelbroker ") + modelbroker::kVersion);

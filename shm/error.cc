@@ -2,7 +2,10 @@
 
 #include <array>
 #include <cerrno>
+#include <optional>
 #include <system_error>
+
+#include "shm/limits.h"
 
 namespace modelbroker {
 namespace {
@@ -25,6 +28,7 @@ ErrorCode code_of(int error_number) noexcept {
     case ENOMEM:
     case ENOSPC:
     case EDQUOT:
+    case EFBIG:
     case EMFILE:
     case ENFILE:
     case ENOBUFS:
@@ -56,7 +60,14 @@ ErrorCode code_of(int error_number) noexcept {
   }
 }
 
-std::string_view remedy_of(int error_number) noexcept {
+// EFBIG: this process's limit, else the file system's.
+std::string too_big() {
+  const std::optional<std::uint64_t> limit = file_size_limit();
+  if (!limit) return "the file system takes no file of that size: use another";
+  return "files of this process may have at most " + std::to_string(*limit) + " bytes; " + file_size_advice();
+}
+
+std::string remedy_of(int error_number) {
   switch (error_number) {
     case ENOMEM:
     case ENOSPC:
@@ -64,6 +75,10 @@ std::string_view remedy_of(int error_number) noexcept {
       return "free memory, or give the RAM directory a larger size";
     case EMFILE:
       return "raise the limit of open files (ulimit -n)";
+    case EFBIG:
+      return too_big();
+    case EDQUOT:
+      return "this user's quota of that file system is used up: free some of it, or raise the quota";
     case EIO:
       return "the device reported an error: check the disk";
     default:
@@ -88,7 +103,7 @@ ErrorCode error_code_from(std::string_view word) noexcept {
 Error error_from_errno(int error_number, std::string_view what) {
   std::string message(what);
   message += ": " + std::generic_category().message(error_number);
-  if (const std::string_view remedy = remedy_of(error_number); !remedy.empty()) {
+  if (const std::string remedy = remedy_of(error_number); !remedy.empty()) {
     message += " (";
     message += remedy;
     message += ')';

@@ -7,6 +7,9 @@
 #include <sstream>
 
 #include "broker/cli/doctor_checks.h"
+#include "broker/ram/room.h"
+#include "broker/ram/sizes.h"
+#include "shm/limits.h"
 #include "shm/os_features.h"
 #include "wire/endpoint.h"
 
@@ -86,6 +89,20 @@ Check memlock_check() {
   if (::getrlimit(RLIMIT_MEMLOCK, &limit) != 0)
     return {"locked_memory", Verdict::kNote, "RLIMIT_MEMLOCK cannot be read"};
   return {"locked_memory", Verdict::kOk, shown(limit.rlim_max) + " bytes (this version locks none)"};
+}
+
+// A block is one file.
+Check file_size_check() {
+  const auto limit = file_size_limit();
+  if (!limit) return {"file_size", Verdict::kOk, "unlimited"};
+  Check check{"file_size", Verdict::kNote, format_size(*limit) + " (ulimit -f)"};
+  check.cost = "a model whose block is larger is refused";
+  if (*limit < kSmallFileLimit) {
+    check.verdict = Verdict::kProblem;
+    check.cost = "a broker refuses to start with so little, and what it probes of the kernel cannot be told";
+  }
+  check.remedy = file_size_advice();
+  return check;
 }
 
 // An instance is really made; how many watches it may have only the kernel's file tells.
@@ -197,9 +214,9 @@ Check run_directory_check(Os& os, const Config& config) {
 std::vector<Check> check_host(Os& os, const Config& config, const Roots& roots) {
   std::vector<Check> checks{kernel_check()};
   std::ranges::move(feature_checks(os, config), std::back_inserter(checks));
-  for (Check& check : std::vector<Check>{descriptors_check(), memlock_check(), inotify_check(os, roots),
-                                         pid_namespace_check(os, roots), remove_ipc_check(os, config, roots),
-                                         run_directory_check(os, config)}) {
+  for (Check& check : std::vector<Check>{descriptors_check(), memlock_check(), file_size_check(),
+                                         inotify_check(os, roots), pid_namespace_check(os, roots),
+                                         remove_ipc_check(os, config, roots), run_directory_check(os, config)}) {
     checks.push_back(std::move(check));
   }
   return checks;

@@ -1,6 +1,7 @@
 #include "broker/ram/room.h"
 
 #include "broker/ram/sizes.h"
+#include "shm/limits.h"
 
 namespace modelbroker {
 
@@ -30,6 +31,24 @@ Result<void> check_room(Os& os, const std::string& directory, std::optional<std:
                 has + ": " + room_advice() + "; if so little is meant, say it by --ram-budget", {{"total", *total}});
   }
   return {};
+}
+
+Result<void> check_file_limit() {
+  const auto limit = file_size_limit();
+  if (!limit || *limit >= kSmallFileLimit) return {};
+  return fail(ErrorCode::kFailedPrecondition,
+              "files of this process may have at most " + format_size(*limit) + ", and a broker needs at least " +
+                  format_size(kSmallFileLimit) + ": " + file_size_advice(),
+              {{"file_size_limit", *limit}});
+}
+
+Result<void> check_file_limit(std::uint64_t block, const std::string& what) {
+  const auto limit = file_size_limit();
+  if (!limit || *limit >= block) return {};
+  return fail(ErrorCode::kResourceExhausted,
+              what + " needs a block of " + format_size(block) + ", and files of the broker may have at most " +
+                  format_size(*limit) + " (its limit of file sizes): " + file_size_advice(),
+              {{"needed", block}, {"file_size_limit", *limit}});
 }
 
 }  // namespace modelbroker

@@ -12,6 +12,9 @@
 
 namespace modelbroker {
 
+// A probe's file has 2 MiB, the state database and its log are files too.
+inline constexpr std::uint64_t kSmallFileLimit = 16ULL << 20;
+
 // Below this a file system was not made for models, and an explicit budget must say that it is meant.
 inline constexpr std::uint64_t kSmallRoom = 256ULL << 20;
 
@@ -19,6 +22,10 @@ inline constexpr std::uint64_t kSmallRoom = 256ULL << 20;
 [[nodiscard]] Result<std::optional<std::uint64_t>> total_room(Os& os, const std::string& directory);
 // Refuses a small file system without an explicit budget, and a budget that does not fit into it.
 [[nodiscard]] Result<void> check_room(Os& os, const std::string& directory, std::optional<std::uint64_t> budget);
+// Refuses a limit of file sizes (`ulimit -f`) under which nothing works.
+[[nodiscard]] Result<void> check_file_limit();
+// Refuses a block of that many bytes where this process may not make so large a file. `what`: the source, in quotes.
+[[nodiscard]] Result<void> check_file_limit(std::uint64_t block, const std::string& what);
 // What to do about a small one.
 [[nodiscard]] std::string room_advice();
 

@@ -8,6 +8,7 @@
 #include <system_error>
 
 #include "shm/instruments.h"
+#include "shm/limits.h"
 
 namespace modelbroker {
 namespace {
@@ -17,6 +18,7 @@ constexpr int kAnotherVersion = -2;  // no number of SQLite's
 // SQLite's own numbers (sqlite3.h), so that its header is not needed here.
 constexpr int kSqliteError = 1;  // here: tables that are not ours
 constexpr int kSqliteCorrupt = 11;
+constexpr int kSqliteIo = 10;
 constexpr int kSqliteFull = 13;
 constexpr int kSqliteCannotOpen = 14;  // also where something else than a file stands there
 constexpr int kSqliteNotADatabase = 26;
@@ -33,6 +35,11 @@ Error error_of(const std::string& path, const SQLite::Exception& error) {
             "the state database '" + path + "' cannot be opened (" + error.what() +
                 "): it must be a file that this user may write to; look at what stands there, or choose "
                 "another --run-directory"};
+  }
+  if (error.getErrorCode() == kSqliteIo && file_size_limit()) {  // SQLite has no code for EFBIG
+    return {ErrorCode::kResourceExhausted, "the state database '" + path + "': " + error.what() +
+                                               "; files of this process may have at most " +
+                                               std::to_string(*file_size_limit()) + " bytes: " + file_size_advice()};
   }
   const ErrorCode code = error.getErrorCode() == kSqliteFull ? ErrorCode::kResourceExhausted : ErrorCode::kInternal;
   return {code, "the state database '" + path + "': " + error.what()};

@@ -7,6 +7,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "broker/ram/room.h"
 #include "broker/ram/sizes.h"
 #include "broker/server/loads.h"
 #include "broker/server/log.h"
@@ -115,6 +116,10 @@ void Loads::header_read(const FlightPtr& flight, Result<Header> header) {
     }
   }
   flight->plan = std::move(header->plan);
+  // Before anything is evicted for it.
+  if (auto fits = check_file_limit(flight->plan.layout.block_size, "'" + flight->plan.label + "'"); !fits) {
+    return fail_all(flight, fits.error());
+  }
   admit(flight);
 }
 

@@ -15,6 +15,7 @@
 #include "broker/server/run_directory.h"
 #include "shm/block_format.h"
 #include "shm/instruments.h"
+#include "shm/limits.h"
 
 namespace modelbroker {
 namespace {
@@ -29,6 +30,7 @@ constexpr std::array kSignals{SIGINT, SIGTERM, SIGHUP};
 }  // namespace
 
 Result<std::unique_ptr<Server>> Server::start(Os& os, const Clock& clock, const Config& config, Reload reload) {
+  MODELBROKER_TRY(check_file_limit());
   ::umask(0077);
   ::signal(SIGPIPE, SIG_IGN);
   ::signal(SIGIO, SIG_IGN);  // somebody opens a block during the moment of our write lease
@@ -121,6 +123,10 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
     log_info("adopted " + std::to_string(recovered.adopted) + " blocks and " + std::to_string(recovered.draining) +
              " that drain (" + format_size(held) + "), removed " + std::to_string(recovered.garbage) +
              " unfinished ones");
+  }
+  if (const auto most = file_size_limit(); most && *most < limit) {
+    log_warning("files of this process may have at most " + format_size(*most) +
+                ": models whose block is larger are refused; " + file_size_advice());
   }
   end_silent_peers();
   look_at_locks();

@@ -21,6 +21,7 @@ OTHERS = [
     "kernel",
     "descriptors",
     "locked_memory",
+    "file_size",
     "inotify",
     "pid_namespace",
     "remove_ipc",

@@ -38,7 +38,7 @@ TEST(ErrorFromErrno, ChoosesTheCodeByWhatTheCallerShouldDo) {
   EXPECT_EQ(code(EEXIST), ErrorCode::kAlreadyExists);
   EXPECT_EQ(code(EACCES), ErrorCode::kPermissionDenied);
   EXPECT_EQ(code(EPERM), ErrorCode::kPermissionDenied);
-  for (const int number : {ENOSPC, ENOMEM, EFAULT, EMFILE, ENFILE}) {
+  for (const int number : {ENOSPC, ENOMEM, EFAULT, EMFILE, ENFILE, EFBIG, EDQUOT}) {
     EXPECT_EQ(code(number), ErrorCode::kResourceExhausted) << number;
   }
   EXPECT_EQ(code(EIO), ErrorCode::kDataLoss);

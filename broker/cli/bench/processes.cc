@@ -30,7 +30,8 @@ Error cancelled() { return {ErrorCode::kCancelled, "interrupted"}; }
 // In the child: becomes the program, with our ends of the pipes as its input and output.
 [[noreturn]] void become(const std::vector<std::string>& words, int in, int out, const std::string& log) {
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-  ::setpgid(0, 0);  // a terminal's Ctrl-C is for us, who end it in its turn
+  ::signal(SIGXFSZ, SIG_DFL);  // ignored by us, not by what the user measures
+  ::setpgid(0, 0);             // a terminal's Ctrl-C is for us, who end it in its turn
   ::dup2(in, STDIN_FILENO);
   ::dup2(out, STDOUT_FILENO);
   if (!log.empty()) {
