@@ -101,6 +101,7 @@ class Os {
 
   // Locks and leases.
   [[nodiscard]] virtual SysResult<void> lock_exclusive(int fd) = 0;  // flock LOCK_EX|LOCK_NB; EWOULDBLOCK
+  [[nodiscard]] virtual SysResult<void> lock_shared(int fd) = 0;     // flock LOCK_SH|LOCK_NB; EWOULDBLOCK
   // The kernel's word: true if no other open description and no mapping of the file exists. The process
   // must ignore SIGIO (make_os sees to it): an opener at that moment sends it, and its default is death.
   [[nodiscard]] virtual SysResult<bool> nobody_else_has_it(int fd) = 0;

@@ -184,6 +184,9 @@ class PosixOs final : public Os {
   SysResult<void> lock_exclusive(int fd) override {
     return done(uninterrupted([&] { return ::flock(fd, LOCK_EX | LOCK_NB); }));
   }
+  SysResult<void> lock_shared(int fd) override {
+    return done(uninterrupted([&] { return ::flock(fd, LOCK_SH | LOCK_NB); }));
+  }
   SysResult<bool> nobody_else_has_it(int fd) override {
     if (!features_.write_lease) return tl::unexpected(Errno{EOPNOTSUPP});
     if (::fcntl(fd, F_SETLEASE, F_WRLCK) != 0) {

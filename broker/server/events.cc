@@ -25,24 +25,31 @@ struct Events::Socket {
   zmq::socket_t pub{context, zmq::socket_type::pub};
 };
 
-Events::Events(std::string boot_id) : boot_id_(std::move(boot_id)), socket_(std::make_unique<Socket>()) {}
+Events::Events(std::string endpoint, std::string boot_id)
+    : endpoint_(std::move(endpoint)), boot_id_(std::move(boot_id)), socket_(std::make_unique<Socket>()) {}
 Events::~Events() = default;
 
 Result<std::unique_ptr<Events>> Events::bind(const std::string& endpoint, std::string boot_id) {
   try {
-    std::unique_ptr<Events> events(new Events(std::move(boot_id)));
+    std::unique_ptr<Events> events(new Events(endpoint, std::move(boot_id)));
     zmq::socket_t& socket = events->socket_->pub;
     socket.set(zmq::sockopt::linger, kLingerMs);
     socket.set(zmq::sockopt::sndhwm, kMostWaiting);
     socket.set(zmq::sockopt::maxmsgsize, kLongestSubscription);
     socket.set(zmq::sockopt::handshake_ivl, kHandshakeMs);
-    const mode_t before = ::umask(0177);  // the socket's file is 0600 from its first moment
-    socket.bind(endpoint);
-    ::umask(before);
+    MODELBROKER_TRY(events->listen());
     return events;
   } catch (const zmq::error_t& error) {
     return fail_errno(error.num(), "binding " + endpoint);
   }
+}
+
+Result<void> Events::listen() {
+  const mode_t before = ::umask(0177);  // the socket's file is 0600 from its first moment
+  const int failed = ::zmq_bind(socket_->pub.handle(), endpoint_.c_str()) == 0 ? 0 : ::zmq_errno();
+  ::umask(before);
+  if (failed != 0) return fail_errno(failed, "binding " + endpoint_);
+  return {};
 }
 
 void Events::publish(std::string_view type, const wire::EventData& data) {

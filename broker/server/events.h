@@ -22,6 +22,8 @@ class Events {
   // Binds; the caller holds the run directory's lock (a second bind would steal the path).
   [[nodiscard]] static Result<std::unique_ptr<Events>> bind(const std::string& endpoint, std::string boot_id);
   ~Events();  // what was just published still leaves
+  // Binds, also once more when the socket's file was removed: see Router::listen().
+  [[nodiscard]] Result<void> listen();
   Events(const Events&) = delete;
   Events& operator=(const Events&) = delete;
 
@@ -33,7 +35,8 @@ class Events {
 
  private:
   struct Socket;
-  explicit Events(std::string boot_id);
+  Events(std::string endpoint, std::string boot_id);
+  const std::string endpoint_;
   std::string boot_id_;
   std::unique_ptr<Socket> socket_;
   std::uint64_t seq_ = 0;

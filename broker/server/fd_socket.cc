@@ -7,6 +7,7 @@
 #include <array>
 #include <cerrno>
 #include <cstdlib>
+#include <utility>
 
 #include "broker/server/gate.h"
 #include "broker/server/log.h"
@@ -28,12 +29,17 @@ std::string random_token() {
 
 Result<std::unique_ptr<FdSocket>> FdSocket::listen(Books& books, Loop& loop, Events& events, const std::string& path,
                                                    SessionEnded session_ended) {
-  std::unique_ptr<FdSocket> made(new FdSocket(books, loop, events, std::move(session_ended)));
-  auto listener = books.os.listen_seqpacket(path, 0600);
-  if (!listener) return fail_errno(listener.error().number, "listening at '" + path + "'");
-  made->listener_ = std::move(*listener);
-  MODELBROKER_TRY(made->watch_listener());
+  std::unique_ptr<FdSocket> made(new FdSocket(books, loop, events, path, std::move(session_ended)));
+  MODELBROKER_TRY(made->open_listener());
   return made;
+}
+
+Result<void> FdSocket::open_listener() {
+  auto listener = books_.os.listen_seqpacket(path_, 0600);
+  if (!listener) return fail_errno(listener.error().number, "listening at '" + path_ + "'");
+  if (listener_watch_ != 0) loop_.unwatch(std::exchange(listener_watch_, 0));
+  listener_ = std::move(*listener);
+  return watch_listener();
 }
 
 FdSocket::~FdSocket() {
@@ -54,6 +60,7 @@ Result<void> FdSocket::watch_listener() {
 void FdSocket::pause_accepting() {
   loop_.unwatch(std::exchange(listener_watch_, 0));
   loop_.after(kPause, [this] {
+    if (listener_watch_ != 0) return;  // another one by now
     if (auto again = watch_listener(); !again) pause_accepting();
   });
 }

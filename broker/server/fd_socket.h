@@ -24,6 +24,8 @@ class FdSocket {
   [[nodiscard]] static Result<std::unique_ptr<FdSocket>> listen(Books& books, Loop& loop, Events& events,
                                                                 const std::string& path, SessionEnded session_ended);
   ~FdSocket();
+  // Listens, also once more when the socket's file was removed. Connected peers stay so.
+  [[nodiscard]] Result<void> open_listener();
   FdSocket(const FdSocket&) = delete;
   FdSocket& operator=(const FdSocket&) = delete;
 
@@ -40,8 +42,8 @@ class FdSocket {
   };
   using ConnectionId = std::uint64_t;
 
-  FdSocket(Books& books, Loop& loop, Events& events, SessionEnded session_ended)
-      : books_(books), loop_(loop), events_(events), session_ended_(std::move(session_ended)) {}
+  FdSocket(Books& books, Loop& loop, Events& events, std::string path, SessionEnded session_ended)
+      : books_(books), loop_(loop), events_(events), path_(std::move(path)), session_ended_(std::move(session_ended)) {}
   [[nodiscard]] Result<void> watch_listener();
   void accept();
   void pause_accepting();
@@ -62,6 +64,7 @@ class FdSocket {
   Books& books_;
   Loop& loop_;
   Events& events_;
+  const std::string path_;
   SessionEnded session_ended_;
   Fd listener_;
   WatchId listener_watch_ = 0;

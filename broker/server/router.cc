@@ -44,8 +44,9 @@ struct Router::Socket {
   zmq::socket_t router{context, zmq::socket_type::router};
 };
 
-Router::Router(Loop& loop, FindSession find_session, Dispatch dispatch)
+Router::Router(Loop& loop, std::string endpoint, FindSession find_session, Dispatch dispatch)
     : loop_(loop),
+      endpoint_(std::move(endpoint)),
       find_session_(std::move(find_session)),
       dispatch_(std::move(dispatch)),
       socket_(std::make_unique<Socket>()) {}
@@ -55,20 +56,26 @@ Router::~Router() { loop_.set_messages(-1, nullptr); }
 Result<std::unique_ptr<Router>> Router::bind(Loop& loop, const std::string& endpoint, FindSession find_session,
                                              Dispatch dispatch) {
   try {
-    std::unique_ptr<Router> router(new Router(loop, std::move(find_session), std::move(dispatch)));
+    std::unique_ptr<Router> router(new Router(loop, endpoint, std::move(find_session), std::move(dispatch)));
     zmq::socket_t& socket = router->socket_->router;
     socket.set(zmq::sockopt::linger, 0);
     socket.set(zmq::sockopt::maxmsgsize, static_cast<std::int64_t>(wire::kMessageLimit));
     socket.set(zmq::sockopt::handshake_ivl, 2000);
     socket.set(zmq::sockopt::backlog, kBacklog);
-    const mode_t before = ::umask(0177);  // the socket's file is 0600 from its first moment
-    socket.bind(endpoint);
-    ::umask(before);
+    MODELBROKER_TRY(router->listen());
     loop.set_messages(socket.get(zmq::sockopt::fd), [raw = router.get()] { return raw->receive_one(); });
     return router;
   } catch (const zmq::error_t& error) {
     return fail_errno(error.num(), "binding " + endpoint);
   }
+}
+
+Result<void> Router::listen() {
+  const mode_t before = ::umask(0177);  // the socket's file is 0600 from its first moment
+  const int failed = ::zmq_bind(socket_->router.handle(), endpoint_.c_str()) == 0 ? 0 : ::zmq_errno();
+  ::umask(before);
+  if (failed != 0) return fail_errno(failed, "binding " + endpoint_);
+  return {};
 }
 
 bool Router::receive_one() {

@@ -61,6 +61,9 @@ class Router {
   [[nodiscard]] static Result<std::unique_ptr<Router>> bind(Loop& loop, const std::string& endpoint,
                                                             FindSession find_session, Dispatch dispatch);
   ~Router();
+  // Binds, also once more when the socket's file was removed. Connected peers stay so, and the old listener with them:
+  // libzmq's unbind would end its connections. So each time costs a descriptor.
+  [[nodiscard]] Result<void> listen();
   Router(const Router&) = delete;
   Router& operator=(const Router&) = delete;
 
@@ -81,7 +84,7 @@ class Router {
     std::size_t bytes = 0;
   };
 
-  Router(Loop& loop, FindSession find_session, Dispatch dispatch);
+  Router(Loop& loop, std::string endpoint, FindSession find_session, Dispatch dispatch);
   bool receive_one();
   void handle(const std::vector<std::string>& route, std::string_view bytes, const Sender& sender);
   bool joins(Memory& memory, const std::string& id, const std::vector<std::string>& route);
@@ -90,6 +93,7 @@ class Router {
   void remember(SessionId session, const std::string& id, const std::string& bytes);
 
   Loop& loop_;
+  const std::string endpoint_;
   FindSession find_session_;
   Dispatch dispatch_;
   std::unique_ptr<Socket> socket_;

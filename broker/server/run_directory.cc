@@ -73,11 +73,11 @@ Result<std::optional<gid_t>> group_of(const std::string& name) {
                                                "': make it (groupadd), or give --group another or its number");
 }
 
-Result<void> make_run_directory(Os& os, const std::string& path, std::optional<gid_t> group) {
+Result<RunDirectory> RunDirectory::make(Os& os, std::string path, std::optional<gid_t> group) {
   if (auto made = os.mkdir(path, 0700); !made && made.error().number != EEXIST) {
     return fail_errno(made.error().number, "making the run directory '" + path + "'");
   }
-  const auto folder = os.open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
+  auto folder = os.open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
   if (!folder && folder.error().number != ENOTDIR && folder.error().number != ELOOP) {
     return fail_errno(folder.error().number, "opening the run directory '" + path + "'");
   }
@@ -92,21 +92,41 @@ Result<void> make_run_directory(Os& os, const std::string& path, std::optional<g
   std::error_code error;
   const std::filesystem::path real = std::filesystem::canonical(path, error);
   if (!error && real != path) MODELBROKER_TRY(check_above(os, real));
-  if (!group) return {};
-  if (auto given = os.fchgrp(folder->get(), *group); !given) {
-    return tl::unexpected(cannot_give(given.error().number, "the run directory '" + path + "'", *group));
+  if (group) {
+    if (auto given = os.fchgrp(folder->get(), *group); !given) {
+      return tl::unexpected(cannot_give(given.error().number, "the run directory '" + path + "'", *group));
+    }
+    if (auto opened = os.fchmod(folder->get(), 0750); !opened) {
+      return fail_errno(opened.error().number, "opening the run directory '" + path + "' to its group");
+    }
   }
-  if (auto opened = os.fchmod(folder->get(), 0750); !opened) {
-    return fail_errno(opened.error().number, "opening the run directory '" + path + "' to its group");
+  (void)os.lock_shared(folder->get());
+  FileMark mark(path, *found);
+  return RunDirectory(std::move(path), group, std::move(*folder), std::move(mark));
+}
+
+Result<bool> RunDirectory::look(Os& os) {
+  if (mark_.in_place(os)) {
+    (void)os.lock_shared(folder_.get());  // a cleaner at work may have had it
+    return false;
   }
-  return {};
+  MODELBROKER_ASSIGN(*this, make(os, path_, group_));
+  return true;
 }
 
 Result<LockFile> lock_run_directory(Os& os, const std::string& path) {
-  return LockFile::take(os, path + "/lock",
-                        "another broker serves '" + path +
-                            "': stop it, or choose another --run-directory (and --instance, if both use the same "
-                            "--ram-directory)");
+  auto lock = LockFile::take(os, path + "/lock",
+                             "another broker serves '" + path +
+                                 "': stop it, or choose another --run-directory (and --instance, if both use the same "
+                                 "--ram-directory)");
+  if (lock || !LockFile::is_held(lock.error())) return lock;
+  const std::string socket = path + "/broker.sock";
+  if (const auto found = os.lstat(socket); !found && found.error().number == ENOENT) {
+    lock.error().message += "; its socket '" + socket +
+                            "' is missing: a broker that starts makes it soon, one that runs makes it again within a "
+                            "second, and one that does neither hangs: end its process";
+  }
+  return lock;
 }
 
 Result<void> open_socket_to_group(Os& os, const std::string& path, std::optional<gid_t> group) {

@@ -21,7 +21,6 @@ namespace modelbroker {
 namespace {
 
 constexpr std::size_t kJobThreads = 8;
-constexpr std::chrono::seconds kLookAtLocks{1}, kLookAtLocksAgain{10};
 constexpr std::chrono::seconds kStopPatience{2};  // for reads that may hang
 // Clients that lost their broker look for the next one every 100 ms.
 constexpr std::chrono::milliseconds kSettle{250};
@@ -38,10 +37,11 @@ Result<std::unique_ptr<Server>> Server::start(Os& os, const Clock& clock, const 
   MODELBROKER_ASSIGN(const auto group, group_of(config.group));
   const Rights rights(os.uid(), group);
   Gate::get().open(os, rights);
-  MODELBROKER_TRY(make_run_directory(os, config.run_directory, group));
+  MODELBROKER_ASSIGN(RunDirectory run_directory, RunDirectory::make(os, config.run_directory, group));
   MODELBROKER_ASSIGN(LockFile run_lock, lock_run_directory(os, config.run_directory));
   MODELBROKER_ASSIGN(auto loop, Loop::create(os, clock));
-  std::unique_ptr<Server> server(new Server(std::move(loop), std::move(endpoint), std::move(run_lock)));
+  std::unique_ptr<Server> server(
+      new Server(std::move(loop), std::move(endpoint), std::move(run_directory), std::move(run_lock)));
   server->reload_ = std::move(reload);
   MODELBROKER_TRY(server->open(os, clock, config, rights));
   server->announce_ready();
@@ -62,7 +62,8 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
   }
   MODELBROKER_TRY(watch_signals());  // before any thread is made, so that all threads block them
 
-  MODELBROKER_ASSIGN(auto state, StateDb::open(config.run_directory + "/state.db"));
+  const std::string state_path = config.run_directory + "/state.db";
+  MODELBROKER_ASSIGN(auto state, StateDb::open(state_path));
   if (!state.warning.empty()) log_warning(state.warning);
   MODELBROKER_ASSIGN(const Recovered recovered, adopt_blocks(*books_, state.records, std::move(state.evicted)));
   const RamStore::Totals totals = books_->store.totals();
@@ -71,15 +72,11 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
   books_->budget.set_limit(limit);
 
   crash_point("adopt.before_sockets");
-  // Stale sockets of a broker that died: ours to remove, for we hold its locks.
-  for (const std::string& path : sockets()) {
-    if (auto gone = os.unlink(path); !gone && gone.error().number != ENOENT) {
-      return fail_errno(gone.error().number, "removing '" + path + "', which a broker that died has left");
-    }
-  }
+  MODELBROKER_TRY(remove_stale_sockets());
   MODELBROKER_ASSIGN(events_, Events::bind(endpoint_.events(), to_hex(books_->boot_id)));
   jobs_ = std::make_unique<Jobs>(*loop_, kJobThreads);
-  keeper_ = std::make_unique<StateKeeper>(*loop_, books_->store, books_->evicted, std::move(state.db));
+  keeper_ =
+      std::make_unique<StateKeeper>(*books_, *loop_, state_path, std::move(state.db), [this] { return hold_place(); });
   reaper_ = std::make_unique<Reaper>(*books_, *loop_, *jobs_, *keeper_, *events_);
   admission_ = std::make_unique<Admission>(*books_, *loop_, *reaper_);
   expiry_ = std::make_unique<Expiry>(*books_, *loop_, *reaper_);
@@ -101,6 +98,9 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
   MODELBROKER_ASSIGN(fd_socket_, FdSocket::listen(*books_, *loop_, *events_, endpoint_.fds(),
                                                   [this](SessionId session) { session_ended(session); }));
   for (const std::string& path : sockets()) MODELBROKER_TRY(open_socket_to_group(os, path, rights.group()));
+  add_door(endpoint_.events_path(), [this] { return events_->listen(); });
+  add_door(endpoint_.broker_path(), [this] { return router_->listen(); });
+  add_door(endpoint_.fds(), [this] { return fd_socket_->open_listener(); });
 
   for (const auto& [block, reason] : recovered.damaged) {
     wire::EventData damaged;
@@ -129,16 +129,12 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
                 ": models whose block is larger are refused; " + file_size_advice());
   }
   end_silent_peers();
-  look_at_locks();
+  look_at_place();
   expiry_->look();
   admission_->limit_changed();  // it may have been lowered since
   scrubber_->look();
   scrubber_->load_damaged_again();
   return {};
-}
-
-std::array<std::string, 3> Server::sockets() const {
-  return {endpoint_.broker_path(), endpoint_.events_path(), endpoint_.fds()};
 }
 
 Result<void> Server::watch_signals() {
@@ -158,11 +154,10 @@ Result<void> Server::watch_signals() {
 
 Result<void> Server::run() {
   auto outcome = loop_->run();
+  (void)hold_place();  // what is removed from here on is ours
   if (outcome && displaced_) outcome = tl::unexpected(*displaced_);
   events_->publish("broker.stopping", {});
-  for (const std::string& path : sockets()) {
-    if (!displaced_) (void)books_->os.unlink(path);
-  }
+  remove_doors();
   crash_point("stop.sockets_gone");
   fd_socket_.reset();
   hangs_ = !scrubber_->stop(kStopPatience);
@@ -188,26 +183,6 @@ Result<void> Server::run() {
   router_.reset();
   events_.reset();
   return outcome;
-}
-
-// Whoever removed a lock lets a second broker in, until it is there again. If one came, this one ends and leaves all
-// to it: two would free each other's blocks.
-void Server::look_at_locks() {
-  Duration next = kLookAtLocks;
-  for (LockFile* const lock : {&run_lock_, &books_->directory.lock_file()}) {
-    const auto again = lock->look(books_->os);
-    if (again && *again) log_warning("somebody removed the lock '" + lock->path() + "': made again");
-    if (again) continue;
-    if (LockFile::is_held(again.error())) {
-      displaced_ = again.error();
-      displaced_->message = "the lock was removed while this broker ran, and " + displaced_->message;
-      log_error(displaced_->message + "; this one ends, and leaves its blocks to that one");
-      return loop_->stop();
-    }
-    log_error("somebody removed the lock '" + lock->path() + "': " + again.error().message);
-    next = kLookAtLocksAgain;
-  }
-  loop_->after(next, [this] { look_at_locks(); });
 }
 
 // Mapped memory outlives its name: holders keep what they have. By the folder, not by the books: a load may have

@@ -23,8 +23,11 @@
 #include "broker/server/notify.h"
 #include "broker/server/reaper.h"
 #include "broker/server/router.h"
+#include "broker/server/run_directory.h"
 #include "broker/server/scrubber.h"
 #include "broker/server/state_keeper.h"
+#include "shm/file_mark.h"
+#include "shm/lock_file.h"
 #include "wire/endpoint.h"
 
 namespace modelbroker {
@@ -49,15 +52,16 @@ class Server {
   void request_stop() { loop_->stop(); }
 
  private:
-  Server(std::unique_ptr<Loop> loop, wire::Endpoint endpoint, LockFile run_lock)
-      : loop_(std::move(loop)), endpoint_(std::move(endpoint)), run_lock_(std::move(run_lock)) {}
+  Server(std::unique_ptr<Loop> loop, wire::Endpoint endpoint, RunDirectory run_directory, LockFile run_lock)
+      : loop_(std::move(loop)),
+        endpoint_(std::move(endpoint)),
+        run_directory_(std::move(run_directory)),
+        run_lock_(std::move(run_lock)) {}
 
   // server.cc
   [[nodiscard]] Result<void> open(Os& os, const Clock& clock, const Config& config, const Rights& rights);
   [[nodiscard]] Result<void> watch_signals();
-  [[nodiscard]] std::array<std::string, 3> sockets() const;
   void stop_blocks();
-  void look_at_locks();
   void session_ended(SessionId session);
   void leases_ended(const std::vector<std::string>& blocks);
   void grant_lease(const Session& session, std::uint64_t number, const std::string& model,
@@ -67,6 +71,22 @@ class Server {
   void add_groups(Peer& peer, int socket) const;
   void watch_plain(const Session& session);
   void end_silent_peers();
+
+  // upkeep.cc
+  // A socket's file, and how to make it again.
+  struct Door {
+    std::string path;
+    std::function<Result<void>()> open;
+    FileMark mark;
+  };
+  [[nodiscard]] std::array<std::string, 3> sockets() const;
+  [[nodiscard]] Result<void> remove_stale_sockets();
+  void add_door(const std::string& path, std::function<Result<void>()> open);
+  [[nodiscard]] Result<void> hold_place();
+  [[nodiscard]] Result<void> hold_lock(LockFile& lock);
+  [[nodiscard]] Result<void> hold_doors();
+  void look_at_place();
+  void remove_doors();
 
   // service.cc
   void announce_ready();
@@ -120,6 +140,7 @@ class Server {
   // In the order of their making; destroyed in reverse, so that jobs end before what they use.
   std::unique_ptr<Loop> loop_;
   wire::Endpoint endpoint_;
+  RunDirectory run_directory_;
   LockFile run_lock_;
   std::unique_ptr<Books> books_;
   std::map<std::string, Handler, std::less<>> handlers_;
@@ -139,6 +160,7 @@ class Server {
   std::unique_ptr<Scrubber> scrubber_;
   std::unique_ptr<FdSocket> fd_socket_;
   std::unique_ptr<Router> router_;
+  std::vector<Door> doors_;  // in the order of their opening
   bool hangs_ = false;
   std::optional<Error> displaced_;  // another broker has our lock
 };

@@ -122,6 +122,10 @@ class FaultyOs : public Os {
     if (const int error = failing("lock_exclusive")) return failure(error);
     return inner_.lock_exclusive(fd);
   }
+  SysResult<void> lock_shared(int fd) override {
+    if (const int error = failing("lock_shared")) return failure(error);
+    return inner_.lock_shared(fd);
+  }
   SysResult<bool> nobody_else_has_it(int fd) override {
     if (const int error = failing("nobody_else_has_it")) return failure(error);
     return inner_.nobody_else_has_it(fd);

@@ -63,6 +63,7 @@ class HookedOs final : public Os {
     return inner_.cached_bytes(fd, offset, size);
   }
   SysResult<void> lock_exclusive(int fd) override { return inner_.lock_exclusive(fd); }
+  SysResult<void> lock_shared(int fd) override { return inner_.lock_shared(fd); }
   SysResult<bool> nobody_else_has_it(int fd) override { return inner_.nobody_else_has_it(fd); }
   bool may_have_writer(int fd) noexcept override { return inner_.may_have_writer(fd); }
   void clean_pages(int fd) noexcept override { inner_.clean_pages(fd); }
