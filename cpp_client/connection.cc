@@ -5,6 +5,7 @@
 #include "cpp_client/channel.h"
 #include "cpp_client/find_broker.h"
 #include "cpp_client/session.h"
+#include "shm/threads.h"
 
 namespace modelbroker::client {
 namespace {
@@ -37,6 +38,7 @@ int Connection::descriptor() const noexcept { return state_->session->descriptor
 Result<Connection> Connection::connect(Os& os, const ConnectOptions& options, const Deadline& deadline) {
   return find_broker(options, deadline, [&](const wire::Endpoint& endpoint) -> Result<Connection> {
     MODELBROKER_TRY(descriptors_left(os, kForAContext));
+    MODELBROKER_TRY(threads_left(kThreadsOfAContext, "connecting to " + endpoint.broker()));
     MODELBROKER_ASSIGN(auto session, Session::open(os, endpoint, deadline));
     Connection connection(std::make_unique<State>(os));
     State& state = *connection.state_;

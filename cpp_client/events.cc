@@ -4,6 +4,9 @@
 #include <array>
 #include <zmq.hpp>
 
+#include "cpp_client/channel.h"
+#include "shm/threads.h"
+
 namespace modelbroker::client {
 namespace {
 
@@ -67,11 +70,14 @@ struct EventStream::State {
 
   [[nodiscard]] Timeout patience() const { return std::max(deadline.left(kAnswer), Timeout{1}); }
 
-  void adopt(Connection fresh) {
+  [[nodiscard]] Result<void> adopt(Connection fresh) {
+    lose();
+    MODELBROKER_TRY(descriptors_left(*os, kForAContext));
+    MODELBROKER_TRY(threads_left(kThreadsOfAContext, "subscribing to events"));
     // The socket first: what happens after the snapshot must reach it.
     subscription.emplace("ipc://" + fresh.hello().events);
     connection = std::move(fresh);
-    synced = false;
+    return {};
   }
 
   void lose() {
@@ -98,8 +104,7 @@ struct EventStream::State {
   [[nodiscard]] Result<void> reconnect() {
     auto fresh = Connection::connect(*os, {.endpoint = endpoint, .timeout = Timeout{0}}, deadline);
     if (!fresh) return survive(fresh.error());
-    adopt(std::move(*fresh));
-    return {};
+    return adopt(std::move(*fresh));
   }
 
   [[nodiscard]] Result<std::optional<Item>> snapshot() {
@@ -159,7 +164,7 @@ Result<EventStream> EventStream::open(Os& os, const ConnectOptions& options, con
   stream.state_->deadline = deadline;
   stream.state_->endpoint = connection.endpoint().broker();
   try {
-    stream.state_->adopt(std::move(connection));
+    MODELBROKER_TRY(stream.state_->adopt(std::move(connection)));
   } catch (const zmq::error_t& error) {
     return fail(ErrorCode::kUnavailable, std::string("subscribing to events: ") + error.what());
   }

@@ -1,13 +1,12 @@
 #include "cpp_client/link.h"
 
 #include <poll.h>
-#include <pthread.h>
-#include <signal.h>
 #include <unistd.h>
 
 #include <system_error>
 
 #include "cpp_client/find_broker.h"
+#include "shm/threads.h"
 
 namespace modelbroker::client {
 namespace {
@@ -24,29 +23,13 @@ constexpr int kSoonTries = 100;
 constexpr std::size_t kRestatedAtOnce = 1000;  // far below the limits of one message
 constexpr std::size_t kMostIdle = 16;
 
-// Its thread runs none of the program's signal handlers.
-std::thread without_signals(std::function<void()> work) {
-  struct Blocked {
-    Blocked() {
-      sigset_t all;
-      sigfillset(&all);
-      ::pthread_sigmask(SIG_SETMASK, &all, &before);
-    }
-    ~Blocked() { ::pthread_sigmask(SIG_SETMASK, &before, nullptr); }
-    Blocked(const Blocked&) = delete;
-    Blocked& operator=(const Blocked&) = delete;
-    sigset_t before{};
-  };
-  const Blocked blocked;
-  return std::thread(std::move(work));
-}
-
 }  // namespace
 
 Result<std::shared_ptr<Link>> Link::make(Os& os, wire::Endpoint endpoint) {
   auto wake = os.event_fd();
   if (!wake) return fail_errno(wake.error().number, "connecting to " + endpoint.broker());
   MODELBROKER_TRY(descriptors_left(os, kForAContext));
+  MODELBROKER_TRY(threads_left(kThreadsOfAContext + 1, "connecting to " + endpoint.broker()));  // and the keeper
   const auto destroy = [](Link* link) {
     if (link->pid_ == ::getpid()) delete link;
   };
@@ -55,9 +38,8 @@ Result<std::shared_ptr<Link>> Link::make(Os& os, wire::Endpoint endpoint) {
     // libzmq begins its threads with the first socket: now, while it has what it needs.
     (void)zmq::socket_t(link->context_, zmq::socket_type::dealer);
     return link;
-  } catch (const std::system_error& error) {
-    return fail(ErrorCode::kResourceExhausted,
-                std::string("no thread for a connection to the broker: ") + error.what());
+  } catch (const std::system_error&) {
+    return tl::unexpected(no_thread_left("a connection to the broker"));
   } catch (const zmq::error_t& error) {
     return fail(ErrorCode::kResourceExhausted, std::string("connecting to the broker: ") + error.what());
   }
@@ -65,7 +47,7 @@ Result<std::shared_ptr<Link>> Link::make(Os& os, wire::Endpoint endpoint) {
 
 Link::Link(Os& os, wire::Endpoint endpoint, Fd wake)
     : os_(os), endpoint_(std::move(endpoint)), pid_(::getpid()), wake_(std::move(wake)) {
-  keeper_ = without_signals([this] { keep(); });
+  keeper_ = thread_without_signals([this] { keep(); });
 }
 
 Link::~Link() {

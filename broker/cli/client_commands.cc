@@ -104,11 +104,11 @@ Result<void> load(const Common& common, Connection& connection, const LoadArgume
   }
   auto done = plain_os().event_fd();
   if (!done) return fail_errno(done.error().number, "waiting for the load");
-  std::thread progress([&] { watch_progress(common, path, *done, deadline); });
+  std::thread progress = optional_thread([&] { watch_progress(common, path, *done, deadline); });
   const Timeout left(static_cast<Timeout::rep>(deadline.milliseconds()));
   const auto loaded = connection.request<wire::LoadModelReply>("model.load_model", request, left);
   plain_os().event_fd_signal(done->get());
-  progress.join();
+  if (progress.joinable()) progress.join();
   if (!loaded) return tl::unexpected(loaded.error());
   if (common.json) {
     print_line(to_json(*loaded));

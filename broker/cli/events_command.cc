@@ -1,6 +1,7 @@
 // `modelbroker events`: what happens, a line an event.
 #include <fnmatch.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -122,19 +123,44 @@ void print(const wire::Event& event, bool json) {
   print_line(line);
 }
 
+// Ctrl-C and SIGTERM end the program at once, also while a broker does not answer: all that was printed is out.
+class EndAtSignal {
+ public:
+  EndAtSignal() {
+    struct sigaction action {};
+    action.sa_handler = [](int) { ::_exit(kExitOk); };
+    for (const int number : {SIGINT, SIGTERM}) {
+      ::sigaddset(&numbers_, number);
+      ::sigaction(number, &action, nullptr);
+    }
+    ::pthread_sigmask(SIG_UNBLOCK, &numbers_, nullptr);
+  }
+
+  // Not in the midst of a line, though.
+  class Later {
+   public:
+    explicit Later(const EndAtSignal& end) { ::pthread_sigmask(SIG_BLOCK, &end.numbers_, &before_); }
+    ~Later() { ::pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+    Later(const Later&) = delete;
+    Later& operator=(const Later&) = delete;
+
+   private:
+    sigset_t before_{};
+  };
+
+ private:
+  sigset_t numbers_{};
+};
+
 Result<void> events(const Common& common, const Arguments& arguments) {
   MODELBROKER_TRY(check_types(arguments.types));
   const std::unique_ptr<Os> os = make_plain_os();
-  constexpr std::array kEnd{SIGINT, SIGTERM};
-  const auto ended = os->signal_fd(kEnd);
-  if (!ended) return fail_errno(ended.error().number, "listening for signals");
+  const EndAtSignal end;
   MODELBROKER_ASSIGN(EventStream stream, EventStream::open(*os, {.endpoint = common.endpoint}));
   while (true) {
-    MODELBROKER_ASSIGN(const auto item, stream.next(client::Timeout{0}, ended->get()));
-    if (!item) {
-      if (os->read_signal(ended->get())) return {};
-      continue;
-    }
+    MODELBROKER_ASSIGN(const auto item, stream.next(client::Timeout{0}));
+    if (!item) continue;
+    const EndAtSignal::Later later(end);
     if (const auto* snapshot = std::get_if<EventStream::Snapshot>(&*item)) {
       print(*snapshot, common.json);
     } else if (const auto& event = std::get<wire::Event>(*item);

@@ -6,6 +6,8 @@
 #include <cerrno>
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <system_error>
+#include <utility>
 
 #include "broker/ram/sizes.h"
 
@@ -41,6 +43,14 @@ void Table::print() const {
       if (i + 1 < row.size()) line += std::string(widths[i] - row[i].size() + 2, ' ');
     }
     std::printf("%s\n", line.c_str());
+  }
+}
+
+std::thread optional_thread(std::function<void()> work) {
+  try {
+    return std::thread(std::move(work));
+  } catch (const std::system_error&) {
+    return {};
   }
 }
 

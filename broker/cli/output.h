@@ -2,7 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "shm/error.h"
@@ -28,6 +30,9 @@ class Table {
  private:
   std::vector<std::vector<std::string>> rows_;
 };
+
+// For what is nice to have, as a progress line: not joinable where no thread can be started.
+[[nodiscard]] std::thread optional_thread(std::function<void()> work);
 
 // One line that is rewritten while something takes long; silent when stderr is no terminal.
 class ProgressLine {

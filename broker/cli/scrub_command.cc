@@ -60,10 +60,10 @@ Result<void> scrub(const Common& common, const std::vector<std::string>& models)
   MODELBROKER_ASSIGN(auto connection, client::Connection::connect(*os, {.endpoint = common.endpoint}));
   const auto done = os->event_fd();
   if (!done) return fail_errno(done.error().number, "waiting for the check");
-  std::thread progress([&] { watch_progress(*os, common, *done); });
+  std::thread progress = optional_thread([&] { watch_progress(*os, common, *done); });
   const auto found = ask(connection, models);
   os->event_fd_signal(done->get());
-  progress.join();
+  if (progress.joinable()) progress.join();
   if (!found) return tl::unexpected(found.error());
   if (common.json) {
     std::printf("%s\n", to_json(*found).dump(2, ' ', false, Json::error_handler_t::replace).c_str());

@@ -4,6 +4,11 @@
 
 namespace modelbroker {
 
+Jobs::Jobs(Loop& loop, std::size_t most_threads) : loop_(loop), most_threads_(most_threads) {
+  const std::scoped_lock lock(shared_->mutex);
+  (void)start_thread();
+}
+
 Jobs::~Jobs() {
   if (!threads_.empty()) (void)stop(std::chrono::hours(24 * 365));
 }
@@ -26,20 +31,29 @@ bool Jobs::stop(std::chrono::milliseconds patience) {
 
 void Jobs::submit(std::function<void()> job) {
   std::unique_lock lock(shared_->mutex);
-  if (shared_->queue.size() >= shared_->idle && threads_.size() < most_threads_) {
-    try {
-      threads_.emplace_back([shared = shared_] { work(*shared); });
-      ++shared_->threads;
-    } catch (const std::system_error&) {
-      // Out of threads: those that there are do it; without any, the loop itself.
-      if (threads_.empty()) {
-        lock.unlock();
-        return job();
-      }
-    }
+  const bool wants_more = shared_->queue.size() >= shared_->idle && threads_.size() < most_threads_;
+  // Out of threads: those that there are do it; without any, the loop itself.
+  if (wants_more && !start_thread() && threads_.empty()) {
+    lock.unlock();
+    return job();
   }
   shared_->queue.push_back(std::move(job));
   shared_->changed.notify_one();
+}
+
+bool Jobs::has_thread() {
+  const std::scoped_lock lock(shared_->mutex);
+  return !threads_.empty() || start_thread();
+}
+
+bool Jobs::start_thread() {
+  try {
+    threads_.emplace_back([shared = shared_] { work(*shared); });
+  } catch (const std::system_error&) {
+    return false;
+  }
+  ++shared_->threads;
+  return true;
 }
 
 void Jobs::work(Shared& shared) {

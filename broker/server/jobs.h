@@ -22,7 +22,8 @@ namespace modelbroker {
 
 class Jobs {
  public:
-  Jobs(Loop& loop, std::size_t most_threads) : loop_(loop), most_threads_(most_threads) {}
+  // With one thread from the start: where no more can be had, it does all.
+  Jobs(Loop& loop, std::size_t most_threads);
   Jobs(const Jobs&) = delete;
   Jobs& operator=(const Jobs&) = delete;
   ~Jobs();  // waits for what runs, unless stop() gave up on it; what has not begun is dropped
@@ -47,6 +48,9 @@ class Jobs {
     });
   }
 
+  // Whether there is a thread, or one can be started: without, a job would run on the loop's.
+  [[nodiscard]] bool has_thread();
+
   // Waits until all that was submitted has run (its `then` may still be on the loop's way).
   void drain();
 
@@ -67,6 +71,7 @@ class Jobs {
     bool stopping = false;
   };
   void submit(std::function<void()> job);
+  [[nodiscard]] bool start_thread();  // with the mutex
   static void work(Shared& shared);
 
   Loop& loop_;

@@ -7,6 +7,7 @@
 
 #include "broker/server/log.h"
 #include "shm/instruments.h"
+#include "shm/threads.h"
 #include "wire/frame.h"
 
 namespace modelbroker {
@@ -37,9 +38,13 @@ Loads::AskId Loads::start(Ask ask, Done done) {
   LookOrder order{waiter->peer, waiter->path, books_.rights.everything(waiter->peer.uid), books_.rights.group(),
                   books_.config.model_folders};
   auto file = std::make_shared<Fd>(std::move(ask.file));
-  jobs_of(waiter->peer.uid)
-      .run([os = &books_.os, order = std::move(order), file] { return look_at_source(*os, order, *file); },
-           [this, file, waiter](const Result<Look>& look) { identified(waiter, std::move(*file), look); });
+  Jobs& jobs = jobs_of(waiter->peer.uid);
+  const auto looked = [this, file, waiter](const Result<Look>& look) { identified(waiter, std::move(*file), look); };
+  if (jobs.has_thread()) {
+    jobs.run([os = &books_.os, order = std::move(order), file] { return look_at_source(*os, order, *file); }, looked);
+  } else {  // the loop must read no file itself
+    loop_.post([looked] { looked(tl::unexpected(no_thread_left("the broker cannot read the file"))); });
+  }
   return waiter->id;
 }
 

@@ -16,11 +16,13 @@
 #include "shm/block_format.h"
 #include "shm/instruments.h"
 #include "shm/limits.h"
+#include "shm/threads.h"
 
 namespace modelbroker {
 namespace {
 
 constexpr std::size_t kJobThreads = 8;
+constexpr std::size_t kKindsOfJobs = 4;           // general ones, state, scrubbing, loads
 constexpr std::chrono::seconds kStopPatience{2};  // for reads that may hang
 // Clients that lost their broker look for the next one every 100 ms.
 constexpr std::chrono::milliseconds kSettle{250};
@@ -72,6 +74,8 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
   books_->budget.set_limit(limit);
 
   crash_point("adopt.before_sockets");
+  // libzmq aborts where it gets none: two contexts, and one for each kind of jobs.
+  MODELBROKER_TRY(threads_left(2 * kThreadsOfAContext + kKindsOfJobs, "serving"));
   MODELBROKER_TRY(remove_stale_sockets());
   MODELBROKER_ASSIGN(events_, Events::bind(endpoint_.events(), to_hex(books_->boot_id)));
   jobs_ = std::make_unique<Jobs>(*loop_, kJobThreads);

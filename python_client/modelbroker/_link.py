@@ -32,6 +32,7 @@ from ._keeper import Keeper
 from ._leases import Errand, Held, Lease, LeaseRef
 from ._pool import Pool
 from ._session import Offer, Session
+from ._threads import OutOfThreadsError, no_thread_left
 from ._whole import take
 from ._wire import RequestIds, SessionLost, UnansweredError, encode_request
 
@@ -85,6 +86,10 @@ class Link:
     def attach(self, data: Data, deadline: Deadline, file: int | None = None) -> tuple[Data, Lease]:
         """Gets a lease; it ends when the returned object is gone."""
         self.settle(deadline)
+        if self._keeper is None:
+            # Before anything is granted: without threads for both it would be let go again.
+            self._pool.prepare()
+            self._keep()
         while True:
             session = self.session(deadline)
             with _Losing(self, session), session.offered(file, deadline) as offer:
@@ -256,7 +261,7 @@ class Link:
                     self._keeper.start(self)
         except RuntimeError:  # no more threads: Python 3.12 gives none at exit
             self._end_with_process()
-            raise
+            raise no_thread_left("keeping a lease") from None
         self._wake()
 
     def settle(self, deadline: Deadline) -> None:
@@ -302,7 +307,7 @@ class Link:
         except SessionLost:
             self.lose(errand.session)
             return True
-        except (UnansweredError, OutOfDescriptorsError):
+        except (UnansweredError, OutOfDescriptorsError, OutOfThreadsError):
             return False
         except ModelBrokerError:
             return True

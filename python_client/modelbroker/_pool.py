@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import zmq
 
+from . import _threads
 from ._deadline import Deadline
 from ._descriptors import FOR_A_CONTEXT, FOR_A_SOCKET, ensure_left, or_exhausted
 from ._wire import Receipt, SessionLost, UnansweredError, data_of, decode_reply
@@ -30,23 +31,30 @@ _making = threading.Lock()
 
 
 def our_socket(kind: int) -> Socket:
-    """A new socket, or OutOfDescriptorsError."""
+    """A new socket of this process's context, or OutOfDescriptorsError, or OutOfThreadsError."""
     with or_exhausted("connecting to the broker"):
-        context = _our_context()
+        with _making:  # two at once would each make a context
+            if _context is None or _context[0] != os.getpid():
+                return _first_socket(kind)
+            context = _context[1]
         ensure_left(FOR_A_SOCKET)
         return context.socket(kind)  # ZMQError where another thread has opened them meanwhile
 
 
-def _our_context() -> zmq.Context[Socket]:
-    """One a process. It is never terminated: that would wait for other people's sockets."""
+def _first_socket(kind: int) -> Socket:
+    """With a context, one a process: its threads begin with its first socket.
+
+    It is never terminated: that would wait for other people's sockets.
+    """
     global _context
-    with _making:  # two at once would each make one
-        if _context is None or _context[0] != os.getpid():
-            ensure_left(FOR_A_CONTEXT)
-            if _context is not None:
-                keep_forever(_context[1])
-            _context = os.getpid(), zmq.Context(io_threads=1)
-        return _context[1]
+    ensure_left(FOR_A_CONTEXT)
+    _threads.ensure_left(_threads.FOR_A_CONTEXT, "connecting to the broker")
+    if _context is not None:
+        keep_forever(_context[1])
+    context: zmq.Context[Socket] = zmq.Context(io_threads=1)
+    socket = context.socket(kind)
+    _context = os.getpid(), context
+    return socket
 
 
 def _in_a_child() -> None:
@@ -92,6 +100,11 @@ class Pool:
         else:
             socket.close(0)
         return data_of(reply)
+
+    def prepare(self) -> None:
+        """Has a socket ready: what it wants of this process it gets, or refuses, now."""
+        if not self._idle:
+            self._idle.append(self._take())
 
     def _take(self) -> Socket:
         try:

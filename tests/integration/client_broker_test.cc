@@ -3,17 +3,21 @@
 
 #include <gtest/gtest.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <functional>
+#include <memory>
 #include <optional>
 #include <set>
 #include <thread>
 #include <vector>
 
+#include "cpp_client/connection.h"
 #include "tests/support/broker_process.h"
 #include "tests/support/child.h"
 #include "tests/support/few_descriptors.h"
@@ -376,6 +380,42 @@ TEST_F(ClientBroker, TooFewDescriptorsAreARefusal) {
   }
   EXPECT_TRUE(broker.attach("m"));
   wait_until([&] { return leases(broker) == 0; });
+}
+
+// libzmq would abort. As a user of its own: the kernel counts per user, and lets root have more.
+TEST_F(ClientBroker, TooFewThreadsAreARefusal) {
+  if (::geteuid() != 0) GTEST_SKIP() << "only root can act as another user";
+  if (testing::kSanitized) GTEST_SKIP() << "a sanitizer has threads of its own";
+  const auto said_with = [&](rlim_t left, const std::function<std::optional<Error>()>& connect) {
+    testing::Child child([&](const testing::Child::Parent& parent) {
+      const auto lonely = static_cast<uid_t>(40'000 + ::getpid() % 10'000);
+      const rlimit few{1 + left, 1 + left};
+      if (::setresuid(lonely, lonely, lonely) != 0 || ::setrlimit(RLIMIT_NPROC, &few) != 0) return 1;
+      const auto error = connect();
+      parent.say(error ? std::string(to_string(error->code)) + ": " + error->message : "connected");
+      return 0;
+    });
+    const std::string said = child.hear();
+    EXPECT_EQ(child.wait(), 0) << left;
+    return said;
+  };
+  const auto refused = [](const std::string& said) {
+    return said.starts_with("resource_exhausted: ") && said.find("ulimit -u") != std::string::npos;
+  };
+  const ConnectOptions options{.endpoint = process_.endpoint(), .timeout = Timeout(1)};
+  for (rlim_t left = 0; left < 5; ++left) {
+    const std::string broker = said_with(left, [&]() -> std::optional<Error> {
+      auto made = Broker::connect(options);
+      return made ? std::nullopt : std::optional(made.error());
+    });
+    EXPECT_EQ(refused(broker), left < 3) << left << ": " << broker;  // the broker does not serve that user
+    const std::unique_ptr<Os> os = make_plain_os();
+    const std::string connection = said_with(left, [&]() -> std::optional<Error> {
+      auto made = client::Connection::connect(*os, options);
+      return made ? std::nullopt : std::optional(made.error());
+    });
+    EXPECT_EQ(refused(connection), left < 2) << left << ": " << connection;
+  }
 }
 
 TEST_F(ClientBroker, TheLongestTimeoutIsLong) {

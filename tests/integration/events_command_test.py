@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from support import files
-from support.broker import BINARY, BrokerProcess, running
+from support.broker import BINARY, BrokerProcess, running, wait_until
 from support.listener import let_it_read_for_a_while, sparse_model
 
 USAGE = 2
@@ -131,6 +131,30 @@ def test_ctrl_c_ends_it_cleanly(
         out, err = process.communicate(timeout=60)
         assert (process.returncode, err) == (0, "")
         assert out == "" or out.endswith("\n")
+
+
+@pytest.mark.parametrize("state", ["hung from the start", "hung later"])
+def test_ctrl_c_ends_it_cleanly_while_its_broker_hangs(broker: BrokerProcess, state: str) -> None:
+    """It waited for an answer first, up to 10 s, and then called that the broker's error."""
+    if state == "hung from the start":
+        broker.freeze()
+    with command(broker) as process:
+        if state == "hung later":
+            line_of(process)
+            broker.freeze()
+        wait_until(lambda: catches(process.pid, signal.SIGINT))
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        broker.thaw()
+        assert (process.returncode, out, err) == (0, "", "")
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether that process has a handler for the signal."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("SigCgt:"):
+            return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+    return False
 
 
 def test_a_reader_that_goes_away_ends_it(broker: BrokerProcess) -> None:
