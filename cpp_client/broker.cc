@@ -101,6 +101,7 @@ Result<Loaded> Broker::load(const std::string& path, const LoadOptions& options)
   request.name = options.name;
   request.type = options.type;
   request.pin = options.pin;
+  request.retry = options.retry;
   request.keep_alive = options.keep_alive_seconds;
   MODELBROKER_ASSIGN(Link* const link, this->link());
   MODELBROKER_ASSIGN(const Fd file, client::open_source(plain_os(), request.path));

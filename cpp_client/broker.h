@@ -30,6 +30,7 @@ struct LoadOptions {
   std::string type{};
   bool pin = false;                            // never evict it
   std::optional<double> keep_alive_seconds{};  // after its last use; below 0: for ever; nothing: the broker's default
+  bool retry = false;                          // although the broker died twice in a row while it loaded this file
   Timeout timeout{0};                          // with one, a full broker lets us wait for room
 };
 

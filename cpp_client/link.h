@@ -59,7 +59,9 @@ class Link : public std::enable_shared_from_this<Link> {
     const std::string id = next_id();
     return with_session<Reply>(deadline, [&](const SharedSession& session) -> Result<Reply> {
       MODELBROKER_ASSIGN(Session::Turn turn, offer(data, file, *session, deadline));
-      return ask<Reply>(*session, id, type, data, deadline, std::move(turn));
+      auto reply = ask<Reply>(*session, id, type, data, deadline, std::move(turn));
+      if constexpr (requires { data.retry; }) data.retry = false;  // it costs one broker at most
+      return reply;
     });
   }
 

@@ -60,7 +60,7 @@ int with_broker(const Common& common, Work work, const Deadline& deadline = Dead
 
 struct LoadArguments {
   std::string path, name, type, keep_alive;
-  bool pin = false;
+  bool pin = false, retry = false;
   std::string timeout = "0";  // none
   [[nodiscard]] Timeout deadline() const {
     return std::chrono::ceil<Timeout>(std::chrono::duration<double>(parse_seconds(timeout).value_or(0)));
@@ -98,6 +98,7 @@ Result<void> load(const Common& common, Connection& connection, const LoadArgume
   request.name = arguments.name;
   request.type = arguments.type;
   request.pin = arguments.pin;
+  request.retry = arguments.retry;
   if (!arguments.keep_alive.empty()) {
     MODELBROKER_ASSIGN(const Duration keep_alive, parse_keep_alive(arguments.keep_alive));
     request.keep_alive = keep_alive < Duration(0) ? -1 : std::chrono::duration<double>(keep_alive).count();
@@ -337,6 +338,8 @@ void add_client_commands(CLI::App& app, Common& common, Action& action) {
   load_command->add_option("--name", arguments->name, "what to call it (default: the file's stem)");
   load_command->add_option("--type", arguments->type, "what it is: unet, vae, lora, ... (kept, not interpreted)");
   load_command->add_flag("--pin", arguments->pin, "never evict it");
+  load_command->add_flag("--retry", arguments->retry,
+                         "load it although the broker died twice in a row while it loaded this file");
   load_command->add_option("--keep-alive", arguments->keep_alive,
                            "evict it so long after its last use: 300, 5m, 2h; -1 for ever (default: the broker's)");
   load_command

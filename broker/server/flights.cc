@@ -57,6 +57,7 @@ void Loads::run(const FlightPtr& flight, Work work, Then then) {
 void Loads::take_off(Waiter waiter, Fd file, const FileIdentity& source) {
   auto flight = std::make_shared<Flight>();
   flight->source = source;
+  flight->noted = {source, waiter.path, waiter.path_uid};
   flight->file = std::move(file);
   flight->uid = waiter.peer.uid;
   flight->source_uid = waiter.source_uid;
@@ -77,7 +78,8 @@ void Loads::take_off(Waiter waiter, Fd file, const FileIdentity& source) {
     candidate = alike->block;
     flight->block_to_compare = candidate->id();
   }
-  const auto read_header = [os = &books_.os, identity, candidate](Flight& of) -> Result<Header> {
+  const auto read_header = [os = &books_.os, notes = &notes_, identity, candidate](Flight& of) -> Result<Header> {
+    LoadNotes::Note note = notes->write(of.noted);
     Header header;
     MODELBROKER_ASSIGN(Directory directory, read_directory(*os, of.file.get(), identity.label));
     if (directory.source != of.source) {
@@ -89,6 +91,7 @@ void Loads::take_off(Waiter waiter, Fd file, const FileIdentity& source) {
       MODELBROKER_ASSIGN(header.same_bytes, same_bytes(*os, of.file.get(), directory, *candidate, of.progress));
     }
     MODELBROKER_ASSIGN(header.plan, plan_load(std::move(directory), identity));
+    if (!header.same_bytes) std::move(note).pause();  // while it waits for its admission
     return header;
   };
   run(flight, read_header, &Loads::header_read);
@@ -164,7 +167,8 @@ void Loads::read(const FlightPtr& flight) {
   watch_progress();
   log_info("loading '" + flight->plan.label + "': " + format_size(directory.payload.size) + ", " +
            std::to_string(directory.tensors.size()) + " tensors");
-  const auto load = [os = &books_.os, where = &books_.directory, settings](Flight& of) {
+  const auto load = [os = &books_.os, where = &books_.directory, notes = &notes_, settings](Flight& of) {
+    const LoadNotes::Note note = notes->write(of.noted);
     return load_block(*os, *where, of.file.get(), of.plan, settings, of.progress);
   };
   run(flight, load, &Loads::landed);

@@ -28,6 +28,7 @@ Loads::AskId Loads::start(Ask ask, Done done) {
   waiter->name = std::move(ask.name);
   waiter->type = std::move(ask.type);
   waiter->pin = ask.pin;
+  waiter->retry = ask.retry;
   waiter->any_name = ask.any_name;
   waiter->keep_alive = ask.keep_alive;
   waiter->until = ask.until;
@@ -95,6 +96,9 @@ void Loads::identified(const WaiterPtr& asking, Fd file, const Result<Look>& loo
   const auto running = std::ranges::find_if(
       flights_, [&](const FlightPtr& flight) { return flight->source == *source && !flight->progress.cancelled; });
   if (running != flights_.end()) return join(*running, std::move(waiter));
+  if (auto harmless = notes_.check({*source, waiter.path, waiter.path_uid}); !harmless && !waiter.retry) {
+    return waiter.done(tl::unexpected(harmless.error()));
+  }
   take_off(std::move(waiter), std::move(file), *source);
 }
 

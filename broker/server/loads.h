@@ -22,6 +22,7 @@
 #include "broker/server/events.h"
 #include "broker/server/expiry.h"
 #include "broker/server/jobs.h"
+#include "broker/server/load_notes.h"
 #include "broker/server/naming.h"
 #include "broker/server/reaper.h"
 #include "broker/server/source_look.h"
@@ -39,6 +40,7 @@ class Loads {
     std::string name;  // empty: the name it has, else the file's stem
     std::string type;
     bool pin = false;
+    bool retry = false;     // also if brokers died of it
     bool any_name = false;  // a free one, if the file's stem is taken
     std::optional<Duration> keep_alive;
     std::optional<TimePoint> until;    // how long it may wait for room
@@ -54,7 +56,7 @@ class Loads {
   using AskId = std::uint64_t;
 
   Loads(Books& books, Loop& loop, Reaper& reaper, StateKeeper& keeper, Admission& admission, Expiry& expiry,
-        Events& events)
+        Events& events, LoadNotes& notes)
       : books_(books),
         loop_(loop),
         reaper_(reaper),
@@ -62,6 +64,7 @@ class Loads {
         admission_(admission),
         expiry_(expiry),
         events_(events),
+        notes_(notes),
         naming_(books) {}
 
   // Asked of a block that a load finds resident: whether it is missing, and withdrawn by now.
@@ -93,7 +96,7 @@ class Loads {
   struct Waiter : Claim {
     AskId id = 0;
     SessionId session = 0;
-    bool pin = false;
+    bool pin = false, retry = false;
     std::optional<Duration> keep_alive;
     std::optional<TimePoint> until;
     std::optional<FileIdentity> only;
@@ -102,6 +105,7 @@ class Loads {
   using WaiterPtr = std::shared_ptr<Waiter>;
   struct Flight {
     FileIdentity source;
+    LoadNotes::Source noted;
     Fd file;
     uid_t uid = 0, loader = 0;  // who asked first, and whom the block will count as loaded by
     bool is_private = false;    // as the first who asked for it found
@@ -173,6 +177,7 @@ class Loads {
   Admission& admission_;
   Expiry& expiry_;
   Events& events_;
+  LoadNotes& notes_;
   Naming naming_;
   std::vector<WaiterPtr> asking_;  // whose file is being looked at
   std::vector<FlightPtr> flights_;

@@ -67,6 +67,7 @@ void Server::load(Session& session, const wire::LoadModel& data, const Reply<wir
   ask->name = data.name;
   ask->type = wire::printable(data.type, 64);
   ask->pin = data.pin;
+  ask->retry = data.retry;
   if (data.keep_alive && std::isnan(*data.keep_alive)) {
     return reply.error({ErrorCode::kInvalidArgument, "keep_alive must be a number of seconds; below zero: for ever"});
   }

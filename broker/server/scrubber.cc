@@ -325,7 +325,8 @@ void Scrubber::loaded_again(const ReloadPtr& reload, const Result<Loads::Outcome
     const Error& error = outcome.error();
     log_error("'" + wire::printable(model.given.path) + "' cannot be loaded again: " + error.message);
     const bool may_come = reload->at_start && error.code == ErrorCode::kNotFound;  // its file system is not there yet
-    if (may_come || !hopeless(error.code)) return leave_to_others(reload);
+    const bool is_deadly = error.details.contains("deaths");                       // 'load --retry' may bring it back
+    if (may_come || is_deadly || !hopeless(error.code)) return leave_to_others(reload);
     if (books_.evicted.has(named)) {  // else it is there by now, or another
       books_.evicted.forget(name);
       keeper_.save_evicted();

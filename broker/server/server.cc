@@ -67,6 +67,8 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
   const std::string state_path = config.run_directory + "/state.db";
   MODELBROKER_ASSIGN(auto state, StateDb::open(state_path));
   if (!state.warning.empty()) log_warning(state.warning);
+  notes_ = std::make_unique<LoadNotes>(os, config.run_directory);
+  MODELBROKER_TRY(notes_->open());
   MODELBROKER_ASSIGN(const Recovered recovered, adopt_blocks(*books_, state.records, std::move(state.evicted)));
   const RamStore::Totals totals = books_->store.totals();
   const std::uint64_t held = totals.made + totals.draining;
@@ -84,7 +86,7 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
   reaper_ = std::make_unique<Reaper>(*books_, *loop_, *jobs_, *keeper_, *events_);
   admission_ = std::make_unique<Admission>(*books_, *loop_, *reaper_);
   expiry_ = std::make_unique<Expiry>(*books_, *loop_, *reaper_);
-  loads_ = std::make_unique<Loads>(*books_, *loop_, *reaper_, *keeper_, *admission_, *expiry_, *events_);
+  loads_ = std::make_unique<Loads>(*books_, *loop_, *reaper_, *keeper_, *admission_, *expiry_, *events_, *notes_);
   scrubber_ = std::make_unique<Scrubber>(*books_, *loop_, *reaper_, *keeper_, *loads_, *events_);
   loads_->on_resident([this](Resident& resident) { return scrubber_->withdraw_missing(resident); });
   reaper_->on_freed([this] { admission_->look_again(); });
@@ -123,14 +125,14 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
   reaper_->take_over_draining();
   log_info("serving " + endpoint_.broker() + ", budget " + format_size(limit) + " in " + config.ram_directory +
            (os.features().collapse && config.huge_pages ? ", 2 MiB pages" : ", 4 KiB pages"));
+  if (const auto most = file_size_limit(); most && *most < limit) {
+    log_warning("files of this process may have at most " + format_size(*most) +
+                ": models whose block is larger are refused; " + file_size_advice());
+  }
   if (recovered.adopted + recovered.draining + recovered.garbage > 0) {
     log_info("adopted " + std::to_string(recovered.adopted) + " blocks and " + std::to_string(recovered.draining) +
              " that drain (" + format_size(held) + "), removed " + std::to_string(recovered.garbage) +
              " unfinished ones");
-  }
-  if (const auto most = file_size_limit(); most && *most < limit) {
-    log_warning("files of this process may have at most " + format_size(*most) +
-                ": models whose block is larger are refused; " + file_size_advice());
   }
   end_silent_peers();
   look_at_place();
@@ -169,6 +171,7 @@ Result<void> Server::run() {
   hangs_ = !jobs_->stop(kStopPatience) || hangs_;
   stop_blocks();
   crash_point("stop.before_flush");
+  if (!displaced_) notes_->strike_all();
   if (!displaced_) keeper_->flush();  // else it is the other broker's database
   crash_point("stop.flushed");
   // Whoever still waits is told, while there is a socket to tell it by.
@@ -181,6 +184,7 @@ Result<void> Server::run() {
   loop_->discard();
   scrubber_.reset();
   loads_.reset();
+  notes_.reset();
   expiry_.reset();
   admission_.reset();
   reaper_.reset();

@@ -19,6 +19,7 @@
 #include "broker/server/expiry.h"
 #include "broker/server/fd_socket.h"
 #include "broker/server/jobs.h"
+#include "broker/server/load_notes.h"
 #include "broker/server/loads.h"
 #include "broker/server/notify.h"
 #include "broker/server/reaper.h"
@@ -156,6 +157,7 @@ class Server {
   std::unique_ptr<Reaper> reaper_;
   std::unique_ptr<Admission> admission_;
   std::unique_ptr<Expiry> expiry_;
+  std::unique_ptr<LoadNotes> notes_;
   std::unique_ptr<Loads> loads_;
   std::unique_ptr<Scrubber> scrubber_;
   std::unique_ptr<FdSocket> fd_socket_;

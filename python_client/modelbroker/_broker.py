@@ -91,6 +91,7 @@ class Broker:
         type: str = "",
         pin: bool = False,
         keep_alive: float | str | None = None,
+        retry: bool = False,
         timeout: float | None = None,
         progress: Progress | None = None,
     ) -> Loaded:
@@ -101,6 +102,7 @@ class Broker:
         below zero never, None for the broker's default. Where memory is full of models that are in
         use, a call with a `timeout` waits that long for room; one without is refused at once. A
         load that is not done by then is given up, unless others wait for it.
+        `retry` loads a file although the broker died twice in a row while it loaded it.
         `progress(read_bytes, total_bytes)` is called from another thread while it reads, and from
         this one at the end; an error that it raises is raised here once the load is done.
         """
@@ -109,6 +111,8 @@ class Broker:
         data: Data = {"path": label, "name": name or "", "type": type, "pin": pin}
         if keep_alive is not None:
             data["keep_alive"] = seconds_of(keep_alive)
+        if retry:
+            data["retry"] = True
         with _Source(label) as source, self._watched(label, progress, deadline):
             loaded = self._open_link().call("model.load_model", data, deadline, source.descriptor)
         if progress is not None:

@@ -82,6 +82,7 @@ class Link:
             session = self.session(deadline)
             with _Losing(self, session), session.offered(file, deadline) as offer:
                 return self._ask(session, request_id, type_, data, deadline, offer)
+            data = {**data, "retry": False} if "retry" in data else data  # costs one broker at most
 
     def attach(self, data: Data, deadline: Deadline, file: int | None = None) -> tuple[Data, Lease]:
         """Gets a lease; it ends when the returned object is gone."""

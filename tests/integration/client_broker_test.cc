@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -14,6 +15,7 @@
 #include <memory>
 #include <optional>
 #include <set>
+#include <sstream>
 #include <thread>
 #include <vector>
 
@@ -129,6 +131,27 @@ TEST_F(ClientBroker, ErrorsAreTheBrokers) {
   const auto nowhere = Broker::connect({.endpoint = "ipc:///no/such/broker.sock", .timeout = Timeout(10)});
   EXPECT_EQ(nowhere.error().code, ErrorCode::kUnavailable);
   EXPECT_NE(nowhere.error().message.find("modelbroker serve"), std::string::npos);
+}
+
+TEST_F(ClientBroker, WhatBrokersDiedOfIsLoadedByThoseAloneWhoInsist) {
+  const std::string path = write_model("m.safetensors", kMiB);
+  struct stat found {};
+  ASSERT_EQ(::stat(path.c_str(), &found), 0);
+  (void)connect();  // it serves
+  process_.kill();
+  std::filesystem::create_directory(process_ / "run/loads");
+  std::ostringstream note;
+  note << "died.2." << found.st_dev << '.' << found.st_ino << '.' << found.st_size << '.'
+       << found.st_mtim.tv_sec * 1'000'000'000 + found.st_mtim.tv_nsec << ".0.0.m";
+  testing::write_file(process_ / ("run/loads/" + note.str()), "");
+  process_.start();
+  Broker broker = connect();
+  const auto refused = broker.load(path);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kFailedPrecondition) << refused.error().message;
+  EXPECT_FALSE(broker.attach(path));
+  EXPECT_EQ(broker.load(path, {.retry = true}).value().outcome, "loaded");
+  EXPECT_TRUE(broker.attach(path));
 }
 
 TEST_F(ClientBroker, PinsAndUnloads) {

@@ -48,9 +48,9 @@ class FaultPage:
         """From now on the `call`-th call (of those named) fails; 0 counts and fails none."""
         self._arm(call, error_number, int(for_ever), 0, "", f",{','.join(only)}," if only else "")
 
-    def crash_at(self, point: str, passing: int = 1) -> None:
-        """From now on the broker kills itself when it passes that point."""
-        self._arm(0, 0, 0, passing, point, "")
+    def crash_at(self, point: str, passing: int = 1, *, for_ever: bool = False) -> None:
+        """From now on the broker kills itself when it passes that point; each next one, too."""
+        self._arm(0, 0, int(for_ever), passing, point, "")
 
     def set_clock(self, seconds: float) -> None:
         """The broker's time from now on: since the machine's start; 0: the real one."""

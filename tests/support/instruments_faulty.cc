@@ -73,7 +73,8 @@ class PagedOs final : public testing::FaultyOs {
 void crash_point(CrashPoint point) noexcept {
   if (page == nullptr || page->armed == 0 || page->crash_at == 0) return;
   if (point.name() != std::string_view(page->crash_point.data())) return;
-  if (++page->passed == page->crash_at) ::raise(SIGKILL);
+  const std::uint64_t passed = ++page->passed;
+  if (page->persistent != 0 ? passed >= page->crash_at : passed == page->crash_at) ::raise(SIGKILL);
 }
 
 std::unique_ptr<Os> instrument(std::unique_ptr<Os> os) {

@@ -16,6 +16,7 @@ struct LoadModel {
   double estimated_size_mb = 0;
   bool pin = false;
   std::optional<double> keep_alive;
+  bool retry = false;
   template <class Self, class F>
   static void fields(Self& self, F&& f) {
     f("path", self.path);
@@ -25,6 +26,7 @@ struct LoadModel {
     f("estimated_size_mb", self.estimated_size_mb);
     f("pin", self.pin);
     f("keep_alive", self.keep_alive);
+    f("retry", self.retry);
   }
 };
 
