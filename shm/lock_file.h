@@ -24,7 +24,7 @@ class LockFile {
   [[nodiscard]] static bool is_held(const Error& error) { return error.details.contains("held"); }
   // True if the file was gone or another one, and is ours again. failed_precondition: another broker has it now.
   [[nodiscard]] Result<bool> look(Os& os);
-  // Lets go of it as if it had never been: only of one that is new.
+  // Lets go of it as if it had never been: only of one that is new, or of an instance that has no next broker.
   void undo(Os& os) noexcept;
 
  private:

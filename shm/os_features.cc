@@ -8,9 +8,10 @@
 #include <unistd.h>
 
 #include <array>
+#include <atomic>
 #include <cerrno>
-#include <mutex>
 #include <sstream>
+#include <utility>
 
 #include "shm/kernel.h"
 
@@ -18,32 +19,6 @@ namespace modelbroker {
 namespace {
 
 constexpr std::size_t kHuge = std::size_t{2} << 20;
-
-// A file of the probe's own. One process makes one at a time (probe_features holds a lock), so one that
-// is there already was left by a dead process that had our number.
-class ProbeFile {
- public:
-  explicit ProbeFile(const std::string& directory)
-      : path_(directory + "/modelbroker." + std::to_string(::geteuid()) + ".probe." + std::to_string(::getpid())) {
-    ::unlink(path_.c_str());
-    fd_ = Fd(::open(path_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
-    made_ = static_cast<bool>(fd_);
-  }
-  ~ProbeFile() {
-    if (made_) ::unlink(path_.c_str());
-  }
-  ProbeFile(const ProbeFile&) = delete;
-  ProbeFile& operator=(const ProbeFile&) = delete;
-  [[nodiscard]] explicit operator bool() const { return made_; }
-  [[nodiscard]] const std::string& path() const { return path_; }
-  [[nodiscard]] int fd() const { return fd_.get(); }
-  void close() { fd_.reset(); }
-
- private:
-  std::string path_;
-  Fd fd_;
-  bool made_ = false;
-};
 
 // 2 MiB of the file at a 2 MiB-aligned address, or nothing.
 class ProbeMapping {
@@ -69,29 +44,33 @@ class ProbeMapping {
   void* address_ = nullptr;
 };
 
-void probe_pages(const ProbeFile& file, OsFeatures& features) {
-  if (::ftruncate(file.fd(), static_cast<off_t>(kHuge)) != 0) return;
-  const ProbeMapping mapping(file.fd());
+void probe_pages(int file, OsFeatures& features) {
+  if (::ftruncate(file, static_cast<off_t>(kHuge)) != 0) return;
+  const ProbeMapping mapping(file);
   if (mapping.get() == nullptr) return;
   features.populate_write = ::madvise(mapping.get(), 4096, kMadvPopulateWrite) == 0;
   features.collapse = features.populate_write && ::madvise(mapping.get(), kHuge, kMadvCollapse) == 0;
 }
 
-bool probe_rename(const ProbeFile& file) {
-  // Onto itself by another name that exists: only RENAME_NOREPLACE refuses.
-  const char* const path = file.path().c_str();
-  return ::syscall(SYS_renameat2, AT_FDCWD, path, AT_FDCWD, path, kRenameNoReplace) != 0 && errno == EEXIST;
+// By names that nobody has: a kernel that knows the flag looks for the file first. What the file system makes of it
+// shows when a block is published.
+bool probe_rename(const std::string& directory) {
+  const std::string from = directory + "/modelbroker.nothing." + std::to_string(::getpid());
+  const std::string to = from + ".either";
+  return ::syscall(SYS_renameat2, AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), kRenameNoReplace) != 0 &&
+         errno == ENOENT;
 }
 
 // The kernel must refuse while somebody maps the file, and grant when nobody does: some grant always.
-bool probe_write_lease(ProbeFile& file) {
+bool probe_write_lease(Fd file) {
+  const std::string path = "/proc/self/fd/" + std::to_string(file.get());
   // An opener during a lease sends SIGIO, whose default is death; a handler that somebody set stays.
   struct sigaction before {};
   if (::sigaction(SIGIO, nullptr, &before) == 0 && before.sa_handler == SIG_DFL) ::signal(SIGIO, SIG_IGN);
-  Fd reader(::open(file.path().c_str(), O_RDONLY | O_CLOEXEC));
-  if (!reader) return false;
-  file.close();
-  Fd other(::open(file.path().c_str(), O_RDONLY | O_CLOEXEC));
+  Fd reader(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  Fd other(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!reader || !other) return false;
+  file.reset();
   void* const mapped = ::mmap(nullptr, 4096, PROT_READ, MAP_PRIVATE, other.get(), 0);
   other.reset();
   if (mapped == MAP_FAILED) return false;
@@ -148,20 +127,32 @@ bool named(const std::string& list, std::string_view name) {
 
 }  // namespace
 
+SysResult<Fd> make_nameless_file(const std::string& directory) {
+  Fd file(::open(directory.c_str(), O_TMPFILE | O_RDWR | O_EXCL | O_CLOEXEC, 0600));
+  if (file) return file;
+  static std::atomic<unsigned> number = 0;
+  const std::string path = directory + "/modelbroker." + std::to_string(::geteuid()) + ".probe." +
+                           std::to_string(::getpid()) + "." + std::to_string(number++);
+  ::unlink(path.c_str());  // left by a dead process that had our number
+  file = Fd(::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
+  const int error = errno;
+  ::unlink(path.c_str());
+  if (!file) return tl::unexpected(Errno{error});
+  return file;
+}
+
 OsFeatures probe_features(const OsOptions& options) {
-  static std::mutex one_at_a_time;
-  const std::lock_guard lock(one_at_a_time);
   OsFeatures features;
   features.pidfd = probe_pidfd();
   features.peer_pidfd = probe_peer_pidfd();
   features.direct_io = true;
   features.openat2 = probe_openat2();
   features.peer_groups = probe_peer_groups();
-  if (ProbeFile file(options.directory); file) {
-    features.cachestat = probe_cachestat(file.fd());
-    probe_pages(file, features);
-    features.rename_noreplace = probe_rename(file);
-    features.write_lease = probe_write_lease(file);
+  if (auto file = make_nameless_file(options.directory)) {
+    features.cachestat = probe_cachestat(file->get());
+    probe_pages(file->get(), features);
+    features.rename_noreplace = probe_rename(options.directory);
+    features.write_lease = probe_write_lease(std::move(*file));
   }
   for (const auto& [name, member] : kFeatureNames) {
     if (named(options.disabled, name)) features.*member = false;

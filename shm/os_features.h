@@ -10,4 +10,8 @@ namespace modelbroker {
 // Writes and removes one small file in `options.directory`; features named in `options.disabled` stay off.
 [[nodiscard]] OsFeatures probe_features(const OsOptions& options);
 
+// A file in that folder that has no name at any time: whoever is killed leaves nothing. Where the file system cannot
+// make one, its name is removed right after.
+[[nodiscard]] SysResult<Fd> make_nameless_file(const std::string& directory);
+
 }  // namespace modelbroker

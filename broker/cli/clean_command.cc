@@ -4,11 +4,12 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "broker/cli/clean_instance.h"
 #include "broker/cli/commands.h"
 #include "broker/cli/output.h"
 #include "broker/cli/setting_flags.h"
 #include "broker/ram/sizes.h"
-#include "shm/block.h"
+#include "shm/os.h"
 
 namespace modelbroker::cli {
 namespace {
@@ -16,23 +17,15 @@ namespace {
 Result<void> clean(const GivenFlags& flags, bool json) {
   MODELBROKER_ASSIGN(const Config config, read_configuration(flags));
   const std::unique_ptr<Os> os = make_plain_os();
-  MODELBROKER_ASSIGN(const BlockDirectory directory,
-                     BlockDirectory::lock(*os, config.ram_directory, config.instance, /*any_file_system=*/true));
-  MODELBROKER_ASSIGN(const auto listing, directory.list(*os));
-  for (const BlockName& name : listing.doubles) MODELBROKER_TRY(directory.remove_double(*os, name));
-  std::uint64_t bytes = 0;
-  for (const BlockName& block : listing.blocks) {
-    MODELBROKER_ASSIGN(const std::uint64_t held, directory.remove(*os, block));
-    bytes += held;
-  }
+  MODELBROKER_ASSIGN(const Cleaned cleaned, clean_instance(*os, config.ram_directory, config.instance));
   if (json) {
-    const nlohmann::json object{{"blocks", listing.blocks.size()}, {"bytes", bytes}, {"left_alone", listing.foreign}};
+    const nlohmann::json object{{"blocks", cleaned.blocks}, {"bytes", cleaned.bytes}, {"left_alone", cleaned.foreign}};
     std::printf("%s\n", object.dump().c_str());
     return {};
   }
-  std::printf("removed %zu blocks of instance '%s' in %s: %s; workers keep what they have mapped\n",
-              listing.blocks.size(), config.instance.c_str(), config.ram_directory.c_str(), format_size(bytes).c_str());
-  for (const std::string& name : listing.foreign) std::printf("left alone, not safe to touch: %s\n", name.c_str());
+  std::printf("removed %zu blocks of instance '%s' in %s: %s; workers keep what they have mapped\n", cleaned.blocks,
+              config.instance.c_str(), config.ram_directory.c_str(), format_size(cleaned.bytes).c_str());
+  for (const std::string& name : cleaned.foreign) std::printf("left alone, not safe to touch: %s\n", name.c_str());
   return {};
 }
 

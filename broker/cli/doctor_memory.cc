@@ -14,6 +14,7 @@
 #include "broker/ram/sizes.h"
 #include "shm/kernel.h"
 #include "shm/mapping.h"
+#include "shm/os_features.h"
 
 namespace modelbroker::cli {
 namespace {
@@ -97,20 +98,16 @@ std::optional<std::uint64_t> huge_bytes_at(const void* address) {
 
 // Makes two 2 MiB pages in the directory as a block would, and asks the kernel what it got.
 Result<std::uint64_t> make_huge_pages(Os& os, const std::string& directory) {
-  const std::string path =
-      directory + "/modelbroker." + std::to_string(os.uid()) + ".doctor." + std::to_string(::getpid());
-  auto file = os.open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
-  if (!file) return fail_errno(file.error().number, "making '" + path + "'");
-  const auto removed = os.unlink(path);
-  if (!removed) return fail_errno(removed.error().number, "removing '" + path + "'");
+  const auto file = make_nameless_file(directory);
+  if (!file) return fail_errno(file.error().number, "making a file in '" + directory + "'");
   if (const auto grown = os.ftruncate(file->get(), kProbe); !grown) {
-    return fail_errno(grown.error().number, "growing '" + path + "'");
+    return fail_errno(grown.error().number, "growing a file in '" + directory + "'");
   }
   MODELBROKER_ASSIGN(const Mapping mapping, Mapping::map(os, file->get(), kProbe, Mapping::Kind::kShared));
   std::byte* const begin = mapping.bytes().data();
   for (std::uint64_t at = 0; at < kProbe; at += 2U << 20) {
     if (const auto made = os.advise(begin + at, 4096, kMadvPopulateWrite); !made) {
-      return fail_errno(made.error().number, "making pages in '" + path + "'");
+      return fail_errno(made.error().number, "making pages in '" + directory + "'");
     }
     if (const auto whole = os.advise(begin + at, 2U << 20, kMadvCollapse); !whole) return 0;
   }

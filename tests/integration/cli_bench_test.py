@@ -147,3 +147,70 @@ def test_it_tidies_up_when_it_is_interrupted(
     assert process.returncode == 20, said
     assert "cancelled" in said
     assert left_behind(temporary, process.pid) == []
+
+
+def start_and_wait(model: Path, temporary: Path) -> subprocess.Popen[str]:
+    """A bench that has loaded its model."""
+    process = subprocess.Popen(
+        [BINARY, "bench", str(model), "--runs", "100"],
+        env={**os.environ, "TMPDIR": str(temporary), **NO_PYTHON},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    wait_until(lambda: "modelbroker, run 1" in process.stderr.readline())
+    assert any(path.suffix != ".lock" for path in left_behind(temporary, process.pid))
+    return process
+
+
+def tidiers(bench: int) -> list[int]:
+    """The processes that are named like it, in sessions of their own, without a terminal."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if parent == bench and os.getsid(int(folder.name)) == int(folder.name):
+            found.append(int(folder.name))
+    return found
+
+
+@pytest.mark.parametrize("all_of_it", [False, True])
+def test_killed_it_leaves_nothing(tmp_path: Path, temporary: Path, all_of_it: bool) -> None:
+    model = files.write_random(tmp_path / "m.safetensors", 20)
+    process = start_and_wait(model, temporary)
+    (os.killpg if all_of_it else os.kill)(process.pid, signal.SIGKILL)
+    process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGKILL
+    wait_until(lambda: left_behind(temporary, process.pid) == [])
+
+
+def test_killed_with_all_its_processes_the_next_one_frees_its_memory(
+    tmp_path: Path, temporary: Path
+) -> None:
+    model = files.write_random(tmp_path / "m.safetensors", 20)
+    process = start_and_wait(model, temporary)
+    (tidier,) = tidiers(process.pid)
+    os.kill(tidier, signal.SIGKILL)
+    process.kill()
+    process.communicate(timeout=20)
+    blocks = [path for path in left_behind(temporary, process.pid) if path.parent != temporary]
+    assert len(blocks) == 2  # and its lock
+    # One that lives is left alone.
+    living = start_and_wait(model, temporary)
+    assert not any(path.exists() for path in blocks)
+    other = subprocess.run(
+        [BINARY, "bench", str(model), "--runs", "1"],
+        env={**os.environ, "TMPDIR": str(temporary), **NO_PYTHON},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert other.returncode == 0, other.stderr
+    assert any(path.suffix != ".lock" for path in left_behind(temporary, living.pid))
+    living.send_signal(signal.SIGINT)
+    living.communicate(timeout=20)
+    assert living.returncode == 20

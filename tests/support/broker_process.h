@@ -25,8 +25,12 @@ class BrokerProcess {
   BrokerProcess() { start(); }
   ~BrokerProcess() {
     if (pid_ > 0) stop();
-    // A lock stays for the next broker of its instance: this one has none.
-    (void)::unlink(("/dev/shm/modelbroker." + std::to_string(::geteuid()) + "." + instance_ + ".lock").c_str());
+    // A lock stays for the next broker of its instance, and one that was killed has left its blocks: none follows.
+    const std::string prefix = "modelbroker." + std::to_string(::geteuid()) + "." + instance_ + ".";
+    for (const auto& file : std::filesystem::directory_iterator("/dev/shm")) {
+      std::error_code gone;
+      if (file.path().filename().string().starts_with(prefix)) std::filesystem::remove(file.path(), gone);
+    }
   }
   BrokerProcess(const BrokerProcess&) = delete;
   BrokerProcess& operator=(const BrokerProcess&) = delete;

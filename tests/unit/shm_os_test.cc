@@ -70,9 +70,7 @@ TEST_F(OsTest, FeaturesCanBeSwitchedOffTogether) {
   }
 }
 
-TEST_F(OsTest, AProbeFileOfADeadProcessIsNoObstacle) {
-  const std::string left = "modelbroker." + std::to_string(os_->uid()) + ".probe." + std::to_string(::getpid());
-  make_file(left);
+TEST_F(OsTest, ProbesSayTheSameTwiceAndLeaveNothing) {
   const auto again = make_os({folder_.path(), ""});
   for (const auto& [name, member] : kFeatureNames) {
     EXPECT_EQ(again->features().*member, os_->features().*member) << name;

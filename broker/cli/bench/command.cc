@@ -12,6 +12,7 @@
 
 #include "bench_python.h"
 #include "broker/cli/bench/processes.h"
+#include "broker/cli/bench/tidier.h"
 #include "broker/cli/bench/worker.h"
 #include "broker/cli/commands.h"
 #include "broker/cli/output.h"
@@ -227,6 +228,7 @@ Result<void> can_be_written(Os& os, const std::string& path) {
 Result<void> bench(const Common& common, const Arguments& arguments) {
   const Interrupted guard;
   const std::unique_ptr<Os> os = make_plain_os();
+  tidy_up_after_dead_benches(*os);
   Results results;
   results.file = client::absolute_path(arguments.model);
   MODELBROKER_TRY(client::open_source(*os, results.file));
@@ -238,6 +240,7 @@ Result<void> bench(const Common& common, const Arguments& arguments) {
   }
   MODELBROKER_ASSIGN(const Folder sockets, Folder::below("/tmp"));  // TMPDIR may be too deep for a socket's path
   MODELBROKER_ASSIGN(const Folder folder, Folder::below(temporary_place()));
+  MODELBROKER_ASSIGN(const Tidier tidier, Tidier::start({sockets.path(), folder.path()}));
   MODELBROKER_TRY(measure_broker(results, arguments, sockets));
   MODELBROKER_TRY(measure_python(results, arguments, folder, has));
   const Json json = to_json(results, arguments);

@@ -13,8 +13,8 @@
 #include <filesystem>
 #include <utility>
 
+#include "broker/cli/bench/tidier.h"
 #include "cpp_client/connection.h"
-#include "shm/block_format.h"
 #include "shm/os.h"
 
 namespace modelbroker::cli {
@@ -28,10 +28,11 @@ constexpr std::array<int, 3> kSignals{SIGINT, SIGTERM, SIGHUP};
 Error cancelled() { return {ErrorCode::kCancelled, "interrupted"}; }
 
 // In the child: becomes the program, with our ends of the pipes as its input and output.
-[[noreturn]] void become(const std::vector<std::string>& words, int in, int out, const std::string& log) {
+[[noreturn]] void become(const std::vector<std::string>& words, int in, int out, const std::string& log, pid_t parent) {
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-  ::signal(SIGXFSZ, SIG_DFL);  // ignored by us, not by what the user measures
-  ::setpgid(0, 0);             // a terminal's Ctrl-C is for us, who end it in its turn
+  if (::getppid() != parent) ::_exit(127);  // killed before we said that
+  ::signal(SIGXFSZ, SIG_DFL);               // ignored by us, not by what the user measures
+  ::setpgid(0, 0);                          // a terminal's Ctrl-C is for us, who end it in its turn
   ::dup2(in, STDIN_FILENO);
   ::dup2(out, STDOUT_FILENO);
   if (!log.empty()) {
@@ -74,9 +75,10 @@ Result<Process> Process::start(const std::vector<std::string>& words, const std:
   if (::pipe2(out.data(), O_CLOEXEC) != 0) return fail_errno(errno, "starting " + words.front());
   Fd ours_out(out[0]);
   Fd theirs_out(out[1]);
+  const pid_t parent = ::getpid();
   const pid_t pid = ::fork();
   if (pid < 0) return fail_errno(errno, "starting " + words.front());
-  if (pid == 0) become(words, theirs_in.get(), theirs_out.get(), log);
+  if (pid == 0) become(words, theirs_in.get(), theirs_out.get(), log, parent);
   Process process;
   process.name_ = words.front();
   process.pid_ = pid;
@@ -171,13 +173,13 @@ std::string this_program() {
 }
 
 Result<BenchBroker> BenchBroker::start(const Folder& folder) {
-  const std::string instance = "bench-" + std::to_string(::getpid());
+  const std::string instance = bench_instance(::getpid());
   const std::string endpoint = "ipc://" + (folder / "run/broker.sock");
   MODELBROKER_ASSIGN(auto process,
                      Process::start({this_program(), "serve", "--run-directory", folder / "run", "--instance", instance,
-                                     "--ram-directory", "/dev/shm", "--log-level", "warning"},
+                                     "--ram-directory", kBenchRam, "--log-level", "warning"},
                                     folder / "log"));
-  BenchBroker broker(std::move(process), instance, endpoint);
+  BenchBroker broker(std::move(process), endpoint);
   const std::unique_ptr<Os> os = make_plain_os();
   auto answers = client::Connection::connect(*os, {.endpoint = endpoint, .timeout = kStart});
   if (answers) return broker;
@@ -189,8 +191,6 @@ BenchBroker::~BenchBroker() {
   if (process_.pid() <= 0) return;
   process_.signal(SIGTERM);  // a clean stop frees the memory
   (void)process_.finish();
-  // A lock stays for the next broker of its instance: this one has none.
-  (void)::unlink(("/dev/shm/" + lock_file_name(::geteuid(), instance_)).c_str());
 }
 
 }  // namespace modelbroker::cli

@@ -58,6 +58,7 @@ class Folder {
   Folder(Folder&& other) noexcept : path_(std::exchange(other.path_, "")) {}
   Folder& operator=(Folder&&) = delete;
   ~Folder();
+  [[nodiscard]] const std::string& path() const noexcept { return path_; }
   [[nodiscard]] std::string operator/(const std::string& name) const { return path_ + "/" + name; }
 
  private:
@@ -65,7 +66,8 @@ class Folder {
   std::string path_;
 };
 
-// `modelbroker serve` on folders of its own: a broker of the user's is not disturbed, and its blocks go with it.
+// `modelbroker serve` on folders of its own: a broker of the user's is not disturbed, and its blocks go with it;
+// the Tidier sees to the rest.
 class BenchBroker {
  public:
   [[nodiscard]] static Result<BenchBroker> start(const Folder& folder);
@@ -75,10 +77,9 @@ class BenchBroker {
   [[nodiscard]] const std::string& endpoint() const noexcept { return endpoint_; }
 
  private:
-  BenchBroker(Process process, std::string instance, std::string endpoint)
-      : process_(std::move(process)), instance_(std::move(instance)), endpoint_(std::move(endpoint)) {}
+  BenchBroker(Process process, std::string endpoint) : process_(std::move(process)), endpoint_(std::move(endpoint)) {}
   Process process_;
-  std::string instance_, endpoint_;
+  std::string endpoint_;
 };
 
 // TMPDIR, else /tmp: for what is large.
