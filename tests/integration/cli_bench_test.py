@@ -133,8 +133,9 @@ def test_it_tidies_up_when_it_is_interrupted(
     tmp_path: Path, temporary: Path, how: signal.Signals, all_of_it: bool
 ) -> None:
     model = files.write_random(tmp_path / "m.safetensors", 20)
+    # So many workers that it cannot have ended when the signal comes, on whatever machine.
     process = subprocess.Popen(
-        [BINARY, "bench", str(model), "--runs", "100"],
+        [BINARY, "bench", str(model), "--runs", "100", "--workers", "64"],
         env={**os.environ, "TMPDIR": str(temporary), **NO_PYTHON},
         stderr=subprocess.PIPE,
         text=True,
