@@ -64,7 +64,8 @@ ErrorCode code_of(int error_number) noexcept {
 std::string too_big() {
   const std::optional<std::uint64_t> limit = file_size_limit();
   if (!limit) return "the file system takes no file of that size: use another";
-  return "files of this process may have at most " + std::to_string(*limit) + " bytes; " + file_size_advice();
+  return "files of this process may have at most " + std::to_string(*limit) + " bytes: raise that by " +
+         file_size_advice();
 }
 
 std::string remedy_of(int error_number) {

@@ -11,7 +11,7 @@ std::optional<std::uint64_t> file_size_limit() noexcept {
   return limit.rlim_cur;
 }
 
-std::string file_size_advice() { return "raise it: ulimit -f unlimited, or LimitFSIZE=infinity in the unit"; }
+std::string file_size_advice() { return "ulimit -f unlimited, or LimitFSIZE=infinity in the unit"; }
 
 void survive_file_size_limit() noexcept { ::signal(SIGXFSZ, SIG_IGN); }
 

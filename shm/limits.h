@@ -11,7 +11,7 @@ namespace modelbroker {
 
 // Bytes that a file may have which this process writes (`ulimit -f`, LimitFSIZE= of a unit); nothing: no limit.
 [[nodiscard]] std::optional<std::uint64_t> file_size_limit() noexcept;
-// How to raise it.
+// By what it is raised.
 [[nodiscard]] std::string file_size_advice();
 
 // From now on a write beyond that limit is an error (EFBIG), not the end of the process.

@@ -38,7 +38,7 @@ Result<void> check_file_limit() {
   if (!limit || *limit >= kSmallFileLimit) return {};
   return fail(ErrorCode::kFailedPrecondition,
               "files of this process may have at most " + format_size(*limit) + ", and a broker needs at least " +
-                  format_size(kSmallFileLimit) + ": " + file_size_advice(),
+                  format_size(kSmallFileLimit) + ": raise that by " + file_size_advice(),
               {{"file_size_limit", *limit}});
 }
 
@@ -47,7 +47,7 @@ Result<void> check_file_limit(std::uint64_t block, const std::string& what) {
   if (!limit || *limit >= block) return {};
   return fail(ErrorCode::kResourceExhausted,
               what + " needs a block of " + format_size(block) + ", and files of the broker may have at most " +
-                  format_size(*limit) + " (its limit of file sizes): " + file_size_advice(),
+                  format_size(*limit) + " (its limit of file sizes): raise that by " + file_size_advice(),
               {{"needed", block}, {"file_size_limit", *limit}});
 }
 

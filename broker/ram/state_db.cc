@@ -37,9 +37,9 @@ Error error_of(const std::string& path, const SQLite::Exception& error) {
                 "another --run-directory"};
   }
   if (error.getErrorCode() == kSqliteIo && file_size_limit()) {  // SQLite has no code for EFBIG
-    return {ErrorCode::kResourceExhausted, "the state database '" + path + "': " + error.what() +
-                                               "; files of this process may have at most " +
-                                               std::to_string(*file_size_limit()) + " bytes: " + file_size_advice()};
+    return {ErrorCode::kResourceExhausted,
+            "the state database '" + path + "': " + error.what() + "; files of this process may have at most " +
+                std::to_string(*file_size_limit()) + " bytes: raise that by " + file_size_advice()};
   }
   const ErrorCode code = error.getErrorCode() == kSqliteFull ? ErrorCode::kResourceExhausted : ErrorCode::kInternal;
   return {code, "the state database '" + path + "': " + error.what()};

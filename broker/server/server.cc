@@ -127,7 +127,7 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
            (os.features().collapse && config.huge_pages ? ", 2 MiB pages" : ", 4 KiB pages"));
   if (const auto most = file_size_limit(); most && *most < limit) {
     log_warning("files of this process may have at most " + format_size(*most) +
-                ": models whose block is larger are refused; " + file_size_advice());
+                ": models whose block is larger are refused (to raise it: " + file_size_advice() + ")");
   }
   if (recovered.adopted + recovered.draining + recovered.garbage > 0) {
     log_info("adopted " + std::to_string(recovered.adopted) + " blocks and " + std::to_string(recovered.draining) +
