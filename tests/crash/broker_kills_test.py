@@ -134,7 +134,7 @@ def test_a_kill_at_any_moment_of_a_load_leaves_all_or_nothing(
         client.unload("m", wait=True)
     for _ in range(25):
         loader = subprocess.Popen(
-            [BINARY, "load", path, "--name", "m"],
+            [BINARY, "load", path, "--name", "m", "--retry"],  # however often it was killed
             env=broker.environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -146,7 +146,7 @@ def test_a_kill_at_any_moment_of_a_load_leaves_all_or_nothing(
         loader.wait()
         restart_and_take_stock(broker, expected)
     with broker.connect() as client:
-        assert client.load(path, "m").outcome == "loaded"
+        assert client.load(path, "m", retry=True).outcome == "loaded"
         assert_right_bytes(client, "m", expected)
 
 
