@@ -32,11 +32,11 @@ Result<void> clean(const GivenFlags& flags, bool json) {
 }  // namespace
 
 void add_clean_command(CLI::App& app, Common& common, Action& action) {
-  auto* const command = app.add_subcommand("clean", "free an instance's blocks when no broker runs");
+  auto* const command = add_verb(app, "clean", "free the memory that a broker left behind, when none is running",
+                                 "  modelbroker clean\n  modelbroker clean --instance second");
   auto settings = std::make_shared<SettingFlags>();
   settings->add_to(*command, {"ram.directory", "server.instance"});
-  command->add_flag("--json", common.json, "print JSON");
-  command->footer("Examples:\n  modelbroker clean\n  modelbroker clean --instance second");
+  add_json_flag(*command, common);
   command->callback([&common, &action, settings] {
     action = [&common, settings] {
       const Result<void> cleaned = clean(settings->given(), common.json);

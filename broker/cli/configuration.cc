@@ -40,7 +40,7 @@ Result<std::string> read_file(const std::string& path) {
   if (!file) return fail_errno(file.error().number, what);
   const auto found = os->fstat(file->get());
   if (!found) return fail_errno(found.error().number, what);
-  if (!S_ISREG(found->st_mode)) return fail(ErrorCode::kInvalidArgument, what + ": it is no regular file");
+  if (!S_ISREG(found->st_mode)) return fail(ErrorCode::kInvalidArgument, what + ": it is not a regular file");
   std::string text(kMostText, '\0');
   std::size_t size = 0;
   while (size < text.size()) {

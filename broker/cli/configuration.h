@@ -25,7 +25,7 @@ struct GivenFlags {
 [[nodiscard]] std::string configuration_file(const GivenFlags& flags);
 [[nodiscard]] Result<Config> read_configuration(const GivenFlags& flags);
 
-// Variables of the environment that are named like a setting's and are none: most likely misspelt.
+// Environment variables with our prefix that are not settings: most likely misspelt.
 [[nodiscard]] std::vector<std::string> unknown_variables();
 
 // For SIGHUP: reads all again, and takes over into `running` what may change in a running broker.

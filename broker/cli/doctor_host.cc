@@ -31,21 +31,21 @@ constexpr std::array<Second, 10> kSeconds{{
     {"collapse", "MADV_COLLAPSE gives 2 MiB pages", "4 KiB pages", "Linux 6.1 or newer, and a tmpfs"},
     {"populate_write", "MADV_POPULATE_WRITE makes pages", "pages are reserved by posix_fallocate, and none are huge",
      "Linux 5.14 or newer"},
-    {"rename_noreplace", "renameat2 refuses to replace", "blocks are published by link and unlink: nothing to notice",
+    {"rename_noreplace", "renameat2 refuses to replace", "none: blocks are published by link and unlink",
      "Linux 3.15 or newer, and a tmpfs"},
-    {"write_lease", "F_SETLEASE tells whether anybody maps a block",
-     "only our own leases tell: what a program maps beyond its lease is counted as free",
-     "a real kernel (gVisor has none), and a RAM directory of the broker's own user"},
+    {"write_lease", "F_SETLEASE tells whether any process maps a block",
+     "only the broker's own leases count: memory that a program maps beyond its lease counts as free",
+     "a real kernel (gVisor does not have it), and a RAM directory of the broker's own user"},
     {"pidfd", "pidfd_open tells when a process dies",
-     "a ZeroMQ-only worker that dies is noticed by its silence (--hung)",
+     "the death of a ZeroMQ-only worker is noticed by its silence (--hung)",
      "Linux 5.3 or newer, and a seccomp profile that allows pidfd_open"},
     {"peer_pidfd", "SO_PEERPIDFD works across pid namespaces",
      "workers in other pid namespaces are known by their connection alone", "Linux 6.5 or newer"},
-    {"cachestat", "cachestat tells what the page cache holds", "mincore is asked instead: a little slower",
+    {"cachestat", "cachestat tells what the page cache holds", "mincore is used instead: a little slower",
      "Linux 6.5 or newer, and a seccomp profile that allows cachestat"},
     {"direct_io", "O_DIRECT may be tried", "cold files go through the page cache",
      "a RAM directory that this user may write to"},
-    {"openat2", "openat2 opens files beneath model folders", "they are opened folder by folder: a little slower",
+    {"openat2", "openat2 opens files below model folders", "they are opened folder by folder: a little slower",
      "Linux 5.6 or newer, and a seccomp profile that allows openat2"},
     {"peer_groups", "SO_PEERGROUPS tells a peer's groups", "a member of the group must have it as its first group",
      "Linux 4.13 or newer"},
@@ -59,7 +59,7 @@ std::vector<Check> feature_checks(Os& os, const Config& config) {
     Check check{std::string(name), Verdict::kOk, std::string(second->found)};
     if (!(os.features().*member)) {
       check.verdict = Verdict::kNote;
-      check.found = there.*member ? "there, but switched off by --disable-features" : "not to be had here";
+      check.found = there.*member ? "supported, but switched off by --disable-features" : "not supported here";
       check.cost = second->cost;
       check.remedy = there.*member ? "leave --disable-features empty" : second->remedy;
     }
@@ -78,7 +78,7 @@ Check descriptors_check() {
   Check check{"descriptors", Verdict::kOk, "up to " + shown(limit.rlim_max) + " (a broker raises its limit to that)"};
   if (limit.rlim_max < 4096) {
     check.verdict = limit.rlim_max < 256 ? Verdict::kProblem : Verdict::kNote;
-    check.cost = "a broker needs one a model, two a worker; without any left it serves nobody new";
+    check.cost = "a broker needs one per model and two per worker; without any left it refuses new workers";
     check.remedy = "ulimit -Hn 65536, LimitNOFILE= of the unit, docker run --ulimit nofile=65536";
   }
   return check;
@@ -107,7 +107,7 @@ Check file_size_check() {
 
 // An instance is really made; how many watches it may have only the kernel's file tells.
 Check inotify_check(Os& os, const Roots& roots) {
-  const std::string cost = "a draining block is looked at by a timer: its memory is counted as free later";
+  const std::string cost = "draining blocks are checked by a timer: their memory counts as free later";
   const auto made = os.inotify_create();
   if (!made) {
     return {"inotify", Verdict::kNote, error_from_errno(made.error().number, "making an instance").message, cost,
@@ -133,10 +133,10 @@ Check pid_namespace_check(Os& os, const Roots& roots) {
   std::array<char, 64> target{};
   const auto size = ::readlink((roots.proc + "/self/ns/pid").c_str(), target.data(), target.size() - 1);
   const std::string_view link(target.data(), size > 0 ? static_cast<std::size_t>(size) : 0);
-  if (link.empty()) return {"pid_namespace", Verdict::kNote, "cannot be told: /proc is not mounted as usual"};
+  if (link.empty()) return {"pid_namespace", Verdict::kNote, "not known: /proc is not mounted as usual"};
   if (link == "pid:[4026531836]")
-    return {"pid_namespace", Verdict::kOk, "the machine's own: every worker's pid is seen"};
-  Check check{"pid_namespace", Verdict::kOk, "one of a container's own"};
+    return {"pid_namespace", Verdict::kOk, "the machine's own: every worker's pid is visible"};
+  Check check{"pid_namespace", Verdict::kOk, "a container's own"};
   if (os.features().peer_pidfd) {
     check.found += "; workers outside it are known by their pidfd";
     return check;
@@ -199,7 +199,8 @@ Check run_directory_check(Os& os, const Config& config) {
   if (found) {
     const bool ours = S_ISDIR(found->st_mode) && found->st_uid == os.uid() && (found->st_mode & 022U) == 0;
     if (ours) return check;
-    return problem(" is no folder of this user's own that others cannot write to", "choose another --run-directory");
+    return problem(" is not a folder that belongs to this user and that others cannot write to",
+                   "choose another --run-directory");
   }
   const std::string parent = config.run_directory.substr(0, config.run_directory.rfind('/'));
   if (::access(parent.empty() ? "/" : parent.c_str(), W_OK | X_OK) != 0) {

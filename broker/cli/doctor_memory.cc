@@ -28,23 +28,23 @@ Check directory_check(Os& os, const Config& config) {
   const auto found = os.statfs(config.ram_directory);
   if (!found) {
     check.verdict = Verdict::kProblem;
-    check.found += error_from_errno(found.error().number, "cannot be looked at").message;
+    check.found += error_from_errno(found.error().number, "cannot be read").message;
     check.cost = "no broker can start";
-    check.remedy = "choose a tmpfs that is there by --ram-directory";
+    check.remedy = "choose an existing tmpfs with --ram-directory";
     return check;
   }
   const bool tmpfs = found->f_type == TMPFS_MAGIC;
-  check.found += tmpfs ? "is a tmpfs" : "is no tmpfs";
+  check.found += tmpfs ? "is on tmpfs" : "is not on tmpfs";
   if (!tmpfs) {
     check.verdict = config.any_file_system ? Verdict::kNote : Verdict::kProblem;
     check.cost = "blocks are files on a disk";
-    check.remedy = "choose /dev/shm or another tmpfs by --ram-directory, or force it by --any-file-system";
+    check.remedy = "choose /dev/shm or another tmpfs with --ram-directory, or allow it with --any-file-system";
   }
   if (::access(config.ram_directory.c_str(), R_OK | W_OK | X_OK) != 0) {
     check.verdict = Verdict::kProblem;
     check.found += ", and this user may not write to it";
     check.cost = "no broker of this user can start";
-    check.remedy = "make it writable (mode 1777), or choose another by --ram-directory";
+    check.remedy = "make it writable (mode 1777), or choose another with --ram-directory";
   }
   return check;
 }
@@ -54,8 +54,8 @@ Check size_check(Os& os, const Config& config) {
   const auto found = os.statfs(config.ram_directory);
   const auto total = total_room(os, config.ram_directory);
   if (!found || !total) {
-    return {"ram_directory_size", Verdict::kProblem, "cannot be looked at", "no broker can start",
-            "choose a tmpfs that is there by --ram-directory"};
+    return {"ram_directory_size", Verdict::kProblem, "cannot be read", "no broker can start",
+            "choose an existing tmpfs with --ram-directory"};
   }
   if (!*total) {
     check.found = "no limit of its own";
@@ -156,7 +156,7 @@ Check memory_check(Os& os, const Config& config, const Roots& roots) {
     check.remedy = "a smaller --ram-budget";
   } else if (limit < kSmallRoom) {
     check.verdict = Verdict::kNote;
-    check.cost = "hardly a model fits";
+    check.cost = "hardly any model fits";
     check.remedy = "free memory, or give --ram-budget";
   }
   return check;
@@ -168,7 +168,7 @@ Check cgroup_check(Os& os, const Config& config, const Roots& roots) {
   Check check{"cgroup_memory", Verdict::kOk, format_size(*facts->cgroup_left) + " left to this control group"};
   if (*facts->cgroup_left < kSmallRoom + config.memory_reserve) {
     check.verdict = Verdict::kProblem;
-    check.cost = "blocks count against the group that made them: hardly a model fits";
+    check.cost = "blocks count against the group that made them: hardly any model fits";
     check.remedy = "raise memory.max (docker run --memory, MemoryMax= of the unit)";
   } else {
     check.verdict = Verdict::kNote;
@@ -209,8 +209,8 @@ Check swap_check(Os& os, const Config& config, const Roots& roots) {
     return {"swap", Verdict::kOk, "on, and '" + config.ram_directory + "' is mounted noswap"};
   }
   return {"swap", Verdict::kNote, "on, also for '" + config.ram_directory + "'",
-          "weights that nobody touches may be swapped out, and the next use reads them from disk",
-          "mount a tmpfs with noswap (Linux 6.4) and name it by --ram-directory, or switch swap off"};
+          "unused weights may be swapped out, and the next use reads them from disk",
+          "mount a tmpfs with noswap (Linux 6.4) and name it with --ram-directory, or switch swap off"};
 }
 
 }  // namespace

@@ -177,14 +177,16 @@ Result<void> events(const Common& common, const Arguments& arguments) {
 }  // namespace
 
 void add_events_command(CLI::App& app, Common& common, Action& action) {
-  auto* const command = app.add_subcommand("events", "what happens, a line an event, until Ctrl-C");
+  auto* const command = add_verb(app, "events", "print events as they happen, one per line, until Ctrl-C",
+                                 "  modelbroker events\n  modelbroker events --types 'model.*' --json");
   auto arguments = std::make_shared<Arguments>();
-  command->add_option("--types", arguments->types, "only these, e.g. 'model.*,lease.granted' (snapshots come always)")
+  command
+      ->add_option("--types", arguments->types,
+                   "only these types, e.g. 'model.*,lease.granted' (snapshots are always printed)")
       ->delimiter(',')
       ->allow_extra_args(false);
-  command->add_flag("--snapshot", arguments->snapshot_only, "print how things stand, and end");
-  command->add_flag("--json", common.json, "print JSON lines");
-  command->footer("Examples:\n  modelbroker events\n  modelbroker events --types 'model.*' --json");
+  command->add_flag("--snapshot", arguments->snapshot_only, "print the current state and end");
+  add_client_flags(*command, common);
   command->callback([&common, &action, arguments] {
     action = [&common, arguments] {
       const Result<void> done = events(common, *arguments);

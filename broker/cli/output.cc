@@ -13,6 +13,8 @@
 
 namespace modelbroker::cli {
 
+int exit_status(ErrorCode code) noexcept { return code == ErrorCode::kInternal ? 1 : 10 + static_cast<int>(code); }
+
 int report(const Error& error, bool json) {
   const std::string code(to_string(error.code));
   if (json) {
@@ -21,7 +23,7 @@ int report(const Error& error, bool json) {
   } else {
     std::fprintf(stderr, "modelbroker: %s: %s\n", code.c_str(), error.message.c_str());
   }
-  return error.code == ErrorCode::kInternal ? 1 : 10 + static_cast<int>(error.code);
+  return exit_status(error.code);
 }
 
 int finish_output(int status) {
@@ -31,16 +33,51 @@ int finish_output(int status) {
   return status == kExitOk ? told : status;
 }
 
-void Table::print() const {
+namespace {
+
+bool begins_character(char byte) { return (static_cast<unsigned char>(byte) & 0xC0U) != 0x80U; }
+
+// As a terminal counts, but for wide and combining characters.
+std::size_t columns(const std::string& text) {
+  return static_cast<std::size_t>(std::ranges::count_if(text, &begins_character));
+}
+
+// Where its character number `index` begins.
+std::size_t byte_of(const std::string& text, std::size_t index) {
+  std::size_t byte = 0;
+  for (std::size_t seen = 0; byte < text.size(); ++byte) {
+    if (begins_character(text[byte]) && seen++ == index) break;
+  }
+  return byte;
+}
+
+std::string shortened(const std::string& text, std::size_t width) {
+  const std::size_t all = columns(text);
+  if (all <= width) return text;
+  const std::size_t begin = (width - 1) / 2, end = width - 1 - begin;
+  return text.substr(0, byte_of(text, begin)) + "…" + text.substr(byte_of(text, all - end));
+}
+
+}  // namespace
+
+void Table::print(std::size_t width) const {
+  constexpr std::size_t kGap = 2, kLeastName = 12;
   std::vector<std::size_t> widths(rows_.front().size(), 0);
   for (const auto& row : rows_) {
-    for (std::size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
+    for (std::size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], columns(row[i]));
+  }
+  if (width > 0) {
+    std::size_t others = 0;
+    for (std::size_t i = 1; i < widths.size(); ++i) others += kGap + widths[i];
+    const std::size_t left = width > others ? width - others : 0;
+    widths[0] = std::min(widths[0], std::max(left, kLeastName));
   }
   for (const auto& row : rows_) {
     std::string line;
     for (std::size_t i = 0; i < row.size(); ++i) {
-      line += row[i];
-      if (i + 1 < row.size()) line += std::string(widths[i] - row[i].size() + 2, ' ');
+      const std::string cell = i == 0 ? shortened(row[i], widths[i]) : row[i];
+      line += cell;
+      if (i + 1 < row.size()) line += std::string(widths[i] - columns(cell) + kGap, ' ');
     }
     std::printf("%s\n", line.c_str());
   }

@@ -14,7 +14,10 @@ namespace modelbroker::cli {
 inline constexpr int kExitOk = 0;
 inline constexpr int kExitUsage = 2;
 
-// Prints "modelbroker: <code>: <message>" (or a JSON object) to stderr. 10 + the code; internal is 1.
+// 10 and up, in the order of the codes; internal is 1. docs/protocol.md has the table.
+[[nodiscard]] int exit_status(ErrorCode code) noexcept;
+
+// Prints "modelbroker: <code>: <message>" (or a JSON object) to stderr. Returns the exit status.
 int report(const Error& error, bool json);
 
 // Sees to it that what was printed is out: `status`, or, if that cannot be, the status of an error that is told.
@@ -25,7 +28,8 @@ class Table {
  public:
   explicit Table(std::vector<std::string> heading) { rows_.push_back(std::move(heading)); }
   void add(std::vector<std::string> row) { rows_.push_back(std::move(row)); }
-  void print() const;
+  // With a `width`: the first column is shortened, "begin…end", so that no line is longer. 0: as wide as it is.
+  void print(std::size_t width = 0) const;
 
  private:
   std::vector<std::vector<std::string>> rows_;

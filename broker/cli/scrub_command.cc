@@ -1,4 +1,4 @@
-// `modelbroker scrub`: has resident blocks looked at for damage, now.
+// `modelbroker scrub`: has resident blocks checked for damage, now.
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <memory>
@@ -73,20 +73,22 @@ Result<void> scrub(const Common& common, const std::vector<std::string>& models)
   if (found->damaged == 0) return {};
   return fail(ErrorCode::kDataLoss,
               std::to_string(found->damaged) + (found->damaged == 1 ? " block was" : " blocks were") +
-                  " damaged and withdrawn: workers that hold one should attach again; check this machine's memory",
+                  " damaged and withdrawn: workers holding one should re-attach; test this machine's memory",
               {{"damaged", found->damaged}});
 }
 
 }  // namespace
 
 void add_scrub_command(CLI::App& app, Common& common, Action& action) {
-  auto* const command = app.add_subcommand("scrub", "look whether resident weights are still what was loaded, now");
+  auto* const command = add_verb(app, "scrub", "verify resident weights against their checksums now",
+                                 "  modelbroker scrub\n  modelbroker scrub m --json");
   auto models = std::make_shared<std::vector<std::string>>();
   command->add_option("MODEL", *models, "names, aliases or paths (default: all)");
-  command->add_flag("--json", common.json, "print JSON");
+  add_client_flags(*command, common);
   command->footer(
-      "A damaged block is withdrawn, and its file loaded again where it is still the same. Exit status 17: damage.\n"
-      "Examples:\n  modelbroker scrub\n  modelbroker scrub m --json");
+      "A damaged block is withdrawn, and its file is loaded again if it is still the same.\n"
+      "Exit status 17: something was damaged.\n" +
+      command->get_footer());
   command->callback([&common, &action, models] {
     action = [&common, models] {
       const Result<void> done = scrub(common, *models);

@@ -31,7 +31,7 @@ Result<void> serve(const Config& config, const GivenFlags& flags, const Serving&
   start_log_thread();
   for (const std::string& variable : unknown_variables()) {
     log_warning("the variable " + variable +
-                " is no setting and changes nothing: 'modelbroker serve --help' lists them");
+                " is not a setting and changes nothing: 'modelbroker serve --help' lists all settings");
   }
   std::unique_ptr<Os> os =
       instrument(make_os({.directory = config.ram_directory, .disabled = config.disabled_features}));
@@ -86,19 +86,21 @@ int run(const Arguments& arguments, bool json) {
 }  // namespace
 
 void add_serve_command(CLI::App& app, Common& common, Action& action) {
-  auto* const command = app.add_subcommand("serve", "run the broker (in the foreground)");
+  auto* const command = add_verb(app, "serve", "run the broker, in the foreground",
+                                 "  modelbroker serve &\n"
+                                 "  modelbroker serve --ram-budget 48GiB --on-stop keep\n"
+                                 "  modelbroker serve --config ./broker.toml --supervise\n"
+                                 "  modelbroker serve --instance second --run-directory /tmp/second");
   auto arguments = std::make_shared<Arguments>();
   arguments->settings.add_to(*command);
   command->add_flag("--supervise", arguments->supervise,
-                    "start the broker again when it dies (where no service manager does)");
+                    "start the broker again when it dies (where there is no service manager to do that)");
+  add_json_flag(*command, common);
   command->footer(
-      "Each setting is also a variable and a key of a configuration file, weaker than the flag:\n"
-      "  --ram-budget is MODELBROKER_RAM_BUDGET and [ram] budget; docs/operations.md has the table.\n"
-      "Examples:\n"
-      "  modelbroker serve &\n"
-      "  modelbroker serve --ram-budget 48GiB --on-stop keep\n"
-      "  modelbroker serve --config ./broker.toml --supervise\n"
-      "  modelbroker serve --instance second --run-directory /tmp/second");
+      "Each setting is also an environment variable and a key of the configuration file; a flag overrides the\n"
+      "variable, and the variable overrides the file: --ram-budget, MODELBROKER_RAM_BUDGET, [ram] budget.\n"
+      "docs/operations.md lists them all. 'modelbroker stop' stops the broker.\n" +
+      command->get_footer());
   command->callback(
       [&common, &action, arguments] { action = [&common, arguments] { return run(*arguments, common.json); }; });
 }

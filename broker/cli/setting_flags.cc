@@ -6,7 +6,7 @@
 namespace modelbroker::cli {
 namespace {
 
-// A word that can be nothing else than wrong usage, told with the hint at --help.
+// A word that can only be wrong usage, reported with the hint at --help.
 bool is_usage(SettingKind kind) {
   using enum SettingKind;
   return kind == kChoice || kind == kTime || kind == kKeep || kind == kCount;
@@ -21,9 +21,9 @@ std::string check(const Setting& setting, const std::string& text) {
 }  // namespace
 
 void SettingFlags::add_to(CLI::App& command, std::initializer_list<std::string_view> names) {
-  command.add_option(
-      "--config", config_file_,
-      "file with settings (default: MODELBROKER_CONFIG, else the user's or the machine's, if it is there)");
+  command.add_option("--config", config_file_,
+                     "settings (default: MODELBROKER_CONFIG, /etc/modelbroker/config.toml for root, "
+                     "~/.config/modelbroker/config.toml for others)");
   for (const Setting& setting : settings()) {
     if (names.size() > 0 && std::ranges::count(names, setting.name()) == 0) continue;
     const std::string flag = "--" + std::string(setting.flag);

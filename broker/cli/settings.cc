@@ -19,46 +19,46 @@ using enum SettingKind;
 
 // clang-format off
 constexpr std::array<Setting, 20> kSettings{{
-    {"server", "run_directory", "run-directory", kPath, &Config::run_directory, "", "the usual place of the user", false,
-     "sockets, lock and state"},
-    {"server", "group", "group", kWord, &Config::group, "", "nobody else", false,
+    {"server", "run_directory", "run-directory", kPath, &Config::run_directory, "",
+     "/run/modelbroker for root, otherwise the user's own", false, "sockets, lock and state database"},
+    {"server", "group", "group", kWord, &Config::group, "", "only this user and root", false,
      "group whose members may list, attach and load"},
     {"server", "instance", "instance", kInstance, &Config::instance, "", "default", false,
-     "name of this broker among several in one RAM directory"},
+     "tells several brokers in one RAM directory apart"},
     {"server", "log_level", "log-level", kChoice, &Config::log_level, "debug|info|warning|error", "info", true,
      "how much to log"},
     {"server", "log_format", "log-format", kChoice, &Config::log_format, "text|json", "text", true,
-     "log lines for people, or one JSON object a line"},
+     "log lines as text, or one JSON object per line"},
     {"server", "disable_features", "disable-features", kFeatures, &Config::disabled_features, "", "none", false,
-     "kernel features to do without, e.g. collapse,write_lease (for tests)"},
+     "kernel features not to use, e.g. collapse,write_lease (for tests)"},
     {"ram", "directory", "ram-directory", kPath, &Config::ram_directory, "", "/dev/shm", false,
      "where blocks live: a tmpfs"},
     {"ram", "any_file_system", "any-file-system", kSwitch, &Config::any_file_system, "", "no", false,
-     "allow a RAM directory that is no tmpfs"},
+     "allow a RAM directory that is not on tmpfs"},
     {"ram", "budget", "ram-budget", kSize, &Config::ram_budget, "", "from what the machine has free", true,
-     "most bytes to hold, e.g. 48GiB"},
+     "upper limit for all blocks together, e.g. 48GiB"},
     {"ram", "reserve", "memory-reserve", kSize, &Config::memory_reserve, "", "512MiB", true,
-     "bytes of memory that a load leaves free, of the machine and of the control group"},
+     "memory that a load must leave free, on the machine and in the control group"},
     {"ram", "on_stop", "on-stop", kChoice, &Config::keep_on_stop, "free|keep", "free", true,
      "at a clean stop: free the memory, or keep it for the next broker"},
     {"ram", "keep_alive", "keep-alive", kKeep, &Config::keep_alive, "", "-1", true,
-     "how long a model stays that nobody uses, e.g. 10m; -1: until its room is needed"},
+     "how long an unused model stays, e.g. 10m; -1: until its room is needed"},
     {"ram", "huge_pages", "huge-pages", kChoice, &Config::huge_pages, "off|auto", "auto", false,
-     "2 MiB pages where the kernel gives them, or never"},
+     "auto: 2 MiB pages if the kernel has them; off: never"},
     {"ram", "load_threads", "load-threads", kCount, &Config::load_threads, "", "0", true,
-     "threads that read one file; 0: one a core, more for a cold file"},
+     "threads that read one file; 0: one per core, more for a file that is not cached"},
     {"models", "folders", "model-folders", kPaths, &Config::model_folders, "", "none", true,
      "folders from which members of the group may load"},
     {"lease", "heartbeat", "heartbeat", kTime, &Config::heartbeat, "", "3s", false,
-     "how often a peer without a pid should be heard"},
+     "how often a worker whose pid is not visible must send something"},
     {"lease", "hung", "hung", kTime, &Config::hung, "", "15s", true,
-     "silence after which a peer without a pid is given up"},
+     "silence after which such a worker counts as gone"},
     {"lease", "grace", "grace", kTime, &Config::grace, "", "15s", true,
-     "after a start: how long leases may be stated again"},
+     "after a start: how long earlier workers have to re-register their leases"},
     {"scrub", "rate", "scrub-rate", kRate, &Config::scrub_rate, "", "64MiB", true,
-     "bytes a second of resident blocks that are hashed again; 0: none"},
+     "how fast resident blocks are verified in the background, per second; 0: not at all"},
     {"scrub", "interval", "scrub-interval", kTime, &Config::scrub_interval, "", "24h", true,
-     "how often each block is hashed again"},
+     "how often each block is verified"},
 }};
 // clang-format on
 
@@ -194,7 +194,7 @@ const Setting* find_setting(std::string_view section, std::string_view key) noex
 
 Result<void> set(Config& config, const Setting& setting, const std::vector<std::string>& values) {
   if (setting.kind != kPaths && values.size() != 1) {
-    return fail(ErrorCode::kInvalidArgument, "one value is wanted: " + allowed(setting));
+    return fail(ErrorCode::kInvalidArgument, "exactly one value is needed: " + allowed(setting));
   }
   return std::visit(Assign{config, setting, values}, setting.member);
 }

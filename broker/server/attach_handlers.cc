@@ -97,7 +97,7 @@ void Server::attach_by_load(Loads::Ask ask, const Reply<wire::AttachReply>& repl
     Session* const asker = books_->sessions.find(id);
     Resident* const resident = books_->store.by_block(outcome->block);
     if (asker == nullptr || resident == nullptr || resident->draining()) {
-      return reply.error({ErrorCode::kUnavailable, "the model was unloaded as soon as it was loaded: retry"});
+      return reply.error({ErrorCode::kUnavailable, "the model was unloaded before this request could use it; retry"});
     }
     reply.ok(grant(*asker, *resident, outcome->model));
   });

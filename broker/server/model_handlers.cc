@@ -78,7 +78,7 @@ void Server::load(Session& session, const wire::LoadModel& data, const Reply<wir
     if (!outcome) return reply.error(outcome.error());
     const Resident* const resident = books_->store.by_block(outcome->block);
     if (resident == nullptr) {
-      return reply.error({ErrorCode::kUnavailable, "the model was unloaded as soon as it was loaded: retry"});
+      return reply.error({ErrorCode::kUnavailable, "the model was unloaded before this request could use it; retry"});
     }
     const Block& block = *resident->block;
     wire::LoadModelReply loaded;

@@ -241,7 +241,7 @@ void Scrubber::withdraw(Resident& resident, const wire::ScrubbedModel& found) {
   const std::string where =
       found.reason == kMissing ? " is missing: " : " is damaged at offset " + std::to_string(found.offset) + ": ";
   log_error("block " + found.block + " of '" + wire::printable(found.model) + "'" + where + found.reason +
-            "; withdrawn" + (again ? ", and loaded again" : "") + ". What holds it should attach anew");
+            "; withdrawn" + (again ? ", and loaded again" : "") + ". Workers holding this block should re-attach");
   wire::EventData data = event_of(resident);
   data.reason = found.reason;
   data.chunk = found.chunk;
@@ -260,7 +260,7 @@ void Scrubber::begin(const ReloadPtr& reload) {
   load_again(reload);
 }
 
-// Once: what kills the broker while it loads that again would else kill each that follows.
+// Try once only: if reloading crashes the broker, every successor would crash too.
 void Scrubber::load_damaged_again() {
   std::map<std::pair<std::uint64_t, std::uint64_t>, ReloadPtr> of_file;
   for (EvictedNames::Named& named : books_.evicted.all()) {

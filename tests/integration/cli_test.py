@@ -19,10 +19,11 @@ from support import files
 from support.broker import BINARY, BrokerProcess, running, wait_until
 from support.workers import HOLDER, workers
 
-CLIENT_COMMANDS = ["load", "unload", "ls", "ps", "show", "pin", "unpin", "status"]
-COMMANDS = [*CLIENT_COMMANDS, "serve", "clean"]
+CLIENT_COMMANDS = ["load", "unload", "ls", "ps", "show", "pin", "unpin", "cancel", "status"]
+OTHERS = ["serve", "stop", "clean", "events", "scrub", "doctor", "bench", "help"]
+COMMANDS = [*CLIENT_COMMANDS, *OTHERS]
 ARGUMENTS = {"load": ["/no/such.safetensors"]} | {
-    command: ["m"] for command in ("unload", "show", "pin", "unpin")
+    command: ["m"] for command in ("unload", "show", "pin", "unpin", "cancel")
 }
 USAGE, INVALID, NOT_FOUND, TAKEN, EXHAUSTED = 2, 10, 11, 12, 15
 DATA_LOSS, UNAVAILABLE, UNIMPLEMENTED = 17, 18, 21
@@ -62,7 +63,7 @@ def test_the_program_itself_has_help_examples_and_a_version(make_broker: MakeBro
 
 
 WRONG_USE: list[list[str]] = [
-    [],
+    ["--json"],
     ["explode"],
     ["--no-such-flag"],
     *([command, "--no-such-flag"] for command in COMMANDS),
@@ -137,7 +138,14 @@ def test_json_has_the_documented_fields(loaded: BrokerProcess, tmp_path: Path) -
     again = loaded.cli_json("load", path, "--name", "second")
     assert (again["model"], again["outcome"]) == ("second", "alias")
     assert loaded.cli_json("ls") == [
-        {"name": "m", "aliases": ["second"], "type": "unet", "path": path}
+        {
+            "name": "m",
+            "aliases": ["second"],
+            "type": "unet",
+            "bytes": again["bytes"],
+            "state": "resident",
+            "path": path,
+        }
     ]
     (model,) = loaded.cli_json("ps")
     wanted = "name block generation bytes page_kind leases pinned expires_at"

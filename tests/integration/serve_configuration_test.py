@@ -171,7 +171,7 @@ def test_a_variable_that_is_no_setting_is_told(make_broker: MakeBroker) -> None:
     }
     broker = make_broker(environment=environment).start()
     assert broker.books()["limit"] == 100 * MIB
-    told = [line for line in broker.output().splitlines() if "is no setting" in line]
+    told = [line for line in broker.output().splitlines() if "is not a setting" in line]
     assert len(told) == 1
     assert "MODELBROKER_RAM_BUGDET" in told[0]
 

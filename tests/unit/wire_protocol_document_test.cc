@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "broker/cli/output.h"
 #include "shm/error.h"
 #include "wire/messages.h"
 
@@ -274,6 +275,14 @@ TEST(ProtocolDocumentTest, ErrorCodesAreTheCodesWords) {
     codes.emplace_back(to_string(static_cast<ErrorCode>(i)));
   }
   EXPECT_EQ(words, codes);  // in the order of their numbers
+}
+
+TEST(ProtocolDocumentTest, ExitStatusesAreThoseOfTheCommands) {
+  unsigned number = 0;
+  for (const Field& row : Document::get().tables.at("code")) {
+    const auto code = static_cast<ErrorCode>(number++);
+    EXPECT_EQ(row.kind, std::to_string(cli::exit_status(code))) << row.name;  // the column behind the name
+  }
 }
 
 TEST(ProtocolDocumentTest, ADifferenceNamesItsField) {

@@ -235,8 +235,8 @@ Result<void> bench(const Common& common, const Arguments& arguments) {
   MODELBROKER_TRY(can_be_written(*os, arguments.png));
   MODELBROKER_ASSIGN(const Json has, ask_python(arguments));
   if (!arguments.png.empty() && !has.value("matplotlib", false)) {
-    return fail(ErrorCode::kFailedPrecondition,
-                "--png wants matplotlib, which " + arguments.python + " has not: 'pip install matplotlib', or --json");
+    return fail(ErrorCode::kFailedPrecondition, "--png needs matplotlib, which " + arguments.python +
+                                                    " does not have: 'pip install matplotlib', or use --json");
   }
   MODELBROKER_ASSIGN(const Folder sockets, Folder::below("/tmp"));  // TMPDIR may be too deep for a socket's path
   MODELBROKER_ASSIGN(const Folder folder, Folder::below(temporary_place()));
@@ -259,24 +259,27 @@ Result<void> bench(const Common& common, const Arguments& arguments) {
 
 void add_bench_command(CLI::App& app, Common& common, Action& action) {
   auto* const command =
-      app.add_subcommand("bench", "measure loading and attaching of your file here, beside what you use today");
+      add_verb(app, "bench", "measure loading and attaching of your file, compared with what you use today",
+               "  modelbroker bench ./model.safetensors\n"
+               "  modelbroker bench ./model.safetensors --workers 8 --python venv/bin/python --png bench.png");
   auto arguments = std::make_shared<Arguments>();
   command->add_option("MODEL", arguments->model, "a .safetensors file")->required();
-  command->add_option("--workers", arguments->workers, "how many start at once (default 4)")->check(CLI::Range(1, 64));
-  command->add_option("--runs", arguments->runs, "of which the best counts (default 3)")->check(CLI::Range(1, 100));
-  const auto* const python =
-      command->add_option("--python", arguments->python, "whose safetensors and torch are measured (default: python3)");
+  command->add_option("--workers", arguments->workers, "how many workers start at once (default: 4)")
+      ->check(CLI::Range(1, 64));
+  command->add_option("--runs", arguments->runs, "how often to measure; the best run counts (default: 3)")
+      ->check(CLI::Range(1, 100));
+  const auto* const python = command->add_option(
+      "--python", arguments->python, "interpreter whose safetensors and torch are measured (default: python3)");
   command->add_flag("--no-torch-load", arguments->no_torch_load,
-                    "leave torch.load out; it wants the file once more in TMPDIR, and memory for each worker");
-  command->add_option("--png", arguments->png, "also draw the figures into this file (with matplotlib)");
-  command->add_flag("--json", common.json, "print JSON");
+                    "leave out torch.load, which needs a copy of the file in TMPDIR and memory for each worker");
+  command->add_option("--png", arguments->png, "also draw the results into this file (needs matplotlib)");
+  add_json_flag(*command, common);
   command->add_flag("--as-worker", arguments->as_worker)->group("");  // inside
   command->footer(
-      "A broker of its own is started and stopped: yours is not disturbed. safetensors and torch.load are measured "
-      "where "
-      "the Python has them.\n"
-      "Examples:\n  modelbroker bench ./model.safetensors\n"
-      "  modelbroker bench ./model.safetensors --workers 8 --python venv/bin/python --png bench.png");
+      "It starts and stops a broker of its own: yours is not disturbed. safetensors and torch.load are measured if "
+      "the\n"
+      "Python interpreter has them.\n" +
+      command->get_footer());
   command->callback([&common, &action, arguments, python] {
     arguments->python_named = python->count() > 0;
     action = [&common, arguments] {
