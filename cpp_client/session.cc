@@ -11,6 +11,8 @@
 #include <random>
 #include <span>
 
+#include "cpp_client/refused.h"
+
 namespace modelbroker::client {
 namespace {
 
@@ -76,10 +78,7 @@ Result<std::unique_ptr<Session>> Session::open(Os& os, const wire::Endpoint& end
   // A stale socket file refuses; one that accepts has a broker behind it.
   auto socket = os.connect_seqpacket(endpoint.fds(), soon.timeout());
   if (!socket) {
-    if (socket.error().number == EACCES) {
-      return fail(ErrorCode::kPermissionDenied,
-                  "you may not connect to " + endpoint.fds() + ": it belongs to another user's broker");
-    }
+    if (socket.error().number == EACCES) return tl::unexpected(refused(endpoint));
     if (socket.error().number == EAGAIN) return hangs(endpoint.fds(), "take the connection");
     Error error = error_from_errno(socket.error().number, "connecting to " + endpoint.fds());
     return tl::unexpected(lost(std::move(error.message)));

@@ -34,6 +34,8 @@ Progress: TypeAlias = Callable[[int, int], object]
 
 _CONNECT_SECONDS = 2.0
 _SHORT = 30.0
+# Of several places that failed, the one to name: where a broker is, otherwise the first.
+_TELLING = (BrokerHangsError, PermissionDeniedError)
 _SUFFIXES = (".safetensors", ".sft")
 
 
@@ -54,15 +56,16 @@ def connect(endpoint: str | None = None, *, timeout: float = _CONNECT_SECONDS) -
             try:
                 link.session(Deadline(deadline.left(patience)))
                 return Broker(link)
-            except (UnavailableError, BrokerHangsError) as failed:
+            except (UnavailableError, BrokerHangsError, PermissionDeniedError) as failed:
                 link.close()
                 failures.append((type(failed), str(failed)))
             except BaseException:
                 link.close()
                 raise
-        # A broker that hangs before a place without one, otherwise the first place: what to name.
-        kind, message = min(failures, key=lambda failure: failure[0] is not BrokerHangsError)
-        if deadline.passed():
+        told = (failure for kind in _TELLING for failure in failures if failure[0] is kind)
+        kind, message = next(told, failures[0])
+        # The user's own may be just starting where the system's refuses.
+        if deadline.passed() or (kind is PermissionDeniedError and len(candidates) == 1):
             raise kind(message)
         if kind is BrokerHangsError:
             patience *= 2  # if it is only slow, it gets to answer

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
+import stat
 from dataclasses import dataclass
 
 from ._errors import InvalidArgumentError
@@ -30,10 +33,61 @@ class Endpoint:
         """The path of the socket for sessions and descriptors."""
         return f"{self.run_directory}/fds.sock"
 
+    def refusal(self) -> str | None:
+        """Why this user may not connect, and what to do about it; None if nothing forbids it."""
+        try:
+            os.stat(self.fds)
+            if os.access(self.fds, os.W_OK, effective_ids=True):
+                return None
+        except PermissionError:
+            pass
+        except OSError:
+            return None
+        return f"you may not connect to {self.fds}: {_whom_it_serves(self.run_directory)}"
+
     @property
     def events(self) -> str:
         """The ZeroMQ endpoint of what is published."""
         return f"{_SCHEME}{self.run_directory}/events.sock"
+
+
+def _user(uid: int) -> pwd.struct_passwd | None:
+    try:
+        return pwd.getpwuid(uid)
+    except KeyError:
+        return None
+
+
+def _group_name(gid: int) -> str:
+    """The group's number, where it has no name: usermod takes that too."""
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+def _whom_it_serves(run_directory: str) -> str:
+    """Of a broker that does not serve us, with the cure. As cpp_client/refused.cc has it."""
+    try:
+        found = os.stat(run_directory)
+    except OSError:
+        return "a folder above it is closed to you"
+    owner, user = _user(found.st_uid), _user(os.geteuid())
+    serves = f"its broker serves {f'user {owner.pw_name!r}' if owner else f'uid {found.st_uid}'}"
+    if not found.st_mode & stat.S_IXGRP:
+        return (
+            f"{serves} only: run your own with 'modelbroker serve', "
+            "or have that one started with --group"
+        )
+    group = _group_name(found.st_gid)
+    serves = f"{serves} and the members of group {group!r}"
+    if user and found.st_gid in os.getgrouplist(user.pw_name, user.pw_gid):
+        return (
+            f"{serves}; you became one after this session began: "
+            f"log in again, or run 'newgrp {group}'"
+        )
+    name = user.pw_name if user else "$USER"
+    return f"{serves}; join it with 'sudo usermod -aG {group} {name}', then log in again"
 
 
 def _checked(run_directory: str, owned: bool = False) -> Endpoint:

@@ -26,6 +26,7 @@ from ._errors import (
     BrokerHangsError,
     FailedPreconditionError,
     ModelBrokerError,
+    PermissionDeniedError,
     UnavailableError,
 )
 from ._keeper import Keeper
@@ -38,7 +39,7 @@ from ._wire import RequestIds, SessionLost, UnansweredError, encode_request
 
 Data = dict[str, Any]
 # An error to be raised later: as an object it would keep frames, and a frame it.
-Failure: TypeAlias = "tuple[type[UnavailableError | BrokerHangsError], str]"
+Failure: TypeAlias = "tuple[type[UnavailableError | BrokerHangsError | PermissionDeniedError], str]"
 
 _BACKOFF_FIRST, _BACKOFF_MOST = 0.02, 0.5
 _PATIENCE = 30.0  # how long a call without a timeout waits for a broker that is gone
@@ -158,6 +159,9 @@ class Link:
             if failed is None:
                 continue
             if patience.passed():
+                refusal = self.endpoint.refusal()
+                if refusal is not None:
+                    raise PermissionDeniedError(refusal)
                 kind, message = failed
                 raise kind(message)
             time.sleep(patience.left(backoff))

@@ -158,6 +158,7 @@ def test_make_install_puts_units_that_start_what_it_installed(installed: Path) -
         assert "Type=notify" in unit
         assert "RuntimeDirectoryPreserve=yes" in unit
         assert "--on-stop keep" in unit
+        assert ("--group modelbroker" in unit) == (kind == "system")
     assert "u modelbroker " in (installed / "lib/sysusers.d/modelbroker.conf").read_text()
 
 
@@ -185,6 +186,7 @@ def test_the_command_line_of_the_unit_serves_and_keeps(
     (line,) = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)
     broker = make_broker()
     manager = Manager(str(tmp_path / "notify"))
+    line = line.replace("--group modelbroker", f"--group {os.getegid()}")
     words = line.replace("%t/modelbroker", str(broker.run)).split()
     broker.process = subprocess.Popen(
         words,
