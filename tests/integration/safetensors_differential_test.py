@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import modelbroker
+from modelbroker._dtypes import DTYPES, torch_dtype
 from support import files, odd_headers
 from support.broker import BrokerProcess
 
@@ -126,3 +127,10 @@ def test_an_unknown_dtype_is_bytes_and_outlives_the_broker(
         del weights
     assert dtype in broker.cli("show", "m", "--tensors").stdout
     assert broker.books()["loads"] == 0
+
+
+def test_torch_and_the_table_agree_on_the_size_of_an_element() -> None:
+    for word, known in DTYPES.items():
+        if known.torch:
+            whole = 2 if word == "F4" else 1  # torch packs two
+            assert torch_dtype(word).itemsize * 8 == known.bits * whole, word

@@ -9,7 +9,6 @@ import pytest
 
 import modelbroker
 from modelbroker._block import Header, decode_manifest
-from modelbroker._dtypes import DTYPES, torch_dtype
 
 HEADER = Header("the-block", 8192, 4096, 100, 160, 500)
 
@@ -70,10 +69,3 @@ def test_a_later_version_is_not_damage() -> None:
             modelbroker.UnimplementedError, match=r"the-block.*this package reads 1"
         ):
             decode_manifest(raw, HEADER)
-
-
-def test_torch_and_the_table_agree_on_the_size_of_an_element() -> None:
-    for word, known in DTYPES.items():
-        if known.torch:
-            whole = 2 if word == "F4" else 1  # torch packs two
-            assert torch_dtype(word).itemsize * 8 == known.bits * whole, word
