@@ -54,7 +54,7 @@ class Link:
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self._pool = Pool(endpoint.broker)
-        self._closing = self._shut = False
+        self._closing = self._shut = self._exited = False
         self._reset()
         _links.add(self)
 
@@ -254,7 +254,8 @@ class Link:
     def _wake(self) -> None:
         """Also a finalizer: no locks here."""
         keeper = self._keeper
-        if keeper is not None:
+        # After the exit's handlers, modules lose their contents one by one.
+        if keeper is not None and not self._exited:
             keeper.wake()
 
     def _keep(self) -> None:
@@ -388,6 +389,7 @@ class Link:
         """The process goes: ends the session, unmaps nothing. Only daemon threads are left."""
         if self._keeper is None or self._keeper.stop(0.2):
             self._shut_down()
+        self._exited = True
 
     def _end_with_process(self) -> None:
         """At exit a daemon thread's call has nobody to answer to, and waits for the end."""

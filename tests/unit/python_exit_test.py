@@ -32,6 +32,14 @@ import modelbroker
 modelbroker.connect(timeout=30).attach("m")
 modelbroker.connect(timeout=30)
 """,
+    "an older module that holds them, and goes after the package": """
+import json
+import modelbroker
+json.client = modelbroker.connect(timeout=30)
+json.weights = json.client.attach("m")
+json.arrays = json.weights.numpy()
+json.events = json.client.events()
+""",
     "cycles": """
 import modelbroker
 class Node:
