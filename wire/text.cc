@@ -1,5 +1,6 @@
 // What may be shown, stored or sent as text.
 #include <algorithm>
+#include <array>
 
 #include "wire/frame.h"
 
@@ -28,7 +29,37 @@ std::size_t sequence_length(std::string_view text) noexcept {
   return 0;
 }
 
-bool is_control(unsigned char byte) noexcept { return byte < 0x20 || byte == 0x7F; }
+struct Range {
+  char32_t first, last;
+};
+
+// Control characters, and those that nobody sees or that change the direction of what follows (of Unicode 15: the
+// format characters, separators of lines, fillers and variation selectors): two names could look the same.
+constexpr std::array<Range, 27> kUnseen{{{0x00, 0x1F},       {0x7F, 0x9F},       {0xAD, 0xAD},       {0x034F, 0x034F},
+                                         {0x0600, 0x0605},   {0x061C, 0x061C},   {0x06DD, 0x06DD},   {0x070F, 0x070F},
+                                         {0x0890, 0x0891},   {0x08E2, 0x08E2},   {0x115F, 0x1160},   {0x17B4, 0x17B5},
+                                         {0x180B, 0x180F},   {0x200B, 0x200F},   {0x2028, 0x202E},   {0x2060, 0x206F},
+                                         {0x3164, 0x3164},   {0xFE00, 0xFE0F},   {0xFEFF, 0xFEFF},   {0xFFA0, 0xFFA0},
+                                         {0xFFF0, 0xFFFB},   {0x110BD, 0x110BD}, {0x110CD, 0x110CD}, {0x13430, 0x1343F},
+                                         {0x1BCA0, 0x1BCA3}, {0x1D173, 0x1D17A}, {0xE0000, 0xE0FFF}}};
+
+// The character that these bytes of one sequence are.
+char32_t decode(std::string_view sequence) noexcept {
+  const auto lead = static_cast<unsigned char>(sequence[0]);
+  if (sequence.size() == 1) return lead;
+  char32_t value = lead & (0xFFU >> (sequence.size() + 1));
+  for (const char c : sequence.substr(1)) value = (value << 6U) | (static_cast<unsigned char>(c) & 0x3FU);
+  return value;
+}
+
+bool is_unseen(std::string_view sequence) noexcept {
+  const char32_t character = decode(sequence);
+  return std::ranges::any_of(kUnseen,
+                             [&](const Range& range) { return character >= range.first && character <= range.last; });
+}
+
+// "", "." and ".." mean something in a path.
+bool is_of_a_path(std::string_view part) noexcept { return part.empty() || part == "." || part == ".."; }
 
 }  // namespace
 
@@ -44,11 +75,29 @@ bool valid_utf8(std::string_view text) noexcept {
 }
 
 bool valid_model_name(std::string_view name) noexcept {
-  if (name.empty() || name.size() > 255 || name.front() == '/' || !valid_utf8(name)) return false;
-  for (const char c : name) {
-    if (is_control(static_cast<unsigned char>(c))) return false;
+  if (name.size() > 255) return false;
+  for (std::string_view rest = name; !rest.empty();) {
+    const std::size_t length = sequence_length(rest);
+    if (length == 0 || is_unseen(rest.substr(0, length))) return false;
+    rest.remove_prefix(length);
   }
-  return true;
+  while (true) {
+    const auto slash = name.find('/');
+    if (is_of_a_path(name.substr(0, slash))) return false;
+    if (slash == std::string_view::npos) return true;
+    name.remove_prefix(slash + 1);
+  }
+}
+
+std::string replace_unseen(std::string_view text) {
+  std::string out;
+  while (!text.empty()) {
+    const std::size_t length = sequence_length(text);
+    const bool shown = length > 0 && !is_unseen(text.substr(0, length));
+    out += shown ? text.substr(0, length) : "_";
+    text.remove_prefix(std::max<std::size_t>(length, 1));
+  }
+  return out;
 }
 
 std::string printable(std::string_view text, std::size_t most) {
@@ -58,9 +107,7 @@ std::string printable(std::string_view text, std::size_t most) {
     if (out.size() >= most) return out + "...";
     const auto byte = static_cast<unsigned char>(text.front());
     const std::size_t length = sequence_length(text);
-    // U+0080 to U+009F are control characters too (a terminal may obey them).
-    const bool c1 = length == 2 && byte == 0xC2 && static_cast<unsigned char>(text[1]) < 0xA0;
-    if (length == 0 || is_control(byte) || c1) {
+    if (length == 0 || is_unseen(text.substr(0, length))) {  // byte by byte: the rest of it is no sequence
       out += {'\\', 'x', kHex[byte >> 4U], kHex[byte & 15U]};
       text.remove_prefix(1);
     } else {

@@ -37,11 +37,11 @@ class Loads {
     Peer peer;         // the session's
     Fd file;           // open for reading; empty: the broker opens `path` itself
     std::string path;  // absolute; with `file` only a label
-    std::string name;  // empty: the name it has, else the file's stem
+    std::string name;  // empty: the name it has, else default_name()
     std::string type;
     bool pin = false;
     bool retry = false;     // also if brokers died of it
-    bool any_name = false;  // a free one, if the file's stem is taken
+    bool any_name = false;  // a free one, if default_name() is taken
     std::optional<Duration> keep_alive;
     std::optional<TimePoint> until;    // how long it may wait for room
     std::optional<FileIdentity> only;  // failed_precondition if it is another file by now

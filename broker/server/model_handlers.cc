@@ -56,13 +56,11 @@ void Server::load(Session& session, const wire::LoadModel& data, const Reply<wir
   auto ask = ask_for(session, data.path, data.file);
   if (!ask) return reply.error(ask.error());
   if (!data.name.empty() && !wire::valid_model_name(data.name)) {
-    return reply.error(
-        {ErrorCode::kInvalidArgument, "the name '" + wire::printable(data.name) +
-                                          "' must have 1 to 255 bytes, no control characters and no leading '/'"});
-  }
-  if (data.name.empty() && !wire::valid_model_name(stem_of(data.path))) {
     return reply.error({ErrorCode::kInvalidArgument,
-                        "the file's name '" + wire::printable(data.path) + "' cannot be a model's: give --name"});
+                        "the name '" + wire::printable(data.name) +
+                            "' must have 1 to 255 bytes of UTF-8, no control, invisible or direction-changing "
+                            "characters, and no empty, '.' or '..' part before or behind a '/', which belongs to a "
+                            "path: choose another by --name"});
   }
   ask->name = data.name;
   ask->type = wire::printable(data.type, 64);

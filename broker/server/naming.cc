@@ -2,18 +2,13 @@
 
 #include <algorithm>
 
+#include "broker/server/default_name.h"
 #include "broker/server/log.h"
 #include "wire/frame.h"
 
 namespace modelbroker {
 
-std::string stem_of(const std::string& path) {
-  const std::string file = path.substr(path.rfind('/') + 1);
-  const auto dot = file.rfind('.');
-  return dot == std::string::npos || dot == 0 ? file : file.substr(0, dot);
-}
-
-std::string Claim::wanted_name() const { return name.empty() ? stem_of(path) : name; }
+std::string Claim::wanted_name() const { return name.empty() ? default_name(path) : name; }
 
 namespace {
 
@@ -115,7 +110,12 @@ Result<std::string> Naming::new_name(const Claim& claim, const Resident& residen
     if (owner == nullptr) return !is_kept_for_another(claim, name, resident.source);
     return owner == &resident || (owner == before && books_.store.given(name).path == claim.path);
   };
-  if (claim.any_name && !is_free()) name += "@" + resident.block->name().digest16;
+  if (claim.any_name && !is_free()) {
+    const std::string base = name, digest = "@" + resident.block->name().digest16;
+    name = with_suffix(base, digest);
+    // Other files of this name and these bytes may have that one too.
+    for (unsigned number = 2; !is_free(); ++number) name = with_suffix(base, digest + "-" + std::to_string(number));
+  }
   if (!is_free()) return tl::unexpected(taken(name, books_.store.by_name(name), claim.peer.uid));
   return name;
 }

@@ -16,13 +16,13 @@ namespace modelbroker {
 // What a peer wants its model to be called, and what is known of its file.
 struct Claim {
   Peer peer;
-  std::string path, name, type;      // an empty name: the one it has, else the file's stem
+  std::string path, name, type;      // an empty name: the one it has, else default_name()
   std::optional<uid_t> name_loader;  // who gave the name, if not the peer
   std::uint64_t asked = 0;           // the order in which files were looked at: what a path led to last, counts
   uid_t path_uid = 0;                // who says that the file lies there
   uid_t source_uid = 0;
   bool is_private = false;  // the group cannot read it
-  bool any_name = false;    // a free one, if the file's stem is taken
+  bool any_name = false;    // a free one, if default_name() is taken
   [[nodiscard]] std::string wanted_name() const;
   // Whose the name is, or would be.
   [[nodiscard]] uid_t manager() const { return name_loader.value_or(peer.uid); }
@@ -62,8 +62,5 @@ class Naming {
 
   Books& books_;
 };
-
-// The file's name without folder and suffix: a model's default name.
-[[nodiscard]] std::string stem_of(const std::string& path);
 
 }  // namespace modelbroker

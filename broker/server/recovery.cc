@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 
+#include "broker/server/default_name.h"
 #include "broker/server/log.h"
 #include "shm/instruments.h"
 
@@ -87,7 +88,7 @@ void name_from_manifest(Books& books, Resident& resident, const Known& known, Re
     return;
   }
   // Generations are never given twice: this one is free.
-  const std::string other = name + "@g" + std::to_string(resident.block->name().generation);
+  const std::string other = with_suffix(name, "@g" + std::to_string(resident.block->name().generation));
   if (!books.store.add_name(resident, other, given)) recovered.superseded.push_back(resident.block->id());
 }
 

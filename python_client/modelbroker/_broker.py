@@ -100,7 +100,8 @@ class Broker:
     ) -> Loaded:
         """Loads a safetensors file, once for everybody; returns when its weights are in memory.
 
-        The file is opened here, with this process's rights. `name` defaults to the file's stem.
+        The file is opened here, with this process's rights. `name` defaults to the file's
+        stem, or to its folder's or repository's name where the stem says nothing (python.md).
         `keep_alive`: how long after its last use it is evicted, in seconds or as "90s", "5m", "2h";
         below zero never, None for the broker's default. Where memory is full of models that are in
         use, a call with a `timeout` waits that long for room; one without is refused at once. A
@@ -139,7 +140,7 @@ class Broker:
 
         `model`: a name, or a path (an os.PathLike, what begins with "/", "./" or "../", or names
         an existing file), which is loaded if it is not resident or has changed. A file that is
-        loaded this way gets its stem as its name, or another one if that is taken.
+        loaded this way gets its default name, or another one if that is taken.
         """
         if mode not in ("private", "readonly"):
             raise InvalidArgumentError(f"mode={mode!r} must be 'private' or 'readonly'")

@@ -16,18 +16,116 @@ def test_files_of_one_stem_attach_by_their_paths(broker: BrokerProcess, tmp_path
     paths = []
     for seed in range(3):
         (tmp_path / str(seed)).mkdir()
-        paths.append(files.write_random(tmp_path / str(seed) / "model.safetensors", 1, seed))
+        paths.append(files.write_random(tmp_path / str(seed) / "clip.safetensors", 1, seed))
     with broker.connect() as client:
         held = [client.attach(path) for path in paths]
         assert [weights.metadata["seed"] for weights in held] == ["0", "1", "2"]
         names = [weights.model for weights in held]
-        assert names[0] == "model"
-        assert all(name.startswith("model@") for name in names[1:])
+        assert names[0] == "clip"
+        assert all(name.startswith("clip@") for name in names[1:])
         for path, name in zip(paths, names, strict=True):
             assert client.attach(path).model == name
             assert client.attach(name).model == name
         with pytest.raises(modelbroker.AlreadyExistsError, match="--name"):
-            client.load(files.write_random(tmp_path / "model.safetensors", 1, 9))
+            client.load(files.write_random(tmp_path / "clip.safetensors", 1, 9))
+
+
+def test_files_of_one_stem_with_the_same_bytes_attach_by_their_paths(
+    broker: BrokerProcess, tmp_path: Path
+) -> None:
+    paths = []
+    for number in range(4):
+        (tmp_path / str(number)).mkdir()
+        path = files.write_random(tmp_path / str(number) / "vae.safetensors", 1, seed=1)
+        os.utime(path, (1_600_000_000 + number,) * 2)  # each downloaded at another time
+        paths.append(path)
+    with broker.connect() as client:
+        held = [client.attach(path) for path in paths]
+        names = [weights.model for weights in held]
+        digest = broker.blocks()[0].name.split(".")[3]
+        assert names == ["vae", *(f"vae@{digest}{more}" for more in ("", "-2", "-3"))]
+        assert [client.attach(path).model for path in paths] == names
+
+
+def test_files_of_a_hubs_cache_are_called_after_their_repository(
+    broker: BrokerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "0123"
+    (snapshot / "unet").mkdir(parents=True)
+    blobs = tmp_path / "models--org--name" / "blobs"
+    blobs.mkdir()
+    for seed, file in enumerate(["model.safetensors", "unet/diffusion_pytorch_model.safetensors"]):
+        (snapshot / file).symlink_to(files.write_random(blobs / f"{seed}", 1, seed))
+    assert broker.cli_json("load", snapshot / "model.safetensors")["model"] == "org/name"
+    monkeypatch.chdir(tmp_path)
+    with broker.connect() as client:
+        part = snapshot / "unet" / "diffusion_pytorch_model.safetensors"
+        assert client.attach(part).model == "org/name/unet"
+        assert client.attach("org/name").metadata["seed"] == "0"
+        assert client.attach("org/name/unet").metadata["seed"] == "1"
+    assert broker.cli_json("show", "org/name/unet")["path"] == str(part)
+    assert broker.cli_json("unload", "org/name")["model"] == "org/name"
+
+
+FORBIDDEN = [
+    "a\nb",
+    "a\x7f",
+    "./x",
+    "../x",
+    "..",
+    "a/../b",
+    "a//b",
+    "a/",
+    "a\u200bb",
+    "\u202eb",
+    "x" * 256,
+]
+
+
+@pytest.mark.parametrize("name", FORBIDDEN, ids=ascii)
+def test_a_name_that_misleads_is_refused(broker: BrokerProcess, tmp_path: Path, name: str) -> None:
+    path = files.write_random(tmp_path / "m.safetensors", 1)
+    with broker.connect() as client:
+        with pytest.raises(modelbroker.InvalidArgumentError, match="choose another by --name"):
+            client.load(path, name)
+        assert client.list() == []
+    refused = broker.cli("load", path, "--name", name, check=False)
+    assert refused.stderr.startswith("modelbroker: invalid_argument: ")
+
+
+@pytest.mark.parametrize(
+    ("stem", "name"),
+    [
+        ("new\nline", "new_line"),
+        ("bell\x07", "bell_"),
+        ("zero\u200bwidth", "zero_width"),
+        ("\u202egnp", "_gnp"),
+    ],
+    ids=ascii,
+)
+def test_a_file_whose_name_no_model_may_have_gets_one_like_it(
+    broker: BrokerProcess, tmp_path: Path, stem: str, name: str
+) -> None:
+    path = files.write_random(tmp_path / f"{stem}.safetensors", 1)
+    with broker.connect() as client:
+        assert client.attach(path).model == name
+        assert client.load(path).model == name
+        assert client.load(path, "other").outcome == "alias"
+
+
+def test_long_stems_that_clash_have_names_of_allowed_length(
+    broker: BrokerProcess, tmp_path: Path
+) -> None:
+    paths = []
+    for seed in range(3):
+        (tmp_path / str(seed)).mkdir()
+        paths.append(files.write_random(tmp_path / str(seed) / f"{'s' * 240}.safetensors", 1, seed))
+    with broker.connect() as client:
+        names = [client.attach(path).model for path in paths]
+        assert len(set(names)) == len(paths)
+        assert max(len(name.encode()) for name in names) <= 255
+        for seed, name in enumerate(names):
+            assert client.attach(name).metadata["seed"] == str(seed)
 
 
 def test_a_name_may_have_a_slash(

@@ -55,7 +55,7 @@ TEST(Utf8Test, BrokenSequencesAreRefusedWhereverTheyStand) {
 // ---- valid_model_name
 
 TEST(ModelNameTest, OrdinaryNamesAreValid) {
-  for (const char* const good : {"a", "flux", "a/b", "with space", "-", ".", "..",
+  for (const char* const good : {"a", "flux", "a/b", "with space", "-", "...", ".x", "..x", "a/..x", "~",
                                  "gr\xc3\xbc\xc3\x9f"
                                  "e",
                                  "a'\"\\b"}) {
@@ -80,6 +80,45 @@ TEST(ModelNameTest, APathAControlCharacterOrDamageIsRefused) {
   EXPECT_FALSE(valid_model_name("a\x7f"));
   EXPECT_FALSE(valid_model_name("a\xff"));
   EXPECT_FALSE(valid_model_name("a\xc3"));
+}
+
+TEST(ModelNameTest, WhatLooksLikeAPathIsRefused) {
+  for (const char* const bad : {".", "..", "./x", "../x", "a/./b", "a/../b", "a/..", "a//b", "a/", "//"}) {
+    EXPECT_FALSE(valid_model_name(bad)) << bad;
+  }
+}
+
+// What two names may differ by, and nobody sees it.
+const std::vector<std::string> kUnseenCharacters{
+    "\xc2\x80",          // U+0080, a control character
+    "\xc2\xad",          // U+00AD soft hyphen
+    "\xcd\x8f",          // U+034F combining grapheme joiner
+    "\xd8\x9c",          // U+061C Arabic letter mark
+    "\xe2\x80\x8b",      // U+200B zero-width space
+    "\xe2\x80\x8f",      // U+200F right-to-left mark
+    "\xe2\x80\xa8",      // U+2028 line separator
+    "\xe2\x80\xae",      // U+202E right-to-left override
+    "\xe2\x81\xa0",      // U+2060 word joiner
+    "\xe2\x81\xa7",      // U+2067 right-to-left isolate
+    "\xe3\x85\xa4",      // U+3164 Hangul filler
+    "\xef\xb8\x8f",      // U+FE0F variation selector
+    "\xef\xbb\xbf",      // U+FEFF byte order mark
+    "\xf3\xa0\x81\xa1",  // U+E0061 tag
+};
+
+TEST(ModelNameTest, WhatNobodySeesIsRefusedReplacedAndEscaped) {
+  for (const std::string& unseen : kUnseenCharacters) {
+    const std::string name = "a" + unseen + "b";
+    EXPECT_FALSE(valid_model_name(name)) << printable(name);
+    EXPECT_EQ(replace_unseen(name), "a_b");
+    EXPECT_EQ(printable(name).find(unseen), std::string::npos);
+  }
+  for (const std::string seen : {"\xd9\x85\xd8\xaf\xd9\x84", "\xe6\xa8\xa1\xe5\x9e\x8b", "\xf0\x9f\x98\x80"}) {
+    EXPECT_TRUE(valid_model_name(seen)) << seen;
+    EXPECT_EQ(replace_unseen(seen), seen);
+    EXPECT_EQ(printable(seen), seen);
+  }
+  EXPECT_EQ(replace_unseen("a\n\xff\xc3z"), "a___z");
 }
 
 // ---- printable
