@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <charconv>
 #include <iterator>
 #include <mutex>
@@ -91,7 +92,9 @@ Result<void> BlockWriter::State::make_step(std::uint64_t index) {
   const std::uint64_t offset = index * step();
   const std::uint64_t size = std::min(step(), layout.block_size - offset);
   if (auto pages = make_pages_of(offset, size); !pages) {
-    return fail_errno(pages.error().number, "making pages for block '" + path + "'");
+    // EFAULT: a touch would be SIGBUS, for the file system is full.
+    const int number = pages.error().number == EFAULT ? ENOSPC : pages.error().number;
+    return fail_errno(number, "making pages for block '" + path + "'");
   }
   part.made = true;
   crash_point("load.pages_made");

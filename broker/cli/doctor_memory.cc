@@ -164,17 +164,25 @@ Check memory_check(Os& os, const Config& config, const Roots& roots) {
 
 Check cgroup_check(Os& os, const Config& config, const Roots& roots) {
   const auto facts = read_memory_facts(os, config.ram_directory, {roots.proc, roots.cgroup});
-  if (!facts || !facts->cgroup_left) return {"cgroup_memory", Verdict::kOk, "no limit found"};
+  const std::string raise =
+      "raise memory.max (version 1: memory.limit_in_bytes; docker run --memory, MemoryMax= of the unit)";
+  if (!facts || (!facts->cgroup_known && !facts->cgroup_left)) {
+    return {"cgroup_memory", Verdict::kNote, "not known: the limits of this process's control group cannot be read",
+            "a broker may take more than its group allows, and is killed then",
+            "mount the control groups ('" + roots.cgroup + "') where the broker runs, or give --ram-budget"};
+  }
+  if (!facts->cgroup_left) return {"cgroup_memory", Verdict::kOk, "no limit found"};
   Check check{"cgroup_memory", Verdict::kOk, format_size(*facts->cgroup_left) + " left to this control group"};
+  if (!facts->cgroup_known) check.found += "; not every limit could be read";
   if (*facts->cgroup_left < kSmallRoom + config.memory_reserve) {
     check.verdict = Verdict::kProblem;
     check.cost = "blocks count against the group that made them: hardly any model fits";
-    check.remedy = "raise memory.max (docker run --memory, MemoryMax= of the unit)";
+    check.remedy = raise;
   } else {
     check.verdict = Verdict::kNote;
     check.cost =
         "blocks count against the group that made them, and memory is reclaimed or the group killed at its limit";
-    check.remedy = "raise memory.max (docker run --memory, MemoryMax= of the unit) if that is too little";
+    check.remedy = raise + " if that is too little";
   }
   return check;
 }

@@ -46,7 +46,7 @@ constexpr std::array<Setting, 20> kSettings{{
     {"ram", "huge_pages", "huge-pages", kChoice, &Config::huge_pages, "off|auto", "auto", false,
      "auto: 2 MiB pages if the kernel has them; off: never"},
     {"ram", "load_threads", "load-threads", kCount, &Config::load_threads, "", "0", true,
-     "threads that read one file; 0: one per core, more for a file that is not cached"},
+     "threads that read one file; 0: one per usable core, more for a file that is not cached"},
     {"models", "folders", "model-folders", kPaths, &Config::model_folders, "", "none", true,
      "folders from which members of the group may load"},
     {"lease", "heartbeat", "heartbeat", kTime, &Config::heartbeat, "", "3s", false,

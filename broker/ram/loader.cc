@@ -8,6 +8,8 @@
 #include <thread>
 #include <vector>
 
+#include "broker/ram/control_groups.h"
+#include "broker/ram/room.h"
 #include "broker/ram/source_reader.h"
 #include "shm/chunk_hasher.h"
 #include "shm/instruments.h"
@@ -17,13 +19,15 @@ namespace {
 
 // Readers of a cold file mostly wait for the disk, and while one makes pages or hashes the disk has one request less:
 // with eight of them 2.7 GB took 1.8 s in the median of 16 turns, with 24 it took 1.65, and a bare read 1.47 (ext4 on a
-// virtual disk, two cores).
-constexpr unsigned kColdReaders = 24;
+// virtual disk, two cores). A quota of one core has no use for more than its share of them.
+constexpr unsigned kColdReaders = 24, kColdReadersOfOneCpu = 12;
 
-unsigned thread_count(unsigned wanted, std::uint32_t chunks, bool cold = false) {
-  const unsigned cores = std::max(1U, std::thread::hardware_concurrency());
-  const unsigned usual = cold ? std::max(cores, kColdReaders) : cores;
-  return std::clamp(wanted == 0 ? usual : wanted, 1U, std::max(1U, chunks));
+unsigned thread_count(Os& os, unsigned wanted, std::uint32_t chunks, bool cold = false) {
+  if (wanted == 0) {
+    const unsigned cpus = usable_cpus(os);
+    wanted = cold ? std::max(cpus, std::min(kColdReaders, cpus * kColdReadersOfOneCpu)) : cpus;
+  }
+  return std::clamp(wanted, 1U, std::max(1U, chunks));
 }
 
 // Calls `work(chunk)` for every chunk on `threads` threads, this one included, and returns the first error.
@@ -61,6 +65,17 @@ Result<void> unchanged(Os& os, int fd, const Directory& directory, const std::st
   return fail(ErrorCode::kDataLoss, "'" + label +
                                         "' changed while it was being loaded: load it again when its "
                                         "writer has finished");
+}
+
+// A file system that others filled says ENOSPC, EFAULT where a touch of its memory would be SIGBUS, or that it has no
+// inode left: told with the numbers. `held`: what this load has made there.
+Error explained(Os& os, const BlockDirectory& where, const LoadPlan& plan, std::uint64_t held, Error error) {
+  if (error.code != ErrorCode::kResourceExhausted || !error.details.empty()) return error;
+  FileSystemRoom room = file_system_room(os, where.path());
+  if (room.free) *room.free += held;
+  const bool is_full = room.free && *room.free < plan.layout.block_size;
+  if (!is_full && room.has_inodes) return error;
+  return no_room("'" + plan.label + "'", plan.layout.block_size, where.path(), room);
 }
 
 // One chunk's way: its pages made, its bytes read, its hash taken, 2 MiB at a time while they are in the cache.
@@ -131,8 +146,9 @@ Result<Block> load_block(Os& os, const BlockDirectory& where, int source_fd, con
   block_plan.huge_pages = settings.huge_pages;
   block_plan.group = settings.group;
   block_plan.gauge = settings.gauge;
-  MODELBROKER_ASSIGN(BlockWriter writer, BlockWriter::create(os, where, block_plan));
-
+  auto created = BlockWriter::create(os, where, block_plan);
+  if (!created) return tl::unexpected(explained(os, where, plan, 0, std::move(created).error()));
+  BlockWriter writer = std::move(*created);
   const BlockLayout layout = writer.layout();
   SourceReader source(os, source_fd, plan.label);
   ChunkLoader loader(source, writer, directory.payload.offset, progress);
@@ -148,8 +164,11 @@ Result<Block> load_block(Os& os, const BlockDirectory& where, int source_fd, con
     return {};
   };
   const bool cold = source.cold(directory.payload.offset, directory.payload.size);
-  const unsigned threads = thread_count(settings.threads, layout.chunk_count(), cold);
-  MODELBROKER_TRY(for_each_chunk(layout.chunk_count(), threads, progress, load));
+  const unsigned threads = thread_count(os, settings.threads, layout.chunk_count(), cold);
+  if (auto loaded = for_each_chunk(layout.chunk_count(), threads, progress, load); !loaded) {
+    const std::uint64_t held = writer.bytes_held().value_or(0);
+    return tl::unexpected(explained(os, where, plan, held, std::move(loaded).error()));
+  }
   MODELBROKER_TRY(unchanged(os, source_fd, directory, plan.label));
   if (progress.cancelled) return fail(ErrorCode::kCancelled, "the load was cancelled");
   return std::move(writer).publish(plan.manifest, plan.encoded, hashes);
@@ -179,7 +198,7 @@ Result<bool> same_bytes(Os& os, int source_fd, const Directory& directory, const
     if (hasher.digest() != hashes[index]) same = false;
     return {};
   };
-  const unsigned threads = thread_count(0, layout.chunk_count());
+  const unsigned threads = thread_count(os, 0, layout.chunk_count());
   MODELBROKER_TRY(for_each_chunk(layout.chunk_count(), threads, progress, compare));
   MODELBROKER_TRY(unchanged(os, source_fd, directory, manifest.source_path));
   return same.load();

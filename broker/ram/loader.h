@@ -45,7 +45,7 @@ struct LoadSettings {
   std::uint64_t generation = 0;
   BootId broker_boot_id{};
   bool huge_pages = true;
-  unsigned threads = 0;               // 0: one a core, more for a cold file
+  unsigned threads = 0;               // 0: one a usable CPU, more for a cold file
   std::optional<gid_t> group;         // who may read the block besides us
   std::shared_ptr<BlockGauge> gauge;  // the admission's
   std::optional<Headroom> headroom;   // asked before each chunk

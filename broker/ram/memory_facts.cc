@@ -22,45 +22,6 @@ std::optional<std::uint64_t> number_after(std::string_view text, std::string_vie
   return error == std::errc() ? std::optional(value) : std::nullopt;
 }
 
-std::uint64_t reclaimable(Os& os, const std::string& folder) {
-  const auto stat = os.read_text(folder + "/memory.stat");
-  if (!stat) return 0;
-  return number_after(*stat, "inactive_file ").value_or(0) + number_after(*stat, "\nactive_file ").value_or(0);
-}
-
-// The tightest memory.max of our cgroup (v2) and its parents; nothing where there is no limit.
-std::optional<std::uint64_t> cgroup_left(Os& os, const KernelFolders& folders) {
-  const auto own = os.read_text(folders.proc + "/self/cgroup");
-  if (!own) return std::nullopt;
-  const auto at = own->find("0::");
-  if (at == std::string::npos) return std::nullopt;
-  std::string path = own->substr(at + 3);
-  path = path.substr(0, path.find('\n'));
-  if (!path.starts_with('/')) return std::nullopt;  // nothing to walk up
-  std::optional<std::uint64_t> left;
-  while (true) {
-    const std::string folder = folders.cgroup + (path == "/" ? "" : path);
-    const auto most = os.read_text(folder + "/memory.max");
-    const auto current = os.read_text(folder + "/memory.current");
-    if (most && current) {
-      const auto limit = number_after(*most, "");  // "max" is no number: no limit here
-      const auto used = number_after(*current, "");
-      if (limit && used) {
-        // Page cache counts as used and goes when memory is wanted; a tmpfs is not among it.
-        const std::uint64_t kept = *used - std::min(*used, reclaimable(os, folder));
-        const std::uint64_t rest = *limit > kept ? *limit - kept : 0;
-        left = std::min(left.value_or(rest), rest);
-      }
-    }
-    if (path.empty() || path == "/") return left;
-    path = path.substr(0, path.rfind('/'));
-  }
-}
-
-}  // namespace
-
-namespace {
-
 Result<std::uint64_t> memory_available(Os& os, const KernelFolders& folders) {
   const auto meminfo = os.read_text(folders.proc + "/meminfo");
   if (!meminfo) return fail_errno(meminfo.error().number, "reading " + folders.proc + "/meminfo");
@@ -80,7 +41,9 @@ Result<MemoryFacts> read_memory_facts(Os& os, const std::string& directory, cons
   facts.file_system_free = file_system->f_blocks == 0
                                ? facts.available
                                : file_system->f_bavail * static_cast<std::uint64_t>(file_system->f_bsize);
-  facts.cgroup_left = cgroup_left(os, folders);
+  const GroupMemory group = memory_left(os, control_groups(os, folders, "memory"));
+  facts.cgroup_left = group.left;
+  facts.cgroup_known = group.is_known;
   return facts;
 }
 
@@ -101,7 +64,7 @@ Result<void> Headroom::check(std::uint64_t bytes) const {
   };
   const auto available = memory_available(*os_, folders_);
   if (available && *available < reserve_ + bytes) return refuse(*available, "the machine");
-  const auto cgroup = cgroup_left(*os_, folders_);
+  const auto cgroup = memory_left(*os_, groups_).left;
   if (cgroup && *cgroup < reserve_ + bytes) return refuse(*cgroup, "the broker's control group");
   return {};
 }

@@ -7,21 +7,18 @@
 #include <optional>
 #include <string>
 
+#include "broker/ram/control_groups.h"
 #include "shm/error.h"
 #include "shm/os.h"
 
 namespace modelbroker {
 
-// Where the kernel tells it; other folders in tests.
-struct KernelFolders {
-  std::string proc = "/proc";
-  std::string cgroup = "/sys/fs/cgroup";
-};
-
 struct MemoryFacts {
-  std::uint64_t available = 0;               // MemAvailable of /proc/meminfo
-  std::uint64_t file_system_free = 0;        // of the RAM directory
-  std::optional<std::uint64_t> cgroup_left;  // where there is a limit: memory.max - memory.current + page cache
+  std::uint64_t available = 0;         // MemAvailable of /proc/meminfo
+  std::uint64_t file_system_free = 0;  // of the RAM directory
+  // Where there is a limit, in version 1 or 2: the limit, less what is used and is not page cache.
+  std::optional<std::uint64_t> cgroup_left{};
+  bool cgroup_known = false;  // every limit that applies could be read
 };
 [[nodiscard]] Result<MemoryFacts> read_memory_facts(Os& os, const std::string& directory,
                                                     const KernelFolders& folders = {});
@@ -33,13 +30,14 @@ struct MemoryFacts {
 class Headroom {
  public:
   Headroom(Os& os, std::uint64_t reserve, KernelFolders folders = {})
-      : os_(&os), reserve_(reserve), folders_(std::move(folders)) {}
+      : os_(&os), reserve_(reserve), groups_(control_groups(os, folders, "memory")), folders_(std::move(folders)) {}
   // resource_exhausted with the numbers, when less than the reserve would be left.
   [[nodiscard]] Result<void> check(std::uint64_t bytes) const;
 
  private:
   Os* os_;
   std::uint64_t reserve_;
+  ControlGroups groups_;
   KernelFolders folders_;
 };
 

@@ -12,6 +12,32 @@ Result<std::optional<std::uint64_t>> total_room(Os& os, const std::string& direc
   return found->f_blocks * static_cast<std::uint64_t>(found->f_bsize);
 }
 
+FileSystemRoom file_system_room(Os& os, const std::string& directory) {
+  FileSystemRoom room;
+  const auto found = os.statfs(directory);
+  if (!found) return room;
+  const auto unit = static_cast<std::uint64_t>(found->f_bsize);
+  room.total = found->f_blocks * unit;
+  if (found->f_blocks > 0) room.free = found->f_bavail * unit;
+  room.has_inodes = found->f_files == 0 || found->f_ffree > 0;
+  return room;
+}
+
+Error no_room(const std::string& what, std::uint64_t needed, const std::string& directory, const FileSystemRoom& room) {
+  const std::string advice = ": remove files that are not needed (ls -la " + directory +
+                             "), unload a model, or give another tmpfs by --ram-directory";
+  const std::uint64_t free = room.free.value_or(0);
+  Error error{ErrorCode::kResourceExhausted, what + " needs " + format_size(needed)};
+  error.details = {{"needed", needed}, {"directory_free", free}, {"directory_size", room.total}};
+  if (!room.has_inodes) {
+    error.message += " and one file in '" + directory + "', which cannot have more files (its inodes are used up)";
+  } else {
+    error.message += " in '" + directory + "', which has " + format_size(free) + " free of " + format_size(room.total);
+  }
+  error.message += advice;
+  return error;
+}
+
 std::string room_advice() {
   return "in a container start it with a larger one (docker run --shm-size=48g), with the host's (--ipc=host, or "
          "-v /dev/shm:/dev/shm), or give another tmpfs by --ram-directory";

@@ -20,6 +20,16 @@ inline constexpr std::uint64_t kSmallRoom = 256ULL << 20;
 
 // Bytes of the file system in all; nothing where it has no limit of its own (a tmpfs with size=0).
 [[nodiscard]] Result<std::optional<std::uint64_t>> total_room(Os& os, const std::string& directory);
+// What a file system has left, as it is now: others may fill it too.
+struct FileSystemRoom {
+  std::optional<std::uint64_t> free;  // bytes; nothing: no limit of its own, or not known
+  std::uint64_t total = 0;
+  bool has_inodes = true;  // one more file can be made
+};
+[[nodiscard]] FileSystemRoom file_system_room(Os& os, const std::string& directory);
+// resource_exhausted with the numbers. `what` names the file that needs so many bytes.
+[[nodiscard]] Error no_room(const std::string& what, std::uint64_t needed, const std::string& directory,
+                            const FileSystemRoom& room);
 // Refuses a small file system without an explicit budget, and a budget that does not fit into it.
 [[nodiscard]] Result<void> check_room(Os& os, const std::string& directory, std::optional<std::uint64_t> budget);
 // Refuses a limit of file sizes (`ulimit -f`) under which nothing works.

@@ -69,7 +69,21 @@ Admission::Room Admission::room_now() const {
   room.coming = given_up.lately + use.removing;
   room.late = given_up.long_ago;
   room.claimed = books_.budget.excess(use);
+  room.directory = file_system_room(books_.os, books_.config.ram_directory);
+  if (room.directory.free) {
+    const std::uint64_t reserved = books_.budget.loading().reserved;  // and not made yet
+    const std::uint64_t free = *room.directory.free - std::min(*room.directory.free, reserved);
+    room.is_full_by_others = free < room.available;
+    room.available = std::min(room.available, free);
+  }
   return room;
+}
+
+Error Admission::refusal(const Ask& ask, const Room& room) const {
+  const Budget::Use use = books_.use();
+  const bool is_budgets = ask.bytes > books_.budget.available(use);
+  return is_budgets ? books_.budget.refusal(ask.bytes, use, ask.what)
+                    : no_room(ask.what, ask.bytes, books_.config.ram_directory, room.directory);
 }
 
 // One look at the whole queue, in its order.
@@ -80,7 +94,8 @@ void Admission::look() {
   Room room = room_now();
   for (Waiting& waiting : queue_) {
     const std::uint64_t bytes = waiting.ask.bytes;
-    const bool fits = bytes <= room.available && room.claimed + bytes <= room.available + room.coming;
+    const bool fits =
+        room.directory.has_inodes && bytes <= room.available && room.claimed + bytes <= room.available + room.coming;
     if (fits || bytes > books_.budget.limit()) {
       auto reserved = books_.budget.reserve(bytes, books_.use(), waiting.ask.what);
       if (reserved) room.available -= bytes;
@@ -90,14 +105,14 @@ void Admission::look() {
       still.push_back(std::move(waiting));
       continue;
     } else {
-      told.emplace_back(std::move(waiting.then),
-                        tl::unexpected(books_.budget.refusal(bytes, books_.use(), waiting.ask.what)));
+      told.emplace_back(std::move(waiting.then), tl::unexpected(refusal(waiting.ask, room)));
     }
     if (waiting.timer) loop_.cancel(*waiting.timer);
   }
   queue_ = std::move(still);
   const bool wants_more = above_limit_ || !queue_.empty();
-  if (wants_more && books_.use().evictable > 0 && !std::exchange(waiting_for_holders_, true)) {
+  const bool may_get_more = books_.use().evictable > 0 || room.is_full_by_others || !room.directory.has_inodes;
+  if (wants_more && may_get_more && !std::exchange(waiting_for_holders_, true)) {
     loop_.after(Reaper::kAskAgain, [this] {
       waiting_for_holders_ = false;
       look_again();
@@ -109,6 +124,15 @@ void Admission::look() {
 // Sees to it that room is on its way, and claims it; false if there is none to be had.
 bool Admission::promise(Waiting& waiting, Room& room) {
   const TimePoint now = books_.clock.now();
+  if (!room.directory.has_inodes && room.coming == 0) {
+    const std::uint64_t found = evict(1);
+    if (found == 0) {
+      waiting.promised.reset();
+      return false;
+    }
+    waiting.promised = now;
+    room.coming = found;
+  }
   const std::uint64_t wanted = room.claimed + waiting.ask.bytes;
   const std::uint64_t expected = room.available + room.coming;
   if (wanted > expected) {

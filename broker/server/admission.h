@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "broker/ram/room.h"
 #include "broker/server/books.h"
 #include "broker/server/loop.h"
 #include "broker/server/reaper.h"
@@ -53,14 +54,17 @@ class Admission {
   };
   // What is left for those behind in the queue.
   struct Room {
-    std::uint64_t available = 0;  // now
-    std::uint64_t coming = 0;     // being freed
-    std::uint64_t late = 0;       // should have been free by now, and may yet be
-    std::uint64_t claimed = 0;    // of both, by those before
+    std::uint64_t available = 0;     // now
+    std::uint64_t coming = 0;        // being freed
+    std::uint64_t late = 0;          // should have been free by now, and may yet be
+    std::uint64_t claimed = 0;       // of both, by those before
+    FileSystemRoom directory;        // of the RAM directory, which others fill too
+    bool is_full_by_others = false;  // it has less than the budget
   };
   void look();
   void keep_limit();
   [[nodiscard]] Room room_now() const;
+  [[nodiscard]] Error refusal(const Ask& ask, const Room& room) const;
   [[nodiscard]] bool promise(Waiting& waiting, Room& room);
   [[nodiscard]] std::uint64_t evict(std::uint64_t needed);
   [[nodiscard]] bool keeps_waiting(const Waiting& waiting) const;

@@ -21,7 +21,7 @@ struct Config {
   bool keep_on_stop = false;                // leave blocks in RAM at a clean stop
   bool huge_pages = true;
   bool any_file_system = false;               // allow a ram_directory that is no tmpfs
-  unsigned load_threads = 0;                  // readers a load; 0: one a core, more for a cold file
+  unsigned load_threads = 0;                  // readers a load; 0: one a usable core, more for a cold file
   std::string disabled_features;              // of the kernel, by name: to run on the second way
   Duration grace = std::chrono::seconds(15);  // after a start: how long leases may be restated
   Duration hung = std::chrono::seconds(15);   // silence of a peer that has no pid

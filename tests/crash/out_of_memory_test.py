@@ -1,8 +1,9 @@
-"""The kernel's OOM killer ends a broker: the next one has every block."""
+"""Memory limits of a control group, of either version: kept to, and what the OOM killer leaves."""
 
 from __future__ import annotations
 
 import functools
+import json
 import os
 import subprocess
 import sys
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from modelbroker import ResourceExhaustedError
 from support import files
-from support.broker import BrokerProcess, wait_until
+from support.broker import BINARY, BrokerProcess, wait_until
 
 MIB = 1 << 20
 MakeBroker = Callable[..., BrokerProcess]
@@ -79,3 +81,57 @@ def test_a_broker_that_was_killed_for_memory_comes_back_with_every_block(
         assert weights.numpy()["t0"].tobytes() == before
         assert client.load(source).outcome == "resident"
         assert client.status().tiers["ram"].loads == 0
+
+
+class Limited(BrokerProcess):
+    """In that control group from its first moment."""
+
+    group = Path()
+
+    def serve_command(self) -> list[str]:
+        return in_group(self.group, super().serve_command())
+
+
+def in_group(group: Path, command: list[str]) -> list[str]:
+    return ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(group), *command]
+
+
+def limit_to(group: Path, size: int) -> None:
+    for limit in (group / "memory.max", group / "memory.limit_in_bytes"):
+        if limit.exists():
+            limit.write_text(str(size))
+
+
+@pytest.mark.parametrize("flags", [[], ["--ram-budget", "1GiB"]], ids=["default", "given"])
+def test_no_load_passes_the_limit_of_its_group(
+    tmp_path: Path, group: Path, flags: list[str]
+) -> None:
+    limit_to(group, 640 * MIB)  # 512 MiB of it are kept free
+    source = tmp_path / "m.safetensors"
+    size = 500 * MIB
+    source.write_bytes(files.encode({"t": files.entry("U8", [size], 0, size)}))
+    os.truncate(source, source.stat().st_size + size)
+    broker = Limited(*flags)
+    broker.group = group
+    try:
+        broker.start()
+        doctor = subprocess.run(
+            in_group(group, [BINARY, "doctor", "--json"]),
+            env=broker.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        checks = {check["name"]: check for check in json.loads(doctor.stdout)["checks"]}
+        assert "left to this control group" in checks["cgroup_memory"]["found"]
+        assert "memory.limit_in_bytes" in checks["cgroup_memory"]["remedy"]
+        with broker.connect() as client:
+            if not flags:
+                assert broker.books()["limit"] < 130 * MIB
+            with pytest.raises(ResourceExhaustedError) as refused:
+                client.load(source)
+            assert ("control group" in str(refused.value)) == bool(flags)
+            wait_until(broker.is_empty)
+    finally:
+        broker.stop()

@@ -13,7 +13,7 @@ import pytest
 
 from support.broker import BINARY, BrokerProcess
 from support.features import FEATURES
-from support.small_tmpfs import with_tmpfs
+from support.small_tmpfs import with_folder, with_tmpfs
 
 OK, INVALID, PROBLEM = 0, 10, 13
 OTHERS = [
@@ -77,6 +77,16 @@ def test_every_check_says_what_it_found(broker: BrokerProcess) -> None:
         assert (checks[name]["verdict"] == "ok") == features[name], name
     small = broker.cli_json("status")["page_kind"] == "4KiB"
     assert (checks["huge_pages"]["verdict"] == "note") == small
+
+
+def test_limits_that_cannot_be_read_are_not_known(broker: BrokerProcess, tmp_path: Path) -> None:
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    _, checks = examine(
+        broker, wrapped=lambda command: with_folder(hidden, Path("/sys/fs/cgroup"), command)
+    )
+    assert checks["cgroup_memory"]["found"].startswith("not known")
+    assert checks["cgroup_memory"]["verdict"] == "note"
 
 
 def test_text_says_the_same_as_json(broker: BrokerProcess) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import sqlite3
@@ -185,3 +186,77 @@ def test_a_start_on_a_full_disk_says_so(make_broker: MakeBroker) -> None:
     assert "others" not in done.stderr, "it was refused for another reason"
     with pytest.raises(ModelBrokerError):
         modelbroker.connect(broker.endpoint, timeout=0.2)
+
+
+def serving(make_broker: MakeBroker, size: str, *flags: str) -> BrokerProcess:
+    broker = start(make_broker, "shm", size, *flags)
+    modelbroker.connect(broker.endpoint, timeout=30).close()
+    broker.ram = Path(f"/proc/{broker.pid}/root{broker.ram}")
+    return broker
+
+
+def test_a_tmpfs_that_others_filled_is_refused_with_numbers_once_nothing_can_be_evicted(
+    make_broker: MakeBroker, tmp_path: Path
+) -> None:
+    broker = serving(make_broker, "100m", "--ram-budget", "100MiB")
+    first, second = (files.write_random(tmp_path / f"m{i}.safetensors", 30, seed=i) for i in (1, 2))
+    with broker.connect() as client:
+        client.load(first)
+        filler = broker.ram / "filler"
+        filler.write_bytes(bytes(45 * MIB))
+        # The budget has room, the tmpfs has not: what nobody uses goes.
+        assert client.load(second).outcome == "loaded"
+        assert [model.name for model in client.list()] == ["m2"]
+        with client.attach("m2"):
+            with pytest.raises(ResourceExhaustedError, match=r"free of 100\.0 MiB") as caught:
+                client.load(first)
+            details = caught.value.details
+            assert 30_000_000 < details["needed"] <= 32 * MIB
+            assert details["directory_free"] < details["needed"]
+            assert details["directory_size"] == 100 * MIB
+            assert "Bad address" not in str(caught.value)
+            assert "m1" in str(caught.value)
+            filler.unlink()
+            assert client.load(first).outcome == "loaded"
+    assert broker.terminate() == 0
+
+
+def test_a_load_with_a_deadline_waits_until_others_make_room(
+    make_broker: MakeBroker, tmp_path: Path
+) -> None:
+    broker = serving(make_broker, "100m", "--ram-budget", "100MiB")
+    source = files.write_random(tmp_path / "m.safetensors", 30)
+    filler = broker.ram / "filler"
+    filler.write_bytes(bytes(90 * MIB))
+    timer = threading.Timer(0.5, filler.unlink)
+    with broker.connect() as client:
+        timer.start()
+        assert client.load(source, timeout=60).outcome == "loaded"
+    timer.join()
+    assert broker.terminate() == 0
+
+
+def take_all_inodes(folder: Path) -> None:
+    for number in itertools.count():
+        try:
+            (folder / f"filler{number}").touch()
+        except OSError:
+            return
+
+
+def test_a_tmpfs_without_inodes_is_refused_as_that_once_nothing_can_be_evicted(
+    make_broker: MakeBroker, tmp_path: Path
+) -> None:
+    broker = serving(make_broker, "100m,nr_inodes=40", "--ram-budget", "90MiB")
+    first, second = (files.write_random(tmp_path / f"m{i}.safetensors", 5, seed=i) for i in (1, 2))
+    with broker.connect() as client:
+        client.load(first)
+        take_all_inodes(broker.ram)
+        assert client.load(second).outcome == "loaded"
+        assert [model.name for model in client.list()] == ["m2"]
+        with (
+            client.attach("m2"),
+            pytest.raises(ResourceExhaustedError, match="cannot have more files"),
+        ):
+            client.load(first)
+    assert broker.terminate() == 0
