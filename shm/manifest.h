@@ -24,7 +24,9 @@ struct ByteRange {
   friend bool operator==(const ByteRange&, const ByteRange&) = default;
 };
 
-// Which file, and which state of it. Same but for ctime: must be hashed again to be trusted.
+// Which file, and which state of it. File systems differ in what they keep: some number inodes at each look, some say
+// "now" for the ctime. Only an identity that is equal as a whole is trusted; one that is alike (same size and mtime) may
+// be the same file, and its bytes must be hashed to know.
 struct FileIdentity {
   std::uint64_t device = 0;
   std::uint64_t inode = 0;
@@ -33,7 +35,10 @@ struct FileIdentity {
   std::int64_t ctime_ns = 0;
   friend bool operator==(const FileIdentity&, const FileIdentity&) = default;
   [[nodiscard]] bool same_but_ctime(const FileIdentity& other) const noexcept {
-    return device == other.device && inode == other.inode && size == other.size && mtime_ns == other.mtime_ns;
+    return device == other.device && inode == other.inode && alike(other);
+  }
+  [[nodiscard]] bool alike(const FileIdentity& other) const noexcept {
+    return size == other.size && mtime_ns == other.mtime_ns;
   }
 };
 

@@ -59,12 +59,53 @@ Result<void> for_each_chunk(std::uint32_t chunks, unsigned threads, LoadProgress
   return {};
 }
 
-Result<void> unchanged(Os& os, int fd, const Directory& directory, const std::string& label) {
+Error changed(const std::string& label) {
+  return {ErrorCode::kDataLoss,
+          "'" + label + "' changed while it was being loaded: load it again when its writer has finished"};
+}
+
+// The source as it is now; data_loss if its size or mtime is not what it was.
+Result<FileIdentity> alike_now(Os& os, int fd, const FileIdentity& was, const std::string& label) {
   MODELBROKER_ASSIGN(const FileIdentity now, identify(os, fd, label));
-  if (now == directory.source) return {};
-  return fail(ErrorCode::kDataLoss, "'" + label +
-                                        "' changed while it was being loaded: load it again when its "
-                                        "writer has finished");
+  if (now.alike(was)) return now;
+  return tl::unexpected(changed(label));
+}
+
+bool same_header(const Directory& one, const Directory& other) {
+  return one.payload == other.payload && one.tensors == other.tensors && one.metadata == other.metadata;
+}
+
+// Where a chunk of a block comes from.
+ByteRange in_source(const BlockLayout& layout, const Directory& directory, std::uint32_t index) {
+  const ByteRange chunk = layout.chunk(index);
+  return {directory.payload.offset + (chunk.offset - layout.payload.offset), chunk.size};
+}
+
+// Whether the source's bytes are those of these hashes; stops at the first chunk that differs.
+Result<bool> has_hashes(SourceReader& source, const Directory& directory, const BlockLayout& layout,
+                        const ChunkHashes& hashes, unsigned threads, LoadProgress& progress) {
+  std::atomic<bool> same{true};
+  const auto compare = [&](std::uint32_t index) -> Result<void> {
+    if (!same) return {};
+    const ByteRange range = in_source(layout, directory, index);
+    const bool direct = source.cold(range.offset, range.size);
+    std::vector<std::byte> buffer(std::min(range.size, kHugePage) + 2 * kPage);
+    const std::uint64_t address = reinterpret_cast<std::uintptr_t>(buffer.data());
+    const std::span<std::byte> pages = std::span(buffer).subspan(round_up(address, kPage) - address);
+    ChunkHasher hasher;
+    for (std::uint64_t at = range.offset; at < range.end();) {
+      const std::uint64_t end = std::min(range.end(), round_down(at + kHugePage, kPage));
+      // In its page as it lies in the file: what a direct read demands.
+      const std::span<std::byte> piece = pages.subspan(at % kPage, end - at);
+      MODELBROKER_TRY(source.read(piece, at, direct));
+      hasher.update(piece);
+      at = end;
+    }
+    if (hasher.digest() != hashes[index]) same = false;
+    return {};
+  };
+  MODELBROKER_TRY(for_each_chunk(layout.chunk_count(), threads, progress, compare));
+  return same.load();
 }
 
 // A file system that others filled says ENOSPC, EFAULT where a touch of its memory would be SIGBUS, or that it has no
@@ -133,8 +174,8 @@ Result<LoadPlan> plan_load(Directory directory, const LoadIdentity& identity) {
   return plan;
 }
 
-Result<Block> load_block(Os& os, const BlockDirectory& where, int source_fd, const LoadPlan& plan,
-                         const LoadSettings& settings, LoadProgress& progress) {
+Result<LoadedBlock> load_block(Os& os, const BlockDirectory& where, int source_fd, const LoadPlan& plan,
+                               const LoadSettings& settings, LoadProgress& progress) {
   const Directory& directory = plan.directory;
   progress.total_bytes = directory.payload.size;
   BlockPlan block_plan;
@@ -169,9 +210,17 @@ Result<Block> load_block(Os& os, const BlockDirectory& where, int source_fd, con
     const std::uint64_t held = writer.bytes_held().value_or(0);
     return tl::unexpected(explained(os, where, plan, held, std::move(loaded).error()));
   }
-  MODELBROKER_TRY(unchanged(os, source_fd, directory, plan.label));
+  MODELBROKER_ASSIGN(const FileIdentity now, alike_now(os, source_fd, directory.source, plan.label));
+  if (now != directory.source) {
+    MODELBROKER_ASSIGN(const Directory again, read_directory(os, source_fd, plan.label));
+    if (!same_header(again, directory)) return tl::unexpected(changed(plan.label));
+    MODELBROKER_ASSIGN(const bool same, has_hashes(source, directory, layout, hashes, threads, progress));
+    MODELBROKER_TRY(alike_now(os, source_fd, now, plan.label));
+    if (!same) return tl::unexpected(changed(plan.label));
+  }
   if (progress.cancelled) return fail(ErrorCode::kCancelled, "the load was cancelled");
-  return std::move(writer).publish(plan.manifest, plan.encoded, hashes);
+  MODELBROKER_ASSIGN(Block block, std::move(writer).publish(plan.manifest, plan.encoded, hashes));
+  return LoadedBlock{std::move(block), now};
 }
 
 Result<bool> same_bytes(Os& os, int source_fd, const Directory& directory, const Block& block, LoadProgress& progress) {
@@ -183,25 +232,10 @@ Result<bool> same_bytes(Os& os, int source_fd, const Directory& directory, const
   }
   MODELBROKER_ASSIGN(const ChunkHashes hashes, block.chunk_hashes(os));
   SourceReader source(os, source_fd, manifest.source_path);
-  std::atomic<bool> same{true};
-  const auto compare = [&](std::uint32_t index) -> Result<void> {
-    if (!same) return {};
-    const ByteRange chunk = layout.chunk(index);
-    std::vector<std::byte> piece(std::min(chunk.size, kHugePage));
-    ChunkHasher hasher;
-    for (std::uint64_t at = 0; at < chunk.size; at += piece.size()) {
-      piece.resize(std::min<std::uint64_t>(piece.size(), chunk.size - at));
-      const std::uint64_t offset = directory.payload.offset + (chunk.offset - layout.payload.offset) + at;
-      MODELBROKER_TRY(source.read(piece, offset, false));
-      hasher.update(piece);
-    }
-    if (hasher.digest() != hashes[index]) same = false;
-    return {};
-  };
   const unsigned threads = thread_count(os, 0, layout.chunk_count());
-  MODELBROKER_TRY(for_each_chunk(layout.chunk_count(), threads, progress, compare));
-  MODELBROKER_TRY(unchanged(os, source_fd, directory, manifest.source_path));
-  return same.load();
+  MODELBROKER_ASSIGN(const bool same, has_hashes(source, directory, layout, hashes, threads, progress));
+  MODELBROKER_TRY(alike_now(os, source_fd, directory.source, manifest.source_path));
+  return same;
 }
 
 }  // namespace modelbroker

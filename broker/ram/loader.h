@@ -2,6 +2,8 @@
 //
 //   directory -> plan -> block -> pages, bytes and hashes, chunk by chunk -> source looked at again -> publish
 //
+// A source whose size or mtime changed meanwhile is refused. One of which only ctime, inode or device changed (chmod, a
+// link, a rename over it, or a file system that says something new each time) is read again and compared.
 // Threads: plan_load() and load_block() run on a job thread, and load_block() starts readers of its own; Progress may
 // be read from any thread meanwhile. Failure: typed error that names the file; nothing is left behind.
 #pragma once
@@ -50,10 +52,14 @@ struct LoadSettings {
   std::shared_ptr<BlockGauge> gauge;  // the admission's
   std::optional<Headroom> headroom;   // asked before each chunk
 };
-[[nodiscard]] Result<Block> load_block(Os& os, const BlockDirectory& where, int source_fd, const LoadPlan& plan,
-                                       const LoadSettings& settings, LoadProgress& progress);
+struct LoadedBlock {
+  Block block;
+  FileIdentity source;  // of which the block's bytes were confirmed last
+};
+[[nodiscard]] Result<LoadedBlock> load_block(Os& os, const BlockDirectory& where, int source_fd, const LoadPlan& plan,
+                                             const LoadSettings& settings, LoadProgress& progress);
 
-// Hashes the source again and compares it with the block: the answer to "only ctime changed".
+// Hashes the source, to the first difference, and compares it with the block: the answer to "it is alike".
 [[nodiscard]] Result<bool> same_bytes(Os& os, int source_fd, const Directory& directory, const Block& block,
                                       LoadProgress& progress);
 

@@ -5,6 +5,29 @@
 #include <utility>
 
 namespace modelbroker {
+namespace {
+
+constexpr std::size_t kMaxCopies = 16;  // more are hashed again at each look
+
+// What still has its name goes before what has none or drains, then the higher generation.
+auto rank(const Resident& resident) {
+  return std::tuple(!resident.draining(), !resident.names.empty(), resident.block->name().generation);
+}
+
+}  // namespace
+
+bool Resident::holds(const FileIdentity& file) const {
+  return source == file || std::ranges::any_of(copies, [&](const auto& copy) { return copy.second == file; });
+}
+
+void Resident::confirm(const std::string& file_path, const FileIdentity& file) {
+  if (file_path == path || source.same_but_ctime(file)) {
+    source = file;
+    return;
+  }
+  if (!copies.contains(file_path) && copies.size() >= kMaxCopies) copies.erase(copies.begin());
+  copies[file_path] = file;
+}
 
 Resident& RamStore::add(Resident resident) {
   const std::string id = resident.block->id();
@@ -35,10 +58,6 @@ Resident* RamStore::newest(Predicate predicate) {
   Resident* best = nullptr;
   for (auto& [id, resident] : residents_) {
     if (resident.removing || !predicate(resident)) continue;
-    // What still has its name goes before what has none or drains, then the higher generation.
-    const auto rank = [](const Resident& r) {
-      return std::tuple(!r.draining(), !r.names.empty(), r.block->name().generation);
-    };
     if (best == nullptr || rank(resident) > rank(*best)) best = &resident;
   }
   return best;
@@ -70,11 +89,16 @@ const GivenName& RamStore::given(std::string_view name) const {
 }
 
 Resident* RamStore::by_source(const FileIdentity& source) {
-  return newest([&](const Resident& r) { return !r.damaged && r.source == source; });
+  return newest([&](const Resident& r) { return !r.damaged && r.holds(source); });
 }
 
-Resident* RamStore::by_source_but_ctime(const FileIdentity& source) {
-  return newest([&](const Resident& r) { return !r.damaged && r.source.same_but_ctime(source); });
+std::vector<Resident*> RamStore::alike(const FileIdentity& source) {
+  std::vector<Resident*> found;
+  for (auto& [id, resident] : residents_) {
+    if (!resident.removing && !resident.damaged && resident.source.alike(source)) found.push_back(&resident);
+  }
+  std::ranges::sort(found, [](const Resident* one, const Resident* other) { return rank(*one) > rank(*other); });
+  return found;
 }
 
 Result<void> RamStore::add_name(Resident& resident, const std::string& name, GivenName given) {

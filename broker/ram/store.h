@@ -29,8 +29,9 @@ struct Resident {
   std::string path;  // the source as it was last named; each name has one of its own, see GivenName
   // Users: who loaded it first, whose file it was, who said where that lies.
   uid_t loader = 0, source_uid = 0, path_uid = 0;
-  FileIdentity source;      // as last confirmed: ctime may be newer than the manifest's
-  bool is_private = false;  // the group cannot read the source: see Rights
+  FileIdentity source;                         // of `path`, as last confirmed: it may be newer than the manifest's
+  std::map<std::string, FileIdentity> copies;  // other files that were found to have the same bytes, by their paths
+  bool is_private = false;                     // the group cannot read the source: see Rights
   bool pinned = false;
   int promised = 0;         // answers under way that hand it out: nobody holds it yet, and it must not go
   bool removing = false;    // its file is being unlinked: cannot be revived
@@ -47,6 +48,10 @@ struct Resident {
   [[nodiscard]] const std::string& name() const { return names.empty() ? block->manifest().name : names.front(); }
   [[nodiscard]] bool draining() const noexcept { return block->draining(); }
   [[nodiscard]] std::uint64_t bytes() const { return block->bytes_held(); }
+  // Whether it holds the file in exactly this state.
+  [[nodiscard]] bool holds(const FileIdentity& file) const;
+  // The file at this path, as it is now, was found to have its bytes.
+  void confirm(const std::string& file_path, const FileIdentity& file);
 };
 
 class RamStore {
@@ -70,8 +75,8 @@ class RamStore {
   [[nodiscard]] uid_t loader_of(std::string_view name) const { return given(name).loader; }
   // The block that holds exactly this source (draining ones too, if they can be revived).
   [[nodiscard]] Resident* by_source(const FileIdentity& source);
-  // The same, but for the ctime: to be trusted only after it was hashed again.
-  [[nodiscard]] Resident* by_source_but_ctime(const FileIdentity& source);
+  // Those whose source has this size and mtime, the best first: to be trusted only after it was hashed again.
+  [[nodiscard]] std::vector<Resident*> alike(const FileIdentity& source);
 
   // already_exists if another block has the name; one that it has already stays as it is.
   [[nodiscard]] Result<void> add_name(Resident& resident, const std::string& name, GivenName given = {});

@@ -1,15 +1,11 @@
 // A flight: header and plan, admission, the reading, and what becomes of it.
 #include <algorithm>
-#include <atomic>
 #include <chrono>
-#include <functional>
-#include <set>
-#include <type_traits>
 #include <utility>
 
 #include "broker/ram/room.h"
 #include "broker/ram/sizes.h"
-#include "broker/server/loads.h"
+#include "broker/server/flight_step.h"
 #include "broker/server/log.h"
 #include "shm/instruments.h"
 #include "wire/frame.h"
@@ -20,39 +16,6 @@ namespace {
 constexpr std::chrono::milliseconds kProgressEvery{100};
 
 }  // namespace
-
-// Whoever of those who wait has a thread free first does it: all threads of one of them may hang. What is left of it
-// with the others, who find it taken, keeps nothing of the flight.
-template <class Work, class Then>
-void Loads::run(const FlightPtr& flight, Work work, Then then) {
-  using Found = std::invoke_result_t<Work&, Flight&>;
-  struct Step {
-    std::atomic<bool> is_taken = false;
-    std::optional<Work> work;
-  };
-  const auto step = std::make_shared<Step>();
-  step->work.emplace(std::move(work));
-  flight->offer = [this, weak = std::weak_ptr(flight), step, then](uid_t uid) {
-    jobs_of(uid).run(
-        [weak, step]() -> std::optional<Found> {
-          if (step->is_taken.exchange(true)) return std::nullopt;
-          const FlightPtr taken = weak.lock();  // not before: the last hold of it is the loop's
-          if (!taken) return std::nullopt;
-          std::optional<Found> outcome = (*step->work)(*taken);
-          step->work.reset();
-          return outcome;
-        },
-        [this, weak, then](std::optional<Found> outcome) {
-          const FlightPtr ready = weak.lock();
-          if (!ready || !outcome) return;
-          ready->offer = {};
-          std::invoke(then, this, ready, std::move(*outcome));
-        });
-  };
-  std::set<uid_t> uids{flight->uid};
-  for (const Waiter& waiter : flight->waiters) uids.insert(waiter.peer.uid);
-  for (const uid_t uid : uids) flight->offer(uid);
-}
 
 void Loads::take_off(Waiter waiter, Fd file, const FileIdentity& source) {
   auto flight = std::make_shared<Flight>();
@@ -73,26 +36,17 @@ void Loads::take_off(Waiter waiter, Fd file, const FileIdentity& source) {
   flight->waiters.push_back(std::move(waiter));
   flights_.push_back(flight);
   name_first(*flight);
-  std::shared_ptr<Block> candidate;
-  if (const Resident* const alike = books_.store.by_source_but_ctime(source)) {
-    candidate = alike->block;
-    flight->block_to_compare = candidate->id();
-  }
-  const auto read_header = [os = &books_.os, notes = &notes_, identity, candidate](Flight& of) -> Result<Header> {
+  const auto read_header = [os = &books_.os, notes = &notes_, identity](Flight& of) -> Result<LoadPlan> {
     LoadNotes::Note note = notes->write(of.noted);
-    Header header;
     MODELBROKER_ASSIGN(Directory directory, read_directory(*os, of.file.get(), identity.label));
-    if (directory.source != of.source) {
+    if (!directory.source.alike(of.source)) {
       return fail(ErrorCode::kDataLoss, "'" + identity.label +
                                             "' changed while it was being loaded: load it again when "
                                             "its writer has finished");
     }
-    if (candidate) {
-      MODELBROKER_ASSIGN(header.same_bytes, same_bytes(*os, of.file.get(), directory, *candidate, of.progress));
-    }
-    MODELBROKER_ASSIGN(header.plan, plan_load(std::move(directory), identity));
-    if (!header.same_bytes) std::move(note).pause();  // while it waits for its admission
-    return header;
+    MODELBROKER_ASSIGN(LoadPlan plan, plan_load(std::move(directory), identity));
+    std::move(note).pause();  // while it waits for its admission
+    return plan;
   };
   run(flight, read_header, &Loads::header_read);
 }
@@ -107,23 +61,14 @@ void Loads::join(const FlightPtr& flight, Waiter waiter) {
   admit(flight);
 }
 
-void Loads::header_read(const FlightPtr& flight, Result<Header> header) {
-  if (!header) return fail_all(flight, header.error());
-  if (header->same_bytes) {
-    // chmod, link or rename changed the ctime; the bytes are the block's.
-    Resident* const resident = books_.store.by_block(flight->block_to_compare);
-    if (resident != nullptr && !resident->removing) {
-      resident->source = flight->source;
-      std::string outcome;
-      if (Resident* const found = usable(flight->source, outcome)) return land(flight, *found, outcome);
-    }
-  }
-  flight->plan = std::move(header->plan);
+void Loads::header_read(const FlightPtr& flight, Result<LoadPlan> plan) {
+  if (!plan) return fail_all(flight, plan.error());
+  flight->plan = std::move(*plan);
   // Before anything is evicted for it.
   if (auto fits = check_file_limit(flight->plan.layout.block_size, "'" + flight->plan.label + "'"); !fits) {
     return fail_all(flight, fits.error());
   }
-  admit(flight);
+  find_same(flight);
 }
 
 void Loads::admit(const FlightPtr& flight) {
@@ -215,13 +160,13 @@ void Loads::watch_progress() {
   });
 }
 
-void Loads::landed(const FlightPtr& flight, Result<Block> block) {
-  if (!block) return fail_all(flight, block.error());
+void Loads::landed(const FlightPtr& flight, Result<LoadedBlock> loaded) {
+  if (!loaded) return fail_all(flight, loaded.error());
   flight->reservation.end();
   ++books_.loads;
   Resident resident;
-  resident.block = std::make_shared<Block>(std::move(*block));
-  resident.source = flight->source;
+  resident.block = std::make_shared<Block>(std::move(loaded->block));
+  resident.source = loaded->source;
   resident.checked = books_.clock.now();
   resident.loader = flight->loader;
   resident.source_uid = flight->source_uid;
@@ -244,6 +189,7 @@ void Loads::ended(const FlightPtr& flight) {
     reaper_.remove_later(std::move(flight->reservation), flight->generation);
   }
   flight->reservation.end();
+  unpark();
   admission_.look_again();
 }
 

@@ -80,7 +80,7 @@ void Loads::identified(const WaiterPtr& asking, Fd file, const Result<Look>& loo
   waiter.source_uid = look->uid;
   waiter.is_private = look->is_private;
   const FileIdentity* const source = &look->source;
-  if (waiter.only && !waiter.only->same_but_ctime(*source)) {
+  if (waiter.only && !waiter.only->alike(*source)) {
     return waiter.done(fail(ErrorCode::kFailedPrecondition,
                             "'" + wire::printable(waiter.path) + "' is not the file any more that was loaded"));
   }
@@ -105,8 +105,17 @@ void Loads::identified(const WaiterPtr& asking, Fd file, const Result<Look>& loo
 std::vector<const Claim*> Loads::coming_beside(const FileIdentity& source) const {
   std::vector<const Claim*> claims;
   for (const FlightPtr& flight : flights_) {
-    if (flight->source == source) continue;
+    if (flight->source.alike(source)) continue;  // it may be the same file: find_same() looks again
     for (const Waiter& waiter : flight->waiters) claims.push_back(&waiter);
+  }
+  return claims;
+}
+
+std::vector<const Claim*> Loads::coming_before(const Flight& flight) const {
+  std::vector<const Claim*> claims;
+  for (const FlightPtr& other : flights_) {
+    if (other.get() == &flight) break;
+    for (const Waiter& waiter : other->waiters) claims.push_back(&waiter);
   }
   return claims;
 }
@@ -194,9 +203,10 @@ void Loads::give_up_if_unwanted(const FlightPtr& flight) {
   if (!flight->waiters.empty()) return;
   flight->progress.cancelled = true;
   flight->reservation.give_up(books_.clock.now());
-  if (flight->asked) {
+  if (flight->asked || flight->is_parked) {
     fail_all(flight, {ErrorCode::kCancelled, "nobody waits for the load"});
   } else {
+    unpark();
     admission_.look_again();
   }
 }

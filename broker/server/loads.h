@@ -1,18 +1,23 @@
 // Loads: from "I want this file" to a resident block with a name.
 //
-//   identify (job) -> resident? revive? join a running load? -> header and plan (job) -> admission ->
-//   load_block (job) -> books -> names -> state database -> everybody who waits
+//   identify (job) -> resident? revive? join a running load? -> header and plan (job) -> alike: compare (job) ->
+//   admission -> load_block (job) -> books -> names -> state database -> everybody who waits
+//
+// A file of which size and mtime are those of a resident model's source, and the rest is not, is hashed and compared
+// before it is loaded: some file systems number inodes at each look. Behind a running load of such a file a flight
+// parks until that one has ended.
 //
 // Loads of one file coalesce: one flight, many waiters, each with its own name and deadline. A flight that nobody
 // waits for any more is cancelled. Each uid has job threads of its own: a read that hangs is its asker's trouble. A
-// flight runs on the threads of any who waits for it. (loads.cc: the waiters; flights.cc: the flights.)
-// Threads: the loop's; jobs do the reading.
+// flight runs on the threads of any who waits for it. (loads.cc: the waiters; flights.cc: the flights; comparing.cc:
+// whether a flight's file is one that is resident.) Threads: the loop's; jobs do the reading.
 #pragma once
 
 #include <functional>
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -120,8 +125,10 @@ class Loads {
     std::optional<TimePoint> until;      // when one of them must hear that there is no room; nothing: at once
     Budget::Reservation reservation;
     std::uint64_t generation = 0;
-    TimePoint began;               // its reading
-    std::string block_to_compare;  // resident, alike but for ctime
+    TimePoint began;                   // its reading
+    std::set<std::string> compared;    // blocks with other bytes than this file
+    bool is_parked = false;            // behind a flight whose file may be the same
+    std::set<const Flight*> unwaited;  // stood still: it is not waited for any more
   };
   using FlightPtr = std::shared_ptr<Flight>;
 
@@ -129,16 +136,26 @@ class Loads {
   void identified(const WaiterPtr& waiter, Fd file, const Result<Look>& look);
   // What those want to be called who wait for other files than this.
   [[nodiscard]] std::vector<const Claim*> coming_beside(const FileIdentity& source) const;
+  // The same of those flights alone that came before this one.
+  [[nodiscard]] std::vector<const Claim*> coming_before(const Flight& flight) const;
   // A step: `work` of the flight on a job thread, then our method `then` of flight and outcome.
   template <class Work, class Then>
   void run(const FlightPtr& flight, Work work, Then then);
   void take_off(Waiter waiter, Fd file, const FileIdentity& source);
   void join(const FlightPtr& flight, Waiter waiter);
-  struct Header {
-    LoadPlan plan;
-    bool same_bytes = false;  // as the block that was to be compared
+  void header_read(const FlightPtr& flight, Result<LoadPlan> plan);
+  [[nodiscard]] std::vector<std::shared_ptr<Block>> to_compare(const Flight& flight);
+  [[nodiscard]] bool may_share(const Flight& flight, const Resident& resident) const;
+  [[nodiscard]] FlightPtr ahead_of(const Flight& flight) const;
+  void park(const FlightPtr& flight, const FlightPtr& ahead);
+  void find_same(const FlightPtr& flight);
+  struct Compared {
+    std::vector<std::string> blocks;  // in their order; all but the last differ
+    bool is_same = false;             // as the last
   };
-  void header_read(const FlightPtr& flight, Result<Header> header);
+  void compared(const FlightPtr& flight, Result<Compared> outcome);
+  void refuse_taken_names(const FlightPtr& flight);
+  void unpark();
   void admit(const FlightPtr& flight);
   void refused(const FlightPtr& flight, const Error& error);
   void read(const FlightPtr& flight);
@@ -146,7 +163,7 @@ class Loads {
   void hand_on(Flight& flight);
   void tell(std::string_view type, const Flight& flight, const std::string& reason = "");
   void watch_progress();
-  void landed(const FlightPtr& flight, Result<Block> block);
+  void landed(const FlightPtr& flight, Result<LoadedBlock> loaded);
   void ended(const FlightPtr& flight);
   void land(const FlightPtr& flight, Resident& resident, const std::string& outcome);
   void drain_if_nameless(Resident& resident);

@@ -40,19 +40,23 @@ bool Naming::is_kept_for_another(const Claim& claim, const std::string& name, co
   return evicted->given.path != claim.path || !books_.rights.everything(claim.path_uid);
 }
 
-Result<void> Naming::check(const Claim& claim, const FileIdentity& source,
-                           const std::vector<const Claim*>& coming) const {
+Result<void> Naming::check(const Claim& claim, const FileIdentity& source, const std::vector<const Claim*>& coming,
+                           bool is_compared) const {
   if (claim.any_name) return {};
+  const auto may_be_same = [&](const Resident& resident) {
+    return resident.holds(source) || (!is_compared && resident.source.alike(source));
+  };
   const std::string name = claim.wanted_name();
   const uid_t uid = claim.peer.uid;
   const Resident* const owner = books_.store.by_name(name);
   const bool same_path =
       owner != nullptr && books_.store.given(name).path == claim.path && books_.manages(uid, *owner, claim.path);
-  const bool is_another = owner != nullptr && !same_path && !owner->source.same_but_ctime(source);
+  const bool is_another = owner != nullptr && !same_path && !may_be_same(*owner);
   const bool is_kept = owner == nullptr && is_kept_for_another(claim, name, source);
   if (is_another || is_kept) {
     // A file that is resident under other names needs no name of its own.
-    if (claim.name.empty() && books_.store.by_source_but_ctime(source) != nullptr) return {};
+    if (claim.name.empty() && books_.store.by_source(source) != nullptr) return {};
+    if (claim.name.empty() && !is_compared && !books_.store.alike(source).empty()) return {};
     return tl::unexpected(taken(name, owner, uid));
   }
   for (const Claim* const other : coming) {
@@ -101,15 +105,26 @@ bool Naming::is_outdated(const Claim& claim, const Resident& before) const {
   });
 }
 
+// The first of its names that was given to the file at this path.
+std::string Naming::name_at(const std::string& path, const Resident& resident) const {
+  const auto found =
+      std::ranges::find(resident.names, path, [&](const std::string& name) { return books_.store.given(name).path; });
+  return found == resident.names.end() ? "" : *found;
+}
+
 // Empty: what it is called already, or will be called when it takes over, is enough.
 Result<std::string> Naming::new_name(const Claim& claim, const Resident& resident, const Resident* before) {
-  if (claim.name.empty() && (!resident.names.empty() || (before != nullptr && !before->names.empty()))) return {};
+  const bool has_names = !resident.names.empty() || (before != nullptr && !before->names.empty());
+  // A copy of the file is called by its own name too, if that is free.
+  const bool is_new_copy = resident.copies.contains(claim.path) && name_at(claim.path, resident).empty();
+  if (claim.name.empty() && has_names && !is_new_copy) return {};
   std::string name = claim.wanted_name();
   const auto is_free = [&] {
     const Resident* const owner = books_.store.by_name(name);
     if (owner == nullptr) return !is_kept_for_another(claim, name, resident.source);
     return owner == &resident || (owner == before && books_.store.given(name).path == claim.path);
   };
+  if (claim.name.empty() && has_names && !is_free()) return {};
   if (claim.any_name && !is_free()) {
     const std::string base = name, digest = "@" + resident.block->name().digest16;
     name = with_suffix(base, digest);
@@ -177,7 +192,9 @@ Result<Naming::Settled> Naming::settle(const Claim& claim, Resident& resident, s
   }
   if (!had_names && older == nullptr) keep_as_evicted(claim, name, resident);
   if (!claim.type.empty() && (!had_names || books_.manages_any(uid, resident))) resident.type = claim.type;
-  settled.name = name.empty() ? resident.name() : name;
+  settled.name = name;
+  if (name.empty() && resident.copies.contains(claim.path)) settled.name = name_at(claim.path, resident);
+  if (settled.name.empty()) settled.name = resident.name();
   const bool is_new = !name.empty() && std::ranges::find(resident.names, name) == resident.names.end();
   if (is_new) {
     MODELBROKER_TRY(books_.store.add_name(resident, name, given_by(claim, name)));

@@ -33,9 +33,9 @@ class Naming {
   explicit Naming(Books& books) : books_(books) {}
 
   // Refuses a name that another file has, or is about to get, before anything is read. `coming`: claims on other files
-  // that are being loaded.
+  // that are being loaded. `is_compared`: what is alike, and not equal, was found to have other bytes.
   [[nodiscard]] Result<void> check(const Claim& claim, const FileIdentity& source,
-                                   const std::vector<const Claim*>& coming) const;
+                                   const std::vector<const Claim*>& coming, bool is_compared = false) const;
   // Whether this block is for the peer; opens it to the group or closes it as its file was.
   [[nodiscard]] Result<void> allow(const Claim& claim, Resident& resident);
   struct Settled {
@@ -50,6 +50,7 @@ class Naming {
  private:
   [[nodiscard]] Resident* before(const Claim& claim, const Resident& resident);
   [[nodiscard]] bool is_outdated(const Claim& claim, const Resident& before) const;
+  [[nodiscard]] std::string name_at(const std::string& path, const Resident& resident) const;
   [[nodiscard]] Result<std::string> new_name(const Claim& claim, const Resident& resident, const Resident* before);
   void take_over(const Claim& claim, Resident& before, Resident& resident, Settled& settled);
   // No `owner`: somebody else's evicted model has it.

@@ -18,14 +18,15 @@ namespace {
 constexpr std::chrono::milliseconds kFileClockTick{10};
 constexpr int kLooks = 8;
 
-bool settled(const FileIdentity& source) {
+bool settled(std::int64_t time_ns) {
   const auto now = std::chrono::system_clock::now().time_since_epoch();
-  const auto age = now - std::chrono::nanoseconds(source.ctime_ns);
+  const auto age = now - std::chrono::nanoseconds(time_ns);
   return age < std::chrono::nanoseconds(0) || age > kFileClockTick;
 }
 
 Result<FileIdentity> settled_identity(Os& os, int file, const std::string& label) {
   auto source = identify(os, file, label);
+  bool only_ctime = true;
   for (int look = 0; look < kLooks && source; ++look) {
     const bool writer = os.may_have_writer(file);
     if (writer) {
@@ -33,11 +34,14 @@ Result<FileIdentity> settled_identity(Os& os, int file, const std::string& label
       std::this_thread::sleep_for(kFileClockTick);
     }
     auto again = identify(os, file, label);
-    if (!again || (settled(*again) && (!writer || *again == *source))) return again;
+    if (!again || (settled(again->ctime_ns) && (!writer || *again == *source))) return again;
     if (!writer) std::this_thread::sleep_for(kFileClockTick);
+    only_ctime = only_ctime && again->alike(*source);
     source = again;
   }
-  if (!source) return source;
+  // A file system that says "now" each time, or somebody who changes rights or links: nobody writes it, and the loader
+  // reads it twice.
+  if (!source || (only_ctime && settled(source->mtime_ns))) return source;
   return fail(ErrorCode::kDataLoss, "'" + label + "' is being written: load it again when its writer has finished");
 }
 

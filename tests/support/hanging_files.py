@@ -13,6 +13,7 @@ import os
 import stat
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,9 +36,26 @@ _FOPEN_NOFLUSH = 1 << 5
 
 class HangingFile:
     """`path` can be looked at and opened; after so many reads, which are answered, all hangs until
-    go_on()."""
+    go_on(). Below zero: it never hangs.
 
-    def __init__(self, folder: Path, content: bytes, reads: int) -> None:
+    `fresh_inodes`: each look-up gives it another inode number, as some network file systems do.
+    `ctime_is_now`: each look gives it the time as its ctime, as others do.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        content: bytes,
+        reads: int,
+        *,
+        fresh_inodes: bool = False,
+        ctime_is_now: bool = False,
+    ) -> None:
+        self._fresh_inodes, self._ctime_is_now = fresh_inodes, ctime_is_now
+        self._inode = 2
+        self._kept = (
+            0 if fresh_inodes or ctime_is_now else 3600
+        )  # seconds that the kernel may trust
         self.path = folder / "hangs.safetensors"
         self._folder, self._content, self._reads = folder, content, reads
         self._pause = 0.0
@@ -109,9 +127,11 @@ class HangingFile:
         if opcode == _LOOKUP:
             if body.rstrip(b"\0") != os.fsencode(self.path.name):
                 return errno.ENOENT, b""
-            return struct.pack("<QQQQII", 2, 1, 3600, 3600, 0, 0) + self._attributes(2)
+            self._inode += self._fresh_inodes
+            entry = struct.pack("<QQQQII", self._inode, 1, self._kept, self._kept, 0, 0)
+            return entry + self._attributes(self._inode)
         if opcode == _GETATTR:
-            return struct.pack("<QII", 3600, 0, 0) + self._attributes(node)
+            return struct.pack("<QII", self._kept, 0, 0) + self._attributes(node)
         if opcode == _OPEN:
             return struct.pack("<QII", 1, _FOPEN_NOFLUSH, 0)  # a close would hang too
         if opcode == _READ:
@@ -124,18 +144,28 @@ class HangingFile:
     def _attributes(self, node: int) -> bytes:
         mode = stat.S_IFDIR | 0o755 if node == 1 else stat.S_IFREG | 0o644
         size = 0 if node == 1 else len(self._content)
-        times = (1_700_000_000,) * 3
+        written = 1_700_000_000
+        changed = time.time_ns() if self._ctime_is_now and node != 1 else written * 10**9
+        seconds, rest = divmod(changed, 10**9)
         return struct.pack(
             "<QQQQQQIIIIIIIIII",
-            *(node, size, size // 512, *times, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0),
+            *(node, size, size // 512, written, written, seconds),
+            *(0, 0, rest, mode, 1, 0, 0, 0, 4096, 0),
         )
 
 
 @contextmanager
-def hanging_file(folder: Path, content: bytes, reads: int = 1) -> Iterator[HangingFile]:
+def hanging_file(
+    folder: Path,
+    content: bytes,
+    reads: int = 1,
+    *,
+    fresh_inodes: bool = False,
+    ctime_is_now: bool = False,
+) -> Iterator[HangingFile]:
     """By default only its header can be read; each read is of 128 KiB at most."""
     folder.mkdir()
-    file = HangingFile(folder, content, reads)
+    file = HangingFile(folder, content, reads, fresh_inodes=fresh_inodes, ctime_is_now=ctime_is_now)
     try:
         yield file
     finally:

@@ -42,7 +42,9 @@ class LoaderFixture : public testing::SourceFixture {
   }
   [[nodiscard]] Result<Block> load(Os& os, const Fd& file, const Directory& directory, const LoadSettings& settings) {
     MODELBROKER_ASSIGN(const LoadPlan planned, plan(directory));
-    return load_block(os, *directory_, file.get(), planned, settings, progress_);
+    MODELBROKER_ASSIGN(LoadedBlock loaded, load_block(os, *directory_, file.get(), planned, settings, progress_));
+    confirmed_ = loaded.source;
+    return std::move(loaded.block);
   }
   [[nodiscard]] Result<Block> load(unsigned threads = 1) { return load(*os_, directory_of_source(), threads); }
   // The one block in the folder holds the source, byte by byte, and its hashes are those of its bytes.
@@ -74,6 +76,7 @@ class LoaderFixture : public testing::SourceFixture {
   }
 
   LoadProgress progress_;
+  FileIdentity confirmed_;  // by the last load
   std::uint64_t generation_ = 0;
 };
 
@@ -210,8 +213,7 @@ TEST_F(LoaderTest, ASourceThatChangesAtAnyReadIsDataLoss) {
   const std::vector<Change> changes{
       {"shorter", [&] { std::filesystem::resize_file(source_, 5000); }},
       {"changed while", [&] { std::filesystem::resize_file(source_, kBytes + 3 * kPage); }},
-      {"changed while", [&] { overwrite_source(5000, "other"); }},
-      {"changed while", [&] { touch_ctime_of_source(); }}};
+      {"changed while", [&] { overwrite_source(5000, "other"); }}};
   for (const Change& change : changes) {
     for (const int at : {1, 2, 5}) {
       SCOPED_TRACE(std::string(change.word) + " at read " + std::to_string(at));
@@ -231,20 +233,71 @@ TEST_F(LoaderTest, ASourceThatChangesAtAnyReadIsDataLoss) {
   }
 }
 
-TEST_F(LoaderTest, ASourceThatIsReplacedByAnotherFileIsStillTheOneThatWasOpened) {
-  write_source(20'000, 500);
-  const Directory directory = directory_of_source();
-  const Fd file = testing::open_source(source_);
-  testing::write_file(source_ + ".new", "another file");
-  touch_ctime_of_source();  // as the loss of its name does; that one may fall into the same step of the clock
-  std::filesystem::rename(source_ + ".new", source_);
-  expect_nothing_left(load(*os_, file, directory, settings()), ErrorCode::kDataLoss, "changed while");
-  const auto again = read_directory(*os_, file.get(), source_);
-  ASSERT_TRUE(again);
-  progress_.read_bytes = 0;
-  const auto block = load(*os_, file, *again, settings());
-  ASSERT_TRUE(block) << block.error().message;
-  expect_whole(*block, 20'000, 500);
+TEST_F(LoaderTest, ASourceThatIsRewrittenBehindTheReaderAndGetsItsOldMtimeIsDataLoss) {
+  constexpr std::uint64_t kBytes = 18 * kMiB;                                    // two chunks
+  for (const std::uint64_t offset : {std::uint64_t{30}, std::uint64_t{5000}}) {  // in the header, in the data
+    for (const int at : {2, 5}) {
+      SCOPED_TRACE("at " + std::to_string(offset) + ", at read " + std::to_string(at));
+      write_source(kBytes, 500);
+      const Directory directory = directory_of_source();
+      testing::HookedOs hooked(*os_);
+      std::atomic<int> reads{0};
+      hooked.on_pread = [&](int fd, std::span<std::byte> into, std::uint64_t from) {
+        if (++reads == at) {
+          overwrite_source(offset, "X");
+          age_source();
+          touch_ctime_of_source();  // those two may fall into the same step of the clock
+        }
+        return os_->pread(fd, into, from);
+      };
+      expect_nothing_left(load(hooked, directory), ErrorCode::kDataLoss, "changed while");
+    }
+  }
+}
+
+// What changes a file's ctime, or its name, and not its bytes.
+TEST_F(LoaderTest, ASourceThatIsTouchedMeanwhileIsReadAgainAndLoaded) {
+  constexpr std::uint64_t kBytes = 18 * kMiB;
+  const std::vector<std::pair<const char*, std::function<void()>>> touches{
+      {"chmod", [&] { touch_ctime_of_source(); }},
+      {"link",
+       [&] {
+         std::filesystem::create_hard_link(source_, source_ + ".link");
+         touch_ctime_of_source();  // the link's may fall into the same step of the clock
+       }},
+      {"rename over it",
+       [&] {
+         touch_ctime_of_source();
+         testing::write_file(source_ + ".new", "another file");
+         std::filesystem::rename(source_ + ".new", source_);
+       }},
+      {"unlink",
+       [&] {
+         touch_ctime_of_source();
+         std::filesystem::remove(source_);
+       }},
+  };
+  for (const auto& named : touches) {
+    SCOPED_TRACE(named.first);
+    std::filesystem::remove(source_);
+    std::filesystem::remove(source_ + ".link");
+    write_source(kBytes, 500);
+    const Directory directory = directory_of_source();
+    const Fd file = testing::open_source(source_);
+    testing::HookedOs hooked(*os_);
+    std::atomic<int> reads{0};
+    hooked.on_pread = [&](int fd, std::span<std::byte> into, std::uint64_t offset) {
+      if (++reads == 2) named.second();
+      return os_->pread(fd, into, offset);
+    };
+    progress_.read_bytes = 0;
+    auto block = load(hooked, file, directory, settings());
+    ASSERT_TRUE(block) << block.error().message;
+    expect_whole(*block, kBytes, 500);
+    EXPECT_NE(confirmed_, directory.source);
+    EXPECT_EQ(confirmed_, identify(*os_, file.get(), source_).value());
+    ASSERT_TRUE(block->remove(*os_));
+  }
 }
 
 // ---- memory, as the machine has it

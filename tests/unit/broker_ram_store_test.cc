@@ -61,16 +61,44 @@ TEST_F(RamStoreTest, TheNewestGenerationOfAPathIsTheOneMeant) {
 TEST_F(RamStoreTest, ASourceIsTheFileInExactlyThisState) {
   Resident& one = add({"one"});
   EXPECT_EQ(store_.by_source(source(1)), &one);
-  EXPECT_EQ(store_.by_source_but_ctime(source(1)), &one);
-  FileIdentity touched = source(1);
-  touched.ctime_ns += 1;
-  EXPECT_EQ(store_.by_source(touched), nullptr);
-  EXPECT_EQ(store_.by_source_but_ctime(touched), &one);
-  for (FileIdentity other : {FileIdentity{2, 1, 10'000, 5, 6}, FileIdentity{1, 2, 10'000, 5, 6},
-                             FileIdentity{1, 1, 10'001, 5, 6}, FileIdentity{1, 1, 10'000, 4, 6}}) {
+  EXPECT_EQ(store_.alike(source(1)), std::vector<Resident*>{&one});
+  for (FileIdentity other : {FileIdentity{1, 1, 10'000, 5, 7}, FileIdentity{2, 1, 10'000, 5, 6},
+                             FileIdentity{1, 2, 10'000, 5, 6}, FileIdentity{8, 9, 10'000, 5, 7}}) {
     EXPECT_EQ(store_.by_source(other), nullptr);
-    EXPECT_EQ(store_.by_source_but_ctime(other), nullptr);
+    EXPECT_EQ(store_.alike(other), std::vector<Resident*>{&one});
   }
+  for (FileIdentity other : {FileIdentity{1, 1, 10'001, 5, 6}, FileIdentity{1, 1, 10'000, 4, 6}}) {
+    EXPECT_EQ(store_.by_source(other), nullptr);
+    EXPECT_TRUE(store_.alike(other).empty());
+  }
+}
+
+TEST_F(RamStoreTest, WhatWasConfirmedIsKnownAtEachPathAsItWasLast) {
+  Resident& one = add({"one"});
+  one.path = "/one";
+  const FileIdentity first{1, 1, 10'000, 5, 6}, second{1, 2, 10'000, 5, 6}, copy{2, 1, 10'000, 5, 6};
+  one.confirm("/one", second);
+  EXPECT_EQ(store_.by_source(second), &one);
+  EXPECT_EQ(store_.by_source(first), nullptr);
+  one.confirm("/copy", first);
+  one.confirm("/copy", copy);
+  EXPECT_EQ(store_.by_source(second), &one);
+  EXPECT_EQ(store_.by_source(copy), &one);
+  EXPECT_EQ(store_.by_source(first), nullptr);
+  for (std::uint64_t i = 0; i < 100; ++i) one.confirm("/copy" + std::to_string(i), {9, i, 10'000, 5, 6});
+  EXPECT_LE(one.copies.size(), 16U);
+  EXPECT_EQ(store_.by_source(second), &one);
+}
+
+TEST_F(RamStoreTest, TheBestOfThoseAlikeComesFirst) {
+  Resident& a = add({"a"});
+  Resident& b = add({"b"});
+  Resident& c = add({"c"});
+  a.source = b.source = c.source = source(1);
+  ASSERT_TRUE(store_.drain(c));
+  EXPECT_EQ(store_.alike(source(1)), (std::vector<Resident*>{&b, &a, &c}));
+  b.damaged = true;
+  EXPECT_EQ(store_.alike(source(1)), (std::vector<Resident*>{&a, &c}));
 }
 
 TEST_F(RamStoreTest, ASourceIsFoundResidentBeforeDrainingAndNotWhileItIsRemoved) {

@@ -25,7 +25,7 @@ class SameBytesTest : public testing::SourceFixture {
     ASSERT_TRUE(plan) << plan.error().message;
     auto block = load_block(*os_, *directory_, testing::open_source(source_).get(), *plan, settings, progress_);
     ASSERT_TRUE(block) << block.error().message;
-    block_.emplace(std::move(*block));
+    block_.emplace(std::move(block->block));
   }
   [[nodiscard]] Result<bool> same(Os& os) {
     const Fd file = testing::open_source(source_);

@@ -396,5 +396,14 @@ TEST(FileIdentity, ComparesAllOrAllButCtime) {
   EXPECT_FALSE(one.same_but_ctime(other));
 }
 
+TEST(FileIdentity, IsAlikeWhereSizeAndMtimeAreEqual) {
+  const FileIdentity one{1, 2, 3, 4, 5};
+  EXPECT_TRUE(one.alike({7, 8, 3, 4, 9}));
+  EXPECT_FALSE(one.same_but_ctime({7, 2, 3, 4, 5}));
+  EXPECT_FALSE(one.same_but_ctime({1, 8, 3, 4, 5}));
+  EXPECT_FALSE(one.alike({1, 2, 4, 4, 5}));
+  EXPECT_FALSE(one.alike({1, 2, 3, 5, 5}));
+}
+
 }  // namespace
 }  // namespace modelbroker
