@@ -10,6 +10,7 @@ import fcntl
 import os
 import shutil
 import sqlite3
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import pytest
 import modelbroker
 from support import files
 from support.broker import BrokerProcess, wait_until
+from support.users import GROUP, needs_root
 from support.workers import assert_right_bytes, crcs, names_of
 
 PRECONDITION = 13
@@ -141,6 +143,19 @@ def test_what_was_acknowledged_right_after_the_removal_survives_a_kill(
                 broker.kill()
                 broker.start()
                 assert names_of(client) == known
+
+
+@needs_root
+def test_what_is_made_again_is_the_groups_again(make_broker: MakeBroker) -> None:
+    broker = make_broker("--group", str(GROUP)).start()
+
+    def rights() -> dict[str, tuple[int, int]]:
+        found = {path.name: path.stat() for path in (broker.run, *broker.run.iterdir())}
+        return {name: (stat.S_IMODE(one.st_mode), one.st_gid) for name, one in found.items()}
+
+    before = rights()
+    shutil.rmtree(broker.run)
+    wait_until(lambda: connects(broker) and rights() == before)
 
 
 def test_evicted_names_are_written_again_too(make_broker: MakeBroker, tmp_path: Path) -> None:
