@@ -64,8 +64,7 @@ void StateKeeper::erase(const std::string& block, std::function<void()> then) { 
 void StateKeeper::save_evicted(std::function<void()> then) { apply({}, {}, std::move(then)); }
 
 void StateKeeper::when_written(std::function<void()> then) {
-  jobs_.run([this] { return in_place(); },
-            [this, then = std::move(then)](bool found) { found ? then() : lost(then); });
+  jobs_.run([this] { return in_place(); }, [this, then = std::move(then)](bool found) { found ? then() : lost(then); });
 }
 
 void StateKeeper::apply(std::vector<BlockRecord> records, std::vector<std::string> erased, std::function<void()> then) {
