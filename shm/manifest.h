@@ -25,8 +25,8 @@ struct ByteRange {
 };
 
 // Which file, and which state of it. File systems differ in what they keep: some number inodes at each look, some say
-// "now" for the ctime. Only an identity that is equal as a whole is trusted; one that is alike (same size and mtime) may
-// be the same file, and its bytes must be hashed to know.
+// "now" for the ctime. Only an identity that is equal as a whole is trusted; one that is alike (same size and mtime)
+// may be the same file, and its bytes must be hashed to know.
 struct FileIdentity {
   std::uint64_t device = 0;
   std::uint64_t inode = 0;
