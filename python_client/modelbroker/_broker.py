@@ -27,6 +27,7 @@ from ._keep_alive import seconds_of
 from ._link import Data, Failure, Link
 from ._memory import Memory, Mode
 from ._models import Loaded, Model, Scrubbed, Status, Unloaded, take
+from ._threads import no_thread_left
 from ._weights import Weights
 
 ModelOrPath: TypeAlias = "str | os.PathLike[str]"
@@ -262,7 +263,10 @@ class Broker:
         types = ("model.loading", "model.progress")
         with EventStream(self, self._open_link(), types, None, deadline) as stream:
             watcher = threading.Thread(target=watch, args=(stream,), name="modelbroker-progress")
-            watcher.start()
+            try:
+                watcher.start()
+            except RuntimeError:
+                raise no_thread_left(f"watching the load of {path!r}") from None
             try:
                 yield
             finally:

@@ -122,6 +122,26 @@ def test_a_worker_with_few_threads_is_refused_or_served(
     wait_until(lambda: broker.books()["leases"] == 0)
 
 
+def test_a_load_without_a_thread_for_its_progress_is_refused(
+    broker: BrokerProcess, folder: Path
+) -> None:
+    path = folder / "m.safetensors"
+
+    def work() -> tuple[str, str]:
+        client = modelbroker.connect(broker.endpoint, timeout=30)
+        client.list()
+        allow(0)
+        few = told(lambda: client.load(path, progress=lambda _read, _total: None))
+        limit_threads(None)
+        enough = told(lambda: client.load(path, progress=lambda _read, _total: None))
+        client.close()
+        return few, enough
+
+    few, enough = as_user(LONELY, work)
+    assert is_refusal(few)
+    assert enough == "done"
+
+
 @pytest.mark.parametrize("left", range(4))
 def test_a_forked_child_with_few_threads_is_refused_or_served(
     broker: BrokerProcess, left: int
