@@ -3,7 +3,6 @@
 #include <unistd.h>
 
 #include "broker/cli/command_line.h"
-#include "shm/limits.h"
 
 namespace {
 
@@ -18,6 +17,5 @@ void fill_standard_descriptors() {
 
 int main(int argc, char** argv) {
   fill_standard_descriptors();
-  modelbroker::survive_file_size_limit();  // before the first probe makes a file
   return modelbroker::cli::run_command_line(argc, argv);
 }

@@ -10,6 +10,7 @@
 #include "broker/cli/commands.h"
 #include "broker/cli/output.h"
 #include "modelbroker_version.h"
+#include "shm/limits.h"
 #include "wire/frame.h"
 
 namespace modelbroker::cli {
@@ -154,6 +155,7 @@ void add_client_flags(CLI::App& command, Common& common) {
 }
 
 int run_command_line(int argc, const char* const* argv) {
+  survive_file_size_limit();  // before the first probe makes a file
   CLI::App app{"modelbroker: load model weights once, attach from every process"};
   app.name("modelbroker");
   app.set_version_flag("--version", std::string("modelbroker ") + kVersion);
