@@ -53,7 +53,7 @@ std::string who_is(uid_t uid) {
 std::string reason(const wire::Endpoint& endpoint) {
   struct stat found {};
   if (::stat(endpoint.run_directory.c_str(), &found) != 0) return "a folder above it is closed to you";
-  const std::string serves = "its broker serves " + who_is(found.st_uid);
+  const std::string serves = "a broker there serves " + who_is(found.st_uid);
   if ((found.st_mode & S_IXGRP) == 0) {
     return serves + " only: run your own with 'modelbroker serve', or have that one started with --group";
   }

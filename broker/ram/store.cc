@@ -122,6 +122,16 @@ void RamStore::asked_again(const Resident& resident, std::string_view path, std:
 void RamStore::remove_name(Resident& resident, const std::string& name) {
   std::erase(resident.names, name);
   names_.erase(name);
+  const auto is_there = [&](const std::string& other) { return given(other).path == resident.path; };
+  if (resident.names.empty() || std::ranges::any_of(resident.names, is_there)) return;
+  // No name leads to that file any more: it is the next name's now.
+  const GivenName& next = given(resident.name());
+  resident.path = next.path;
+  resident.path_uid = next.path_uid;
+  if (const auto copy = resident.copies.find(next.path); copy != resident.copies.end()) {
+    resident.source = copy->second;
+    resident.copies.erase(copy);
+  }
 }
 
 void RamStore::move_names(Resident& from, Resident& to, std::string_view path) {

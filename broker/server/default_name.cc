@@ -111,8 +111,8 @@ std::string name_in_hub(std::span<const std::string> folders) {
     for (auto dashes = name.find("--"); dashes != std::string::npos; dashes = name.find("--", dashes)) {
       name.replace(dashes, 2, "/");
     }
-    const std::string inner = joined(folders.subspan(at + 3));
-    return inner.empty() ? name : name + "/" + inner;
+    for (const std::string& inner : folders.subspan(at + 3)) name.append("/").append(inner);
+    return name;
   }
   return {};
 }

@@ -1,6 +1,7 @@
 // Requests about models: load, unload, list, get, pin, unpin, cancel, scrub.
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <utility>
 
 #include "broker/ram/sizes.h"
@@ -133,6 +134,15 @@ void Server::forget(const std::vector<std::string>& names) {
   }
 }
 
+// A path: the names that were given to the file there; other files with the same bytes have names of their own.
+std::vector<std::string> Server::names_meant(const Resident& resident, const std::string& model) const {
+  if (!is_path(model)) return {model};
+  std::vector<std::string> names;
+  std::ranges::copy_if(resident.names, std::back_inserter(names),
+                       [&](const std::string& name) { return books_->store.given(name).path == model; });
+  return names;
+}
+
 void Server::unload(Session& session, const wire::UnloadModel& data, const Reply<wire::UnloadModelReply>& reply) {
   const std::string& model = data.model.empty() ? data.name : data.model;
   if (books_->store.find(model) == nullptr) {
@@ -147,16 +157,18 @@ void Server::unload(Session& session, const wire::UnloadModel& data, const Reply
   const auto found = require_own(session, model);
   if (!found) return reply.error(found.error());
   Resident& resident = **found;
-  const bool is_one = !is_path(model) && resident.names.size() > 1;
-  forget(is_one ? std::vector<std::string>{model} : std::vector<std::string>(resident.names));
+  const std::vector<std::string> names = names_meant(resident, model);
+  forget(names);
   wire::UnloadModelReply outcome;
-  outcome.model = is_path(model) ? resident.name() : model;
-  if (is_one) {
-    books_->store.remove_name(resident, model);
-    wire::EventData withdrawn;
-    withdrawn.model = model;
-    if (!resident.is_private) withdrawn.path = resident.path;
-    events_->publish("model.unloaded", withdrawn);
+  outcome.model = names.front();
+  if (names.size() < resident.names.size()) {
+    for (const std::string& name : names) {
+      wire::EventData withdrawn;
+      withdrawn.model = name;
+      if (!resident.is_private) withdrawn.path = books_->store.given(name).path;
+      books_->store.remove_name(resident, name);
+      events_->publish("model.unloaded", withdrawn);
+    }
     outcome.remaining_names = resident.names;
     return keeper_->save(resident, [reply, outcome] { reply.ok(outcome); });
   }

@@ -121,6 +121,7 @@ class Server {
   void cancel(Session& session, const wire::ModelName& data, const Reply<wire::CancelReply>& reply);
   void scrub(Session& session, const wire::Scrub& data, const Reply<wire::ScrubReply>& reply);
   void get_model_info(Session& session, const wire::GetModelInfo& data, const Reply<wire::GetModelInfoReply>& reply);
+  [[nodiscard]] std::vector<std::string> names_meant(const Resident& resident, const std::string& model) const;
   void set_pinned(const Session& session, const std::string& model, bool pinned, const Reply<wire::PinReply>& reply);
   [[nodiscard]] Result<Resident*> require(const Session& session, const std::string& model);
   [[nodiscard]] Result<Resident*> require_own(const Session& session, const std::string& model);

@@ -140,8 +140,9 @@ class Broker:
         """Maps a model's weights into this process; see Weights.
 
         `model`: a name, or a path (an os.PathLike, what begins with "/", "./" or "../", or names
-        an existing file), which is loaded if it is not resident or has changed. A file that is
-        loaded this way gets its default name, or another one if that is taken.
+        an existing file with a folder or a suffix), which is loaded if it is not resident or has
+        changed. A file that is loaded this way gets its default name, or another one if that is
+        taken. Without `timeout`, a broker that says nothing for 30 s is BrokerHangsError.
         """
         if mode not in ("private", "readonly"):
             raise InvalidArgumentError(f"mode={mode!r} must be 'private' or 'readonly'")

@@ -112,7 +112,9 @@ class Link:
         except BaseException as error:
             # Nobody waits any more, but a lease may be granted yet: find out and end it. If the
             # broker never heard of it before, nothing is loaded.
-            if isinstance(error, UnansweredError) or not isinstance(error, ModelBrokerError):
+            if isinstance(error, UnansweredError | BrokerHangsError) or not isinstance(
+                error, ModelBrokerError
+            ):
                 self._errands.append(replace(errand, data={**errand.data, "load": False}))
                 self._keep()
             raise
@@ -133,17 +135,17 @@ class Link:
         deadline: Deadline,
         offer: Offer | None = None,
     ) -> Data:
-        receipt = None
         if offer is not None:
             data = {**data, "file": offer.handle}
-            receipt = offer.receipt(request_id)
 
         def encode(deadline_ms: int) -> bytes:
             return encode_request(
                 request_id, type_, data, session=session.token, deadline_ms=deadline_ms
             )
 
-        return self._pool.ask(encode, request_id, deadline, lambda: not session.hung_up(), receipt)
+        return self._pool.ask(
+            encode, request_id, deadline, session, session.receipt(request_id, offer)
+        )
 
     # ---- the session
 

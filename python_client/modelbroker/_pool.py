@@ -17,10 +17,12 @@ import zmq
 from . import _threads
 from ._deadline import Deadline
 from ._descriptors import FOR_A_CONTEXT, FOR_A_SOCKET, ensure_left, or_exhausted
+from ._session import Session
 from ._wire import Receipt, SessionLost, UnansweredError, data_of, decode_reply
 
 _SLICE_MS = 100  # how often a waiting call looks whether its session still lives
 _REPEAT_SECONDS = 5.0  # after so long a silence it asks again: the broker joins repeats
+_SILENCE_SECONDS = 30.0  # without an answer to any question: a call without an end gives up
 _GRACE_SECONDS = 0.25  # the broker's own "deadline_exceeded" is worth waiting for
 _MOST_IDLE = 16
 
@@ -84,14 +86,17 @@ class Pool:
         encode: Callable[[int], bytes],
         request_id: str,
         deadline: Deadline,
-        session_lives: Callable[[], bool],
-        receipt: Receipt | None = None,
+        session: Session,
+        receipt: Receipt,
     ) -> dict[str, Any]:
-        """Sends what `encode(deadline_ms)` makes and waits for the data of its reply."""
+        """Sends what `encode(deadline_ms)` makes and waits for the data of its reply.
+
+        Without a deadline the broker must show meanwhile that it lives, or it is BrokerHangsError.
+        """
         epoch = self._epoch
         socket = self._take()
         try:
-            reply = _exchange(socket, encode, request_id, deadline, session_lives, receipt)
+            reply = _exchange(socket, encode, request_id, deadline, session, receipt)
         except BaseException:
             socket.close(0)  # a late reply may still come: not into somebody else's call
             raise
@@ -144,33 +149,38 @@ def _exchange(
     encode: Callable[[int], bytes],
     request_id: str,
     deadline: Deadline,
-    session_lives: Callable[[], bool],
-    receipt: Receipt | None,
+    session: Session,
+    receipt: Receipt,
 ) -> dict[str, Any]:
     _send(socket, encode(deadline.milliseconds()))
-    repeat = grace = None
-    unread = receipt is not None  # and no receipt was asked for
+    repeat = grace = silence = None
+    unread = receipt.is_urgent  # and no receipt was asked for
     while True:
         try:
             reply = decode_reply(socket.recv())
             if reply.get("request_id") == request_id:
                 return reply
-            if receipt is not None and reply.get("request_id") == receipt.request_id:
+            if reply.get("request_id") == receipt.request_id:
                 receipt.read()
+                silence = None
         except zmq.Again:
-            if receipt is not None and unread:
+            if unread:
                 unread = False
-                _send(socket, receipt.raw)
-        if not session_lives():
+                _send(socket, receipt.encode())
+        if session.hung_up():
             raise SessionLost
         if deadline.passed():
             grace = grace or Deadline(_GRACE_SECONDS)
             if grace.passed():
                 raise UnansweredError(f"the broker did not answer within {deadline.seconds} s")
+        silence = silence or Deadline(_SILENCE_SECONDS)
+        if deadline.seconds is None and silence.passed():
+            raise session.hangs()
         repeat = repeat or Deadline(_REPEAT_SECONDS)
         if repeat.passed():
             repeat = None
             _send(socket, encode(deadline.milliseconds()))
+            _send(socket, receipt.encode())
 
 
 def _send(socket: Socket, raw: bytes) -> None:

@@ -47,14 +47,7 @@ class Offer:
     """
 
     handle: str
-    session: str
     used: Callable[[], None]
-
-    def receipt(self, request_id: str) -> Receipt:
-        """For the request with the handle."""
-        ping = f"{request_id}-read"
-        raw = encode_request(ping, "session.ping", {}, session=self.session)
-        return Receipt(ping, raw, self.used)
 
 
 class Session:
@@ -112,6 +105,19 @@ class Session:
         poller.register(descriptor, select.POLLRDHUP)
         return bool(poller.poll(0))
 
+    def receipt(self, request_id: str, offer: Offer | None) -> Receipt:
+        """For that request, and the file that it names."""
+        ping = f"{request_id}-read"
+
+        def encode() -> bytes:
+            return encode_request(ping, "session.ping", {}, session=self.token)
+
+        return Receipt(ping, encode, offer.used if offer else lambda: None, offer is not None)
+
+    def hangs(self) -> BrokerHangsError:
+        """What to raise when this session's broker has said nothing for too long."""
+        return _hangs(self._endpoint, self._socket)
+
     @contextlib.contextmanager
     def offered(self, descriptor: int | None, deadline: Deadline) -> Iterator[Offer | None]:
         """Hands in a file's descriptor, if there is one, in its turn."""
@@ -129,10 +135,10 @@ class Session:
             try:
                 turn.extend(map(self._offers.get, (True,), (_patience(deadline),)))
             except queue.Empty:
-                raise _hangs(self._endpoint, self._socket) from None
+                raise self.hangs() from None
             data, descriptors = self._exchange("file.offer", {}, (descriptor,), deadline)
             _close_all(descriptors)
-            yield Offer(str(data["file"]), self.token, used)
+            yield Offer(str(data["file"]), used)
         finally:
             used()
 

@@ -29,13 +29,14 @@ class UnansweredError(DeadlineExceededError):
 class Receipt:
     """A second request, sent where the first is not answered soon.
 
-    It is read after that one: its answer tells that the broker has read that one, and `read` is
-    called.
+    It is read after that one: its answer tells that the broker lives and has read that one, and
+    `read` is called. `is_urgent`: something waits for that.
     """
 
     request_id: str
-    raw: bytes
-    read: Callable[[], None]
+    encode: Callable[[], bytes]  # most calls never need it
+    read: Callable[[], object]
+    is_urgent: bool
 
 
 class RequestIds:

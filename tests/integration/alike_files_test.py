@@ -164,3 +164,38 @@ def test_a_file_rewritten_with_its_old_mtime_is_a_new_generation(
         assert (after.outcome, after.generation > before.generation) == ("loaded", True)
         with client.attach("m") as weights:
             assert bytes(np.asarray(weights.raw("t3"))[-4:]) == b"\xff" * 4
+
+
+def test_unloading_a_path_leaves_the_names_of_other_files_with_its_bytes(
+    broker: BrokerProcess, tmp_path: Path
+) -> None:
+    first = files.write_random(tmp_path / "first.safetensors", 1)
+    copy = tmp_path / "copy.safetensors"
+    shutil.copy2(first, copy)
+    with broker.connect() as client:
+        client.load(first, "chat")
+        client.load(copy)
+        unloaded = client.unload(copy)
+        assert (unloaded.model, unloaded.remaining_names) == ("copy", ["chat"])
+        assert (unloaded.freed, unloaded.draining) == (0, 0)
+        assert [model.name for model in client.list()] == ["chat"]
+        assert client.unload(first).model == "chat"
+        assert client.list() == []
+
+
+def test_a_model_that_lost_the_name_of_its_first_file_is_shown_with_the_next_ones(
+    broker: BrokerProcess, tmp_path: Path
+) -> None:
+    first = files.write_random(tmp_path / "first.safetensors", 1)
+    copy = tmp_path / "copy.safetensors"
+    shutil.copy2(first, copy)
+    with broker.connect() as client:
+        client.load(first)
+        client.load(copy)
+        client.unload("first")
+        first.unlink()
+        (model,) = client.list()
+        assert (model.name, model.path) == ("copy", str(copy))
+        assert client.attach(copy).model == "copy"
+        assert client.load(copy).outcome == "resident"
+        assert loads(client) == 1

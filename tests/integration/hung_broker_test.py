@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 import modelbroker
+from modelbroker import _pool
 from support import files
-from support.broker import BrokerProcess
+from support.broker import BrokerProcess, wait_until
 from support.hanging_files import hanging_file
 
 DEADLINE_EXCEEDED = 19
@@ -135,6 +136,35 @@ def client(broker: BrokerProcess) -> Iterator[modelbroker.Broker]:
     with broker.connect() as client:
         client.list()
         yield client
+
+
+def test_an_attach_by_name_without_a_timeout_gives_up_a_broker_that_stays_silent(
+    broker: BrokerProcess,
+    client: modelbroker.Broker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client.load(files.write_random(tmp_path / "m.safetensors", 1), "m")
+    monkeypatch.setattr(_pool, "_SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr(_pool, "_REPEAT_SECONDS", 0.1)
+    with broker.frozen(), pytest.raises(modelbroker.BrokerHangsError, match="is stopped"):
+        client.attach("m")
+    client.attach("m").release()
+    wait_until(lambda: broker.books()["leases"] == 0)
+
+
+def test_a_broker_that_works_for_longer_than_the_silence_is_waited_for(
+    client: modelbroker.Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_pool, "_SILENCE_SECONDS", 1.0)
+    monkeypatch.setattr(_pool, "_REPEAT_SECONDS", 0.1)
+    content = files.write_random(tmp_path / "content", 1).read_bytes()
+    with hanging_file(tmp_path / "fuse", content, 0) as hanging, ThreadPoolExecutor(1) as threads:
+        loading = threads.submit(client.load, hanging.path)
+        time.sleep(3)
+        assert not loading.done()
+        hanging.go_on()
+        assert loading.result(60).outcome == "loaded"
 
 
 Errors = type[Exception] | tuple[type[Exception], ...]

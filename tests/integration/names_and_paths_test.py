@@ -26,7 +26,7 @@ def test_files_of_one_stem_attach_by_their_paths(broker: BrokerProcess, tmp_path
         for path, name in zip(paths, names, strict=True):
             assert client.attach(path).model == name
             assert client.attach(name).model == name
-        with pytest.raises(modelbroker.AlreadyExistsError, match="--name"):
+        with pytest.raises(modelbroker.AlreadyExistsError, match="name="):
             client.load(files.write_random(tmp_path / "clip.safetensors", 1, 9))
 
 
@@ -86,7 +86,7 @@ FORBIDDEN = [
 def test_a_name_that_misleads_is_refused(broker: BrokerProcess, tmp_path: Path, name: str) -> None:
     path = files.write_random(tmp_path / "m.safetensors", 1)
     with broker.connect() as client:
-        with pytest.raises(modelbroker.InvalidArgumentError, match="choose another by --name"):
+        with pytest.raises(modelbroker.InvalidArgumentError, match="choose another by name="):
             client.load(path, name)
         assert client.list() == []
     refused = broker.cli("load", path, "--name", name, check=False)

@@ -74,7 +74,7 @@ def test_who_is_not_in_the_group_is_told_how_to_join(
         broker = serving("--group", str(group))
         for user in (STRANGER, User(1502, 1502)):
             text = (
-                f"you may not connect to {broker.run}/fds.sock: its broker serves user 'root' and "
+                f"you may not connect to {broker.run}/fds.sock: a broker there serves user 'root' and "
                 f"the members of group '{name}'; join it with 'sudo usermod -aG {name} "
                 f"{name_of(user.uid)}', then log in again"
             )
@@ -95,7 +95,7 @@ def test_who_joined_after_the_login_is_told_to_log_in_again(
 def test_without_a_group_there_is_none_to_join(serving: Callable[..., BrokerProcess]) -> None:
     broker = serving()
     (text,) = told(broker, ALICE)
-    assert "its broker serves user 'root' only" in text
+    assert "a broker there serves user 'root' only" in text
     assert "usermod" not in text
     broker.folder.chmod(0o700)
     (text,) = told(broker, ALICE)
