@@ -172,7 +172,7 @@ Result<void> LoadNotes::check(const Source& source) {
   return fail(ErrorCode::kFailedPrecondition,
               "'" + wire::printable(source.path) + "' is refused: the broker died " + std::to_string(deaths) +
                   " times in a row while it loaded this file. The broker's log and the kernel's (dmesg) tell how: "
-                  "often memory or a limit was too small. When that is mended, 'modelbroker load --retry FILE' loads "
+                  "often memory or a limit was too small. When that is mended, 'modelbroker load FILE --retry' loads "
                   "it all the same; another file at that path is loaded as usual",
               {{"deaths", deaths}});
 }

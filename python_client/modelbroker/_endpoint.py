@@ -73,7 +73,8 @@ def _whom_it_serves(run_directory: str) -> str:
     except OSError:
         return "a folder above it is closed to you"
     owner, user = _user(found.st_uid), _user(os.geteuid())
-    serves = f"a broker there serves {f'user {owner.pw_name!r}' if owner else f'uid {found.st_uid}'}"
+    whom = f"user {owner.pw_name!r}" if owner else f"uid {found.st_uid}"
+    serves = f"a broker there serves {whom}"
     if not found.st_mode & stat.S_IXGRP:
         return (
             f"{serves} only: run your own with 'modelbroker serve', "

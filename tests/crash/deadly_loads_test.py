@@ -55,7 +55,7 @@ def test_one_call_costs_two_brokers_and_is_refused(
     with broker.connect() as client:
         with pytest.raises(FailedPreconditionError, match="died 2 times in a row") as refused:
             getattr(client, verb)(model, timeout=60)
-        assert "modelbroker load --retry" in str(refused.value)
+        assert "load(FILE, retry=True)" in str(refused.value)
         assert refused.value.details == {"deaths": 2}
         assert deaths(broker) == 2
         # Nobody kills another one, by whatever name.

@@ -74,8 +74,8 @@ def test_who_is_not_in_the_group_is_told_how_to_join(
         broker = serving("--group", str(group))
         for user in (STRANGER, User(1502, 1502)):
             text = (
-                f"you may not connect to {broker.run}/fds.sock: a broker there serves user 'root' and "
-                f"the members of group '{name}'; join it with 'sudo usermod -aG {name} "
+                f"you may not connect to {broker.run}/fds.sock: a broker there serves user 'root' "
+                f"and the members of group '{name}'; join it with 'sudo usermod -aG {name} "
                 f"{name_of(user.uid)}', then log in again"
             )
             assert told(broker, user) == {text}

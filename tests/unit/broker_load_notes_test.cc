@@ -77,7 +77,7 @@ TEST_F(LoadNotesTest, OneDeathIsForgivenASecondInARowIsNot) {
     ASSERT_FALSE(checked);
     EXPECT_EQ(checked.error().code, ErrorCode::kFailedPrecondition);
     EXPECT_THAT(checked.error().message, HasSubstr("/models/m.safetensors"));
-    EXPECT_THAT(checked.error().message, HasSubstr("load --retry"));
+    EXPECT_THAT(checked.error().message, HasSubstr("load FILE --retry"));
     EXPECT_EQ(checked.error().details.at("deaths"), 2U);
     EXPECT_TRUE(notes.check(source("/models/other.safetensors", 8)));
   });
