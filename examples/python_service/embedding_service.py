@@ -84,8 +84,9 @@ class Service:
         """It is ready, or it ended and is replaced. False: it never was ready."""
         assert worker.stdout is not None
         if os.read(worker.stdout.fileno(), 4096):
+            is_new = worker.pid not in self.ready
             self.ready.add(worker.pid)
-            if len(self.ready) == self.wanted:
+            if is_new and len(self.ready) == self.wanted:
                 port = self.listening.getsockname()[1]
                 say(f"listening on http://127.0.0.1:{port}, {self.wanted} workers")
             return True
