@@ -29,8 +29,10 @@ std::vector<std::byte> encoded(const Manifest& manifest) { return manifest.encod
 std::vector<std::byte> of_version_2(const Manifest& manifest) {
   std::vector<std::byte> bytes = manifest.encode();
   constexpr std::string_view kKey = "version";
-  const auto key = std::ranges::search(bytes, std::as_bytes(std::span(kKey)));
-  *key.end() = std::byte{2};
+  const auto word = std::as_bytes(std::span(kKey));
+  // std::search, for clang 14 cannot compile libstdc++'s ranges::subrange.
+  const auto key = std::search(bytes.begin(), bytes.end(), word.begin(), word.end());
+  *(key + static_cast<std::ptrdiff_t>(word.size())) = std::byte{2};
   return bytes;
 }
 
