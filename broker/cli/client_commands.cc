@@ -167,10 +167,9 @@ void add_client_commands(CLI::App& app, Common& common, Action& action) {
                                   "  modelbroker load /models/vae.sft --type vae --pin --json");
   auto arguments = std::make_shared<LoadArguments>();
   load_command->add_option("FILE", arguments->path, "a .safetensors or .sft file")->required();
-  load_command->add_option(
-      "--name", arguments->name,
-      "name to load it under (default: the file's name without its extension; for model.safetensors "
-      "and the like, its folder's or repository's name)");
+  load_command->add_option("--name", arguments->name,
+                           "name to load it under (default: the file's, without extension; of model.safetensors its "
+                           "folder's or repository's)");
   load_command->add_option("--type", arguments->type,
                            "what kind of model it is: unet, vae, lora, ... (stored, not interpreted)");
   load_command->add_flag("--pin", arguments->pin, "never evict it");
