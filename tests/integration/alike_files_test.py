@@ -166,12 +166,17 @@ def test_a_file_rewritten_with_its_old_mtime_is_a_new_generation(
             assert bytes(np.asarray(weights.raw("t3"))[-4:]) == b"\xff" * 4
 
 
-def test_unloading_a_path_leaves_the_names_of_other_files_with_its_bytes(
-    broker: BrokerProcess, tmp_path: Path
-) -> None:
+@pytest.fixture
+def twins(tmp_path: Path) -> tuple[Path, Path]:
+    """A file, and its copy with its times."""
     first = files.write_random(tmp_path / "first.safetensors", 1)
-    copy = tmp_path / "copy.safetensors"
-    shutil.copy2(first, copy)
+    return first, Path(shutil.copy2(first, tmp_path / "copy.safetensors"))
+
+
+def test_unloading_a_path_leaves_the_names_of_other_files_with_its_bytes(
+    broker: BrokerProcess, twins: tuple[Path, Path]
+) -> None:
+    first, copy = twins
     with broker.connect() as client:
         client.load(first, "chat")
         client.load(copy)
@@ -184,11 +189,9 @@ def test_unloading_a_path_leaves_the_names_of_other_files_with_its_bytes(
 
 
 def test_a_model_that_lost_the_name_of_its_first_file_is_shown_with_the_next_ones(
-    broker: BrokerProcess, tmp_path: Path
+    broker: BrokerProcess, twins: tuple[Path, Path]
 ) -> None:
-    first = files.write_random(tmp_path / "first.safetensors", 1)
-    copy = tmp_path / "copy.safetensors"
-    shutil.copy2(first, copy)
+    first, copy = twins
     with broker.connect() as client:
         client.load(first)
         client.load(copy)
