@@ -134,15 +134,7 @@ def test_it_tidies_up_when_it_is_interrupted(
 ) -> None:
     model = files.write_random(tmp_path / "m.safetensors", 20)
     # So many workers that it cannot have ended when the signal comes, on whatever machine.
-    process = subprocess.Popen(
-        [BINARY, "bench", str(model), "--runs", "100", "--workers", "64"],
-        env={**os.environ, "TMPDIR": str(temporary), **NO_PYTHON},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stderr is not None
-    wait_until(lambda: "modelbroker, run 1" in process.stderr.readline())
+    process = start_bench(model, temporary, "--workers", "64")
     (os.killpg if all_of_it else os.kill)(process.pid, how)
     _, said = process.communicate(timeout=20)  # it would wait for a broker for 30
     assert process.returncode == 20, said
@@ -150,10 +142,10 @@ def test_it_tidies_up_when_it_is_interrupted(
     assert left_behind(temporary, process.pid) == []
 
 
-def start_and_wait(model: Path, temporary: Path) -> subprocess.Popen[str]:
-    """A bench that has loaded its model."""
+def start_bench(model: Path, temporary: Path, *flags: str) -> subprocess.Popen[str]:
+    """A bench of many runs, in a session of its own; the first run has begun."""
     process = subprocess.Popen(
-        [BINARY, "bench", str(model), "--runs", "100"],
+        [BINARY, "bench", str(model), "--runs", "100", *flags],
         env={**os.environ, "TMPDIR": str(temporary), **NO_PYTHON},
         stderr=subprocess.PIPE,
         text=True,
@@ -161,6 +153,12 @@ def start_and_wait(model: Path, temporary: Path) -> subprocess.Popen[str]:
     )
     assert process.stderr is not None
     wait_until(lambda: "modelbroker, run 1" in process.stderr.readline())
+    return process
+
+
+def start_and_wait(model: Path, temporary: Path) -> subprocess.Popen[str]:
+    """A bench that has loaded its model."""
+    process = start_bench(model, temporary)
     assert any(path.suffix != ".lock" for path in left_behind(temporary, process.pid))
     return process
 
