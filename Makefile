@@ -42,7 +42,7 @@ $(BUILD)/.packages: packaging/apt.txt packaging/install_packages.sh
 
 $(VENV)/.ready: $(BUILD)/.packages packaging/python.lock pyproject.toml Makefile
 	python3 -m venv $(VENV)
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --requirement packaging/python.lock
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --requirement packaging/python.lock
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check "$(TORCH)" || \
 	  $(PYTHON) -m pip install --disable-pip-version-check "$(TORCH_ANYWHERE)"
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps "$(DEMO_MODEL)"
@@ -56,9 +56,12 @@ $(BUILD)/env: Makefile
 
 lock: $(BUILD)/.packages ## resolve packaging/python.lock and packaging/peers/*.lock again
 	python3 -m venv $(BUILD)/lock && $(BUILD)/lock/bin/pip install --quiet pip-tools
-	{ sed -n 1p packaging/python.lock; $(BUILD)/lock/bin/pip-compile --quiet --extra dev --strip-extras \
-	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file - pyproject.toml; } \
-	  > $(BUILD)/python.lock && mv $(BUILD)/python.lock packaging/python.lock
+	echo "$(TORCH)" > $(BUILD)/lock/torch.txt && cp packaging/python.lock $(BUILD)/python.lock
+	$(BUILD)/lock/bin/pip-compile --quiet --extra dev --strip-extras --no-header --no-annotate \
+	  --no-emit-index-url --no-emit-find-links --constraint $(BUILD)/lock/torch.txt --unsafe-package torch \
+	  --output-file $(BUILD)/python.lock pyproject.toml
+	{ sed -n 1p packaging/python.lock; grep '^[a-z0-9]' $(BUILD)/python.lock; } > $(BUILD)/lock/python.lock
+	mv $(BUILD)/lock/python.lock packaging/python.lock
 	$(MAKE) deps
 	$(PYTHON) bench/install_peers.py $(BUILD)/lock-peers --lock
 
