@@ -285,7 +285,16 @@ class Broker:
             descriptor = self._open_block(str(block["block"]), str(block["path"]), deadline)
             try:
                 header = read_header(descriptor, str(block["block"]))
-                blocks.append((Memory(descriptor, header.size, mode, keeps=lease), header))
+                memory = Memory(
+                    descriptor,
+                    header.size,
+                    mode,
+                    keeps=lease,
+                    header=header,
+                    path=str(block["path"]),
+                    reopen=self._link.open_block,
+                )
+                blocks.append((memory, header))
             finally:
                 os.close(descriptor)
         generation = max(int(block["generation"]) for block in reply["blocks"])
