@@ -1,0 +1,1 @@
+"""Sharing: programs that load weights through safetensors and PyTorch get the broker's memory."""
