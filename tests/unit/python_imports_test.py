@@ -189,7 +189,7 @@ def test_a_module_that_does_not_exist_is_not_found(folder: Path) -> None:
 
 
 class Other:
-    """A finder of another package at the head, which asks all finders once more, as wrapt's does."""
+    """Another package's finder, which asks all finders once more, as wrapt's does."""
 
     def __init__(self) -> None:
         self.under_way = False
@@ -266,6 +266,36 @@ def test_who_asks_while_another_thread_imports_waits_for_the_whole_module(folder
     assert seen == [1]
 
 
+class Slow:
+    """A finder that holds a search up."""
+
+    def __init__(self) -> None:
+        self.reached, self.go = threading.Event(), threading.Event()
+
+    def find_spec(self, name: str, *_: Any) -> None:
+        if name == "wanted":
+            self.reached.set()
+            self.go.wait(60)
+
+
+def test_asking_while_another_thread_searches_calls_back_at_the_next_import(folder: Path) -> None:
+    assert folder.exists()
+    slow = Slow()
+    seen: list[ModuleType] = []
+    imports.when_imported("wanted_nowhere", seen.append)
+    sys.meta_path.insert(1, slow)
+    importer = threading.Thread(target=importlib.import_module, args=("wanted",))
+    importer.start()
+    slow.reached.wait(60)
+    imports.when_imported("wanted", seen.append)
+    slow.go.set()
+    importer.join()
+    sys.meta_path.remove(slow)
+    assert not seen
+    importlib.import_module("wanted_second")
+    assert seen == [sys.modules["wanted"]]
+
+
 def test_asking_and_importing_at_once_calls_back_once(folder: Path) -> None:
     assert folder.exists()
     for _ in range(50):
@@ -277,5 +307,6 @@ def test_asking_and_importing_at_once_calls_back_once(folder: Path) -> None:
 
         works: list[Callable[[], object]] = [ask, lambda: importlib.import_module("wanted")] * 3
         in_threads(6, lambda works=works: works.pop()())  # type: ignore[misc]  # its type is in_threads'
+        importlib.util.find_spec("wanted_nowhere")
         assert seen == [1, 1, 1]
         assert not imports._wanted

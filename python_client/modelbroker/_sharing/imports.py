@@ -25,6 +25,7 @@ _wanted: "list[tuple[str, Callback]]" = []
 def when_imported(name: str, callback: "Callback") -> None:
     """Calls `callback(module)` once, after that module's import; at once if it was imported before.
 
+    It comes at the next import of anything where another thread was just looking for the module.
     A callback that raises is logged.
     """
     _wanted.append((name, callback))
@@ -39,7 +40,11 @@ class _Finder:
     def find_spec(
         self, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> "ModuleSpec | None":
-        if not any(name == wanted for wanted, _ in _wanted):
+        wanted = {each for each, _ in _wanted}
+        for each in wanted:  # imported by a thread that had passed here before it was wanted
+            if each != name and each in sys.modules and not _is_under_way(each):
+                _call_back(each)
+        if name not in wanted:
             return None
         finders = list(sys.meta_path)
         behind = finders.index(self) + 1 if self in finders else 0
@@ -97,9 +102,14 @@ class _Loader:
         _call_back(self._name)
 
 
+def _is_under_way(name: str) -> bool:
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    return bool(getattr(spec, "_initializing", False))
+
+
 def _wait_for_its_import(name: str) -> None:
-    """For the thread that is at it. At once if that is this one."""
-    if getattr(getattr(sys.modules[name], "__spec__", None), "_initializing", False):
+    """By another thread."""
+    if _is_under_way(name):
         try:
             __import__(name)
         except Exception:  # as the other thread is told
