@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -12,6 +12,7 @@ from ._apply import AppliedReport, apply
 from ._block import Entry, Header, decode_manifest
 from ._dtypes import Bytes, for_torch, imported_torch, numpy_dtype, torch_maker
 from ._errors import FailedPreconditionError, NotFoundError
+from ._sharing.writes import restore, restore_all, tensor_ranges, written_names
 
 if TYPE_CHECKING:
     import torch
@@ -117,10 +118,11 @@ def _copied(
 class Weights(Mapping[str, TensorView]):
     """The tensors of one model. Nothing is copied: arrays and tensors lie over the broker's block.
 
-    In mode "private" a write stays in this process and costs the pages it touches; in mode
-    "readonly" numpy refuses it (torch knows no such tensors: there a write is a segmentation
-    fault). The broker keeps the block until this object is released *and* the last tensor or
-    array made from it is gone. What was made stays valid whatever happens to the broker.
+    In mode "private" a write stays in this process and costs the pages it touches, until
+    restore() undoes it; in mode "readonly" numpy refuses it (torch knows no such tensors: there a
+    write is a segmentation fault). The broker keeps the block until this object is released *and*
+    the last tensor or array made from it is gone. What was made stays valid whatever happens to
+    the broker.
 
     Threads: any may read; release() belongs to one.
     """
@@ -204,6 +206,40 @@ class Weights(Mapping[str, TensorView]):
         """
         return apply(self.state_dict(prefix), module, self.model, strict)
 
+    # ---- writes
+
+    def written(self) -> list[str]:
+        """Names of the tensors that this process has written to since the attach, or restore().
+
+        A tensor is written when one of its 4 KiB pages is a copy of this process's own. On a page
+        that it shares with another tensor its bytes must differ from the broker's.
+        """
+        return [
+            name
+            for memory, entries in self._mappings()
+            for name in written_names(memory, tensor_ranges(memory, entries))
+        ]
+
+    def restore(self, names: Iterable[str] | None = None) -> int:
+        """Undoes this process's writes; returns how many bytes of memory it gave back.
+
+        Every tensor, view and parameter over these weights has the broker's bytes again, at the
+        same address. With `names`, only these tensors do. NotFoundError for a name that the model
+        does not have. Nothing else may write to the tensors meanwhile.
+        """
+        if names is None:
+            return sum(restore_all(memory) for memory, _ in self._mappings())
+        wanted = {names} if isinstance(names, str) else set(names)
+        unknown = wanted.difference(self)
+        if unknown:
+            raise NotFoundError(f"model {self.model!r} has no tensor {min(unknown)!r}")
+        given = 0
+        for memory, entries in self._mappings():
+            ranges = tensor_ranges(memory, entries)
+            chosen = [ranges[name] for name in wanted & ranges.keys()]
+            given += restore(memory, chosen, ranges.values())
+        return given
+
     # ---- the end
 
     def release(self) -> None:
@@ -218,6 +254,12 @@ class Weights(Mapping[str, TensorView]):
 
     def _parts(self) -> list[Part]:
         return self._contents()[1]
+
+    def _mappings(self) -> list[tuple[Memory, dict[str, Entry]]]:
+        """Each with the tensors that are read from it."""
+        parts = self._parts()
+        blocks = self._blocks or []
+        return [(memory, part.entries) for (memory, _), part in zip(blocks, parts, strict=False)]
 
     def _placed(self, name: str) -> Placed:
         for part in self._parts():
