@@ -16,6 +16,7 @@ import torch
 
 import modelbroker
 from modelbroker._sharing import pages, writes
+from modelbroker._sharing.shared import shared
 from support import files
 from support.broker import BrokerProcess, run_python
 from support.workers import line_of, tell, workers
@@ -297,3 +298,38 @@ def test_what_a_training_step_wrote_is_undone(broker: BrokerProcess, tmp_path: P
         weights.restore()
         assert torch.equal(module(batch), before)
         assert list(itertools.chain(weights.written())) == []
+
+
+@pytest.mark.slow  # imports peft
+def test_what_fuse_and_unfuse_left_is_undone(broker: BrokerProcess, tmp_path: Path) -> None:
+    import peft
+
+    def network() -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Linear(256, 256), torch.nn.Linear(256, 256))
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    tensors = {
+        name: ("F32", list(tensor.shape), tensor.numpy().tobytes())
+        for name, tensor in network().state_dict().items()
+    }
+    path = files.write(tmp_path / "net", tensors)
+    with broker.connect() as client, client.attach(path) as weights:
+        with torch.device("meta"):
+            base = network()
+        weights.apply_to(base)
+        config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["0"], init_lora_weights=False)
+        model: Any = peft.get_peft_model(base, config)
+        original = bytes_of(weights)
+        model.merge_adapter()
+        assert weights.written() == ["0.weight"]
+        model.unmerge_adapter()
+        rounded = weights["0.weight"].numpy().copy()
+        found = shared(model)
+        assert [name.split(".")[-2:] for name in found.written()] == [["base_layer", "weight"]]
+        assert found.written_bytes >= 256 * 1024
+        assert found.restore() >= 255 * 1024
+        assert bytes_of(weights) == original
+        share = np.mean(rounded != weights["0.weight"].numpy())
+        assert share > 0.01  # of the elements; otherwise there was nothing to undo
+        assert weights.written() == []

@@ -1,0 +1,94 @@
+"""Why a tensor is a copy of what a file holds, as far as that can be known from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from .._block import Entry
+from .._dtypes import DTYPES
+from .._memory import Memory
+
+_UNKNOWN = "in no attached file under this name"
+_COPIED = "copied by the program"
+
+
+class Reasons:
+    """Compares tensors with those of the same name in the files that are attached."""
+
+    def __init__(self, memories: Iterable[Memory]) -> None:
+        self._by_suffix: dict[str, list[Entry]] = {}
+        blocks = {m.header.block: m for m in memories if m.header is not None}
+        for memory in blocks.values():
+            for entry in memory.entries().values():
+                for suffix in _suffixes(entry[0]):
+                    self._by_suffix.setdefault(suffix, []).append(entry)
+
+    def of(self, name: str, tensor: Any) -> str:
+        """The reason for a strided CPU tensor in memory that no broker keeps."""
+        import torch
+
+        with torch._C.DisableTorchFunctionSubclass():  # as in placed.py
+            entry = self._entry_of(name, tensor)
+            return _UNKNOWN if entry is None else _difference(tensor, entry)
+
+    def _entry_of(self, name: str, tensor: Any) -> Entry | None:
+        """The tensor of a file whose name and this one end alike, one wholly in the other."""
+        count = tensor.numel()
+        for suffix in _suffixes(name):  # the longest first
+            alike = [
+                entry
+                for entry in self._by_suffix.get(suffix, ())
+                if _elements(entry) == count and (suffix == name or suffix == entry[0])
+            ]
+            if alike:
+                same = [entry for entry in alike if entry[1] == _word_of(tensor)]
+                return (same or alike)[0]
+        return None
+
+
+def _suffixes(name: str) -> list[str]:
+    """ "a.b.c", "b.c", "c"."""
+    parts = name.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts))]
+
+
+def _elements(entry: Entry) -> int:
+    count = 1
+    for length in entry[2]:
+        count *= length
+    return count
+
+
+def _torch_name(tensor: Any) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _word_of(tensor: Any) -> str:
+    name = _torch_name(tensor)
+    return next((word for word, dtype in DTYPES.items() if dtype.torch == name), name)
+
+
+def _difference(tensor: Any, entry: Entry) -> str:
+    _, dtype, shape, _, _ = entry
+    if dtype != _word_of(tensor):
+        known = DTYPES.get(dtype)
+        in_file = known.torch if known is not None and known.torch else dtype
+        return f"{_torch_name(tensor)} here, {in_file} in the file"
+    here = tuple(tensor.shape)
+    if here != tuple(shape):
+        what = "transposed" if sorted(here) == sorted(shape) else "reshaped"
+        return f"{what} and copied: {list(here)} here, {list(shape)} in the file"
+    return _layout(tensor)
+
+
+def _layout(tensor: Any) -> str:
+    import torch
+
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    wanted = formats.get(tensor.dim())
+    # Of a 1 x 1 convolution either layout is contiguous; its strides still tell.
+    told_apart = tensor.stride() != torch.empty(tensor.shape, device="meta").stride()
+    if wanted is not None and told_apart and tensor.is_contiguous(memory_format=wanted):
+        return str(wanted).removeprefix("torch.")
+    return _COPIED if tensor.is_contiguous() else "transposed"
