@@ -58,7 +58,7 @@ AT_THE_END = """
 import atexit, sys, threading, time
 def wait():
     time.sleep(0.05)
-    print("thread ends", threading.main_thread().is_alive())
+    print("thread ends")
 atexit.register(lambda: print("atexit", sys.excepthook is sys.__excepthook__))
 threading.Thread(target=wait).start()
 class Last:
