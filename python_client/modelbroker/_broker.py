@@ -112,7 +112,7 @@ class Broker:
         this one at the end; an error that it raises is raised here once the load is done.
         """
         deadline = Deadline(timeout)
-        label = _absolute(path)
+        label = absolute(path)
         data: Data = {"path": label, "name": name or "", "type": type, "pin": pin}
         if keep_alive is not None:
             data["keep_alive"] = seconds_of(keep_alive)
@@ -161,6 +161,18 @@ class Broker:
                 raise gone from None
         with source:
             return self._attach(data, mode, deadline, source.descriptor)
+
+    def attach_open_file(self, descriptor: int, path: str, *, load: bool) -> Weights:
+        """Maps the weights of a file that the caller has open; `path` is its label.
+
+        For the door of sharing(). Without `load` only what is resident: else NotFoundError.
+        """
+        data: Data = {"model": absolute(path), "device": "cpu", "load": load}
+        return self._attach(data, "private", Deadline(None), descriptor)
+
+    def wait_for_a_lost_broker(self, seconds: float) -> None:
+        """How long calls without a timeout do, from now on."""
+        self._link.patience = seconds
 
     def list(self) -> list[Model]:
         """The models that are loaded or being loaded, by name."""
@@ -298,7 +310,8 @@ class Broker:
             finally:
                 os.close(descriptor)
         generation = max(int(block["generation"]) for block in reply["blocks"])
-        return Weights(str(reply["model"]), generation, mode, blocks)
+        outcome = str(reply.get("outcome") or "")  # an older broker does not tell
+        return Weights(str(reply["model"]), generation, mode, blocks, outcome)
 
     def _open_block(self, name: str, path: str, deadline: Deadline) -> int:
         try:
@@ -354,7 +367,7 @@ def _open_error(error: OSError, path: str) -> ModelBrokerError:
     return InvalidArgumentError(message)
 
 
-def _absolute(path: ModelOrPath) -> str:
+def absolute(path: ModelOrPath) -> str:
     text: Any = os.fspath(path)
     if not isinstance(text, str) or not text:
         raise InvalidArgumentError(f"{path!r} is not the path of a file")
@@ -373,5 +386,5 @@ def _name_or_path(model: ModelOrPath) -> tuple[str, bool]:
     suffix, slash = text.endswith(_SUFFIXES), os.sep in text
     is_path = not isinstance(model, str) or text.startswith(("/", "./", "../"))
     if is_path or (suffix and slash) or ((suffix or slash) and os.path.isfile(text)):
-        return _absolute(text), True
+        return absolute(text), True
     return text, False

@@ -42,7 +42,7 @@ Data = dict[str, Any]
 Failure: TypeAlias = "tuple[type[UnavailableError | BrokerHangsError | PermissionDeniedError], str]"
 
 _BACKOFF_FIRST, _BACKOFF_MOST = 0.02, 0.5
-_PATIENCE = 30.0  # how long a call without a timeout waits for a broker that is gone
+PATIENCE = 30.0  # how long a call without a timeout waits for a broker that is gone
 _RESTATED_AT_ONCE = 1000  # far below the limits of one message
 _ERRAND_SECONDS = 1.0
 _RESTATE_SECONDS = 5.0
@@ -53,6 +53,7 @@ class Link:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
+        self.patience = PATIENCE
         self._pool = Pool(endpoint.broker)
         self._closing = self._shut = self._exited = False
         self._reset()
@@ -151,7 +152,7 @@ class Link:
 
     def session(self, deadline: Deadline) -> Session:
         """The open session, or a new one on which all leases have been stated."""
-        patience = deadline.at_most(_PATIENCE)
+        patience = deadline.at_most(self.patience)
         backoff = _BACKOFF_FIRST
         while True:
             session = self._session
@@ -176,7 +177,7 @@ class Link:
             raise FailedPreconditionError("the connection to the broker is closed")
         taken: list[bool] = []
         try:
-            if not take(taken, self._renewing, deadline.left(_PATIENCE)):
+            if not take(taken, self._renewing, deadline.left(PATIENCE)):
                 return self._nobody("another thread is still connecting")
             if self._session is None:
                 with or_exhausted("connecting to the broker"):

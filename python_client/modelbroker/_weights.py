@@ -133,11 +133,16 @@ class Weights(Mapping[str, TensorView]):
         generation: int,
         mode: Mode,
         blocks: list[tuple[Memory, Header]],
+        outcome: str,
     ) -> None:
-        """For Broker.attach. `blocks`: one a source file, mapped; later names win."""
+        """For Broker.attach. `blocks`: one a source file, mapped; later names win.
+
+        `outcome` says how they came to be in memory: "loaded" now, "resident", "revived".
+        """
         self.model = model
         self.generation = generation
         self.mode: Mode = mode
+        self.outcome = outcome
         self._blocks: list[tuple[Memory, Header]] | None = blocks
         self._decoded: tuple[dict[str, str], list[Part]] | None = None
 
@@ -170,6 +175,14 @@ class Weights(Mapping[str, TensorView]):
     def __repr__(self) -> str:
         state = "released" if self._blocks is None else f"{len(self)} tensors"
         return f"<Weights {self.model!r} generation {self.generation}, {state}, {self.mode}>"
+
+    def blocks(self) -> list[tuple[Memory, Header]]:
+        """The mappings, one a source file, and what their headers say of them."""
+        if self._blocks is None:
+            raise FailedPreconditionError(
+                f"the weights of {self.model!r} were released: attach again"
+            )
+        return self._blocks
 
     # ---- all at once
 
@@ -269,11 +282,7 @@ class Weights(Mapping[str, TensorView]):
 
     def _contents(self) -> tuple[dict[str, str], list[Part]]:
         """Decoded when it is first wanted. Two threads may do it both: the same comes out."""
-        decoded, blocks = self._decoded, self._blocks
-        if blocks is None:
-            raise FailedPreconditionError(
-                f"the weights of {self.model!r} were released: attach again"
-            )
+        decoded, blocks = self._decoded, self.blocks()
         if decoded is None:
             decoded = self._decoded = _decode(blocks)
         return decoded

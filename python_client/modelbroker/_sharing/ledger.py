@@ -1,0 +1,97 @@
+"""What became of each file that was opened: shared or stock, why, and what of it is in use.
+
+One record a path and process; the parent's are not a forked child's. Threads: any. Tensors do not
+live longer for being counted here.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .._memory import Memory
+
+_ROOM = 1000  # of pieces counted, at least, before those that are gone are taken out
+
+
+class Piece(weakref.ref[Any]):
+    """A storage that was handed out, and its bytes."""
+
+    __slots__ = ("nbytes",)
+    nbytes: int
+
+
+class FileRecord:
+    """Of one path."""
+
+    def __init__(self, path: str, size: int) -> None:
+        self.path = path
+        self.size = size
+        self.shared = False
+        self.outcome = ""  # of the first attach: "loaded" by the broker now, "resident", ...
+        self.why = "opened, never read"  # of what is not shared
+        self.handed_out = 0
+        self._pieces: list[Piece] = []
+        self._room = _ROOM
+        self._mappings: weakref.WeakSet[Memory] = weakref.WeakSet()
+
+    def attached(self, memory: Memory, outcome: str) -> None:
+        """One open of it has become a mapping."""
+        self.shared = True
+        self.outcome = self.outcome or outcome
+        self._mappings.add(memory)
+
+    def stock(self, why: str) -> None:
+        """One open of it was left as it is."""
+        self.why = why
+
+    def hand_out(self, storage: Any, nbytes: int) -> None:
+        """A piece of a mapping goes to the program."""
+        piece = Piece(storage)
+        piece.nbytes = nbytes
+        self._pieces.append(piece)
+        self.handed_out += nbytes
+        if len(self._pieces) > self._room:
+            self._pieces = [piece for piece in self._pieces if piece() is not None]
+            self._room = 2 * len(self._pieces) + _ROOM
+
+    @property
+    def in_use(self) -> int:
+        """Bytes handed out that somebody still has."""
+        return sum(piece.nbytes for piece in list(self._pieces) if piece() is not None)
+
+    @property
+    def written(self) -> int:
+        """Bytes of pages over the mappings that became this process's own."""
+        from .pages import written_bytes
+
+        return sum(written_bytes(memory.address, memory.size) for memory in list(self._mappings))
+
+
+class Ledger:
+    """All records of this process."""
+
+    def __init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._files: dict[str, FileRecord] = {}
+
+    def of(self, path: str, size: int) -> FileRecord:
+        """The record of a path, made when it is new."""
+        if self._pid != os.getpid():
+            self._start()
+        with self._lock:
+            return self._files.setdefault(path, FileRecord(path, size))
+
+    def records(self) -> list[FileRecord]:
+        """In the order of their first opening."""
+        return list(self._files.values()) if self._pid == os.getpid() else []
+
+
+ledger = Ledger()
