@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from . import context, imports, proof
+from . import context, imports, proof, report
 from .ledger import ledger
 from .opened import Identity, Opened, Opening
 from .settings import Settings
@@ -32,6 +32,8 @@ def install(everywhere: Settings | None = None) -> None:
     """
     if everywhere is not None:
         context.share_everywhere(everywhere)
+        if everywhere.report:
+            report.at_exit(everywhere.report)
     with _installing:
         if getattr(torch.UntypedStorage.from_file, "of_modelbroker", False):
             return

@@ -28,9 +28,14 @@ def at_exit(where: str) -> None:
 
 def _in_its_children(util: Any, where: str) -> None:
     def forked(_: object) -> None:
-        util.Finalize(None, write, (where,), exitpriority=-1000)
+        util.Finalize(None, _write_of_a_child, (where,), exitpriority=-1000)
 
     util.register_after_fork(ledger, forked)
+
+
+def _write_of_a_child(where: str) -> None:
+    if ledger.records():  # many workers read nothing
+        write(where)
 
 
 def write(where: str) -> None:
@@ -38,8 +43,7 @@ def write(where: str) -> None:
     records = ledger.records()
     try:
         if where == STDERR:
-            if records:
-                sys.stderr.write(_for_people(records))
+            sys.stderr.write(_for_people(records))
         else:
             _append(where, "".join(json.dumps(as_json(record)) + "\n" for record in records))
     except Exception as error:
