@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from . import context, imports, proof, report
+from . import context, imports, load_state, proof, report
 from .ledger import ledger
 from .opened import Identity, Opened, Opening
 from .settings import Settings
@@ -53,6 +53,7 @@ def install(everywhere: Settings | None = None) -> None:
     _note_torch_load()
     if not proof.try_torch():
         return
+    load_state.install()
     imports.when_imported("safetensors", proof.try_safetensors)
 
 

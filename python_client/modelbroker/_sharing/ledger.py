@@ -42,7 +42,12 @@ class FileRecord:
         """One open of it has become a mapping."""
         self.shared = True
         self.outcome = self.outcome or outcome
+        self.mapped(memory)
+
+    def mapped(self, memory: Memory) -> None:
+        """Also this mapping is of its block."""
         self._mappings.add(memory)
+        ledger.by_mapping[memory] = self
 
     def stock(self, why: str) -> None:
         """One open of it was left as it is."""
@@ -50,10 +55,14 @@ class FileRecord:
 
     def hand_out(self, storage: Any, nbytes: int) -> None:
         """A piece of a mapping goes to the program."""
+        self.handed_out += nbytes
+        self.count(storage, nbytes)
+
+    def count(self, storage: Any, nbytes: int) -> None:
+        """Something of it is in use, as long as this storage lives."""
         piece = Piece(storage)
         piece.nbytes = nbytes
         self._pieces.append(piece)
-        self.handed_out += nbytes
         if len(self._pieces) > self._room:
             self._pieces = [piece for piece in self._pieces if piece() is not None]
             self._room = 2 * len(self._pieces) + _ROOM
@@ -75,6 +84,7 @@ class Ledger:
     """All records of this process."""
 
     def __init__(self) -> None:
+        self.by_mapping: weakref.WeakKeyDictionary[Memory, FileRecord] = weakref.WeakKeyDictionary()
         self._start()
 
     def _start(self) -> None:

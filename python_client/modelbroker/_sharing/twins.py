@@ -16,6 +16,7 @@ from .. import _memory
 from .._dtypes import DTYPES, Bytes, torch_maker
 from .._errors import ModelBrokerError
 from .intervals import PAGE
+from .ledger import ledger
 from .pages import open_pagemap, written_ranges
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)  # no other subclass
@@ -79,7 +80,11 @@ class Twins:
         block = self._block(memory, start, start + nbytes)
         if block is None:
             return None
-        return torch_maker(_WORDS[tensor.dtype])(tuple(tensor.shape), start, block)
+        twin = torch_maker(_WORDS[tensor.dtype])(tuple(tensor.shape), start, block)
+        record = ledger.by_mapping.get(memory)
+        if record is not None:
+            record.count(twin.untyped_storage(), nbytes)
+        return twin
 
     def is_written(self, address: int, nbytes: int) -> bool:
         """Whether a page under these bytes is this process's own, or it cannot be told."""
@@ -102,10 +107,14 @@ class Twins:
         if memory in self._refused:
             return None
         try:
-            mapping = _Mapping(np.asarray(memory.again(_BROKER_WAIT_S)))
+            other = memory.again(_BROKER_WAIT_S)
         except ModelBrokerError:  # the block's path leads elsewhere, and its broker has gone
             self._refused.add(memory)
             return None
+        record = ledger.by_mapping.get(memory)
+        if record is not None:
+            record.mapped(other)
+        mapping = _Mapping(np.asarray(other))
         mapping.give(start, end)
         mappings.append(mapping)
         return mapping.bytes
