@@ -199,9 +199,14 @@ def test_a_program_that_never_imports_torch_imports_next_to_nothing(folder: Path
 
 
 @pytest.mark.parametrize("missing", ["zmq", "numpy", "msgpack"])
-def test_a_child_without_our_packages_is_stock(folder: Path, missing: str) -> None:
+def test_without_our_packages_it_is_stock_and_a_child_is_silent(folder: Path, missing: str) -> None:
     code = f"import sys; sys.modules[{missing!r}] = None; import torch; print(torch.VALUE)"
-    assert run(folder, ["-m", "modelbroker.run", "-c", code]) == ("1\n", "", 0)
+    output, errors, status = run(folder, ["-m", "modelbroker.run", "-c", code])
+    assert (output, status) == ("1\n", 0)
+    assert errors.startswith(f"weights are not shared: {missing} cannot be imported: pip install")
+    path = f"{launcher._SITE}:{os.environ.get('PYTHONPATH', '')}"
+    child = run(folder, ["-c", code], {"MODELBROKER_AUTO": "1", "PYTHONPATH": path})
+    assert child == ("1\n", "", 0)
     assert recorded(folder) == {}
 
 

@@ -39,6 +39,7 @@ def nothing_stays() -> Iterator[None]:
     assert [finder for finder in sys.meta_path if finder is not imports._finder] == before
     sys.meta_path[:] = before
     imports._wanted.clear()
+    imports._followed.clear()
     for name in set(sys.modules) - modules:
         if name.startswith("wanted"):
             del sys.modules[name]
@@ -118,7 +119,19 @@ def test_resources_of_a_wanted_package_are_found(folder: Path) -> None:
     assert importlib.resources.files(package).joinpath("data.txt").read_text() == "data"
 
 
-def test_a_module_executed_by_hand_calls_back(folder: Path) -> None:
+def test_a_module_executed_by_hand_calls_back_when_it_is_whole(folder: Path) -> None:
+    (folder / "wanted.py").write_text("import wanted_second\n" + SOURCE)
+    seen: list[int] = []
+    imports.when_imported("wanted", lambda module: seen.append(module.VALUE))
+    spec = importlib.util.find_spec("wanted")
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules["wanted"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["wanted"])
+    assert seen == [1]
+
+
+def test_a_module_of_an_archive_executed_by_hand_calls_back(folder: Path) -> None:
     assert folder.exists()
     seen: list[ModuleType] = []
     imports.when_imported("wanted_archived", seen.append)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # Without a lock: one that a fork copies while another thread has it would stay taken in the child.
 # append() and remove() of a list are atomic; a callback is called by the thread that removes it.
 _wanted: "list[tuple[str, Callback]]" = []
+# Modules whose loader will call back.
+_followed: "set[str]" = set()
 
 
 def when_imported(name: str, callback: "Callback") -> None:
@@ -42,7 +44,8 @@ class _Finder:
     ) -> "ModuleSpec | None":
         wanted = {each for each, _ in _wanted}
         for each in wanted:  # imported by a thread that had passed here before it was wanted
-            if each != name and each in sys.modules and not _is_under_way(each):
+            there = each in sys.modules and each not in _followed
+            if there and each != name and not _is_under_way(each):
                 _call_back(each)
         if name not in wanted:
             return None
@@ -65,6 +68,7 @@ def _follow(spec: "ModuleSpec") -> None:
     loader: Any = spec.loader
     if not hasattr(loader, "exec_module"):
         return  # a namespace package, or of a kind that Python 3.12 dropped
+    _followed.add(spec.name)
     if getattr(loader, "name", None) != spec.name or not hasattr(loader, "__dict__"):
         front: Any = _Loader(loader, spec.name)
         spec.loader = front
@@ -120,6 +124,7 @@ def _call_back(name: str) -> None:
     module = sys.modules.get(name)
     if module is None:  # its import failed: the next one may not
         return
+    _followed.discard(name)
     for pair in list(_wanted):
         if pair[0] != name:
             continue

@@ -23,7 +23,7 @@ def _share():  # type: () -> None
         return
     finally:
         sys.path.remove(root)
-    install_for_this_process()
+    install_for_this_process(is_child=True)
 
 
 def _be_as_without_us():  # type: () -> None
