@@ -8,11 +8,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import modelbroker
+from modelbroker import _memory
 from modelbroker._sharing import pages
 from modelbroker._sharing.shared import Shared, shared
 from support import files
@@ -59,6 +61,19 @@ def a_pipeline(module: Any, _: modelbroker.Weights) -> Any:
     return SimpleNamespace(components=parts)
 
 
+def as_safetensors_slices(_: Any, weights: modelbroker.Weights) -> Any:
+    """Slices of one storage over the whole block, seen as what they are."""
+    (memory,) = (one for one in _memory.live() if set(one.entries()) == set(weights))
+    assert memory.header is not None
+    whole = torch.from_numpy(np.asarray(memory)).untyped_storage()
+    made = {}
+    for name, _dtype, shape, offset, nbytes in memory.entries().values():
+        start = memory.header.payload + offset
+        piece = torch.asarray(whole[start : start + nbytes], dtype=torch.uint8)
+        made[name] = piece.view(torch.float32).reshape(shape)
+    return made
+
+
 def in_itself(_: Any, weights: modelbroker.Weights) -> Any:
     state: dict[str, Any] = dict(weights.state_dict())
     state["self"] = state
@@ -75,6 +90,7 @@ FORMS: dict[str, Callable[[Any, modelbroker.Weights], Any]] = {
     "parameters": lambda module, _: module.parameters(),
     "named parameters": lambda module, _: module.named_parameters(),
     "with views and ties": lambda module, _: [module, module, module[2].weight[3:5], module.cpu()],
+    "slices of a storage": as_safetensors_slices,
     "a dict in itself": in_itself,
 }
 
