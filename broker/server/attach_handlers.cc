@@ -5,12 +5,14 @@
 
 namespace modelbroker {
 
-wire::AttachReply Server::grant(Session& session, Resident& resident, const std::string& model) {
+wire::AttachReply Server::grant(Session& session, Resident& resident, const std::string& model,
+                                const std::string& outcome) {
   const Block& block = *resident.block;
   const BlockLayout& layout = block.header().layout;
   wire::AttachReply attached;
   attached.lease = session.next_lease++;
   attached.model = model;
+  attached.outcome = outcome;
   wire::BlockGrant grant;
   grant.block = block.id();
   grant.path = block.path();
@@ -71,7 +73,7 @@ void Server::attach(Session& session, const wire::Attach& data, const Reply<wire
       return reply.error(Rights::not_attachable(wire::printable(data.model)));
     }
     ++books_->hits;
-    return reply.ok(grant(session, **resident, is_path(data.model) ? (*resident)->name() : data.model));
+    return reply.ok(grant(session, **resident, is_path(data.model) ? (*resident)->name() : data.model, "resident"));
   }
   auto ask = ask_for(session, data.model, data.file);
   if (!ask) return reply.error(ask.error());
@@ -99,7 +101,7 @@ void Server::attach_by_load(Loads::Ask ask, const Reply<wire::AttachReply>& repl
     if (asker == nullptr || resident == nullptr || resident->draining()) {
       return reply.error({ErrorCode::kUnavailable, "the model was unloaded before this request could use it; retry"});
     }
-    reply.ok(grant(*asker, *resident, outcome->model));
+    reply.ok(grant(*asker, *resident, outcome->model, outcome->outcome));
   });
   reply.on_late([this, asked] { loads_->give_up(asked); });
 }

@@ -366,6 +366,17 @@ TEST(FrameTest, OptionalFieldsKeepTheirDefaultsAndUnknownOnesAreIgnored) {
   EXPECT_TRUE(attach->load);
   EXPECT_EQ(attach->device, "cpu");
   EXPECT_EQ(attach->component, "");
+  // As a broker answers that does not know the field 'outcome'.
+  const auto old =
+      Reply::decode(map({{"v", uint(2)},
+                         {"request_id", str("a")},
+                         {"success", kTrue},
+                         {"data", map({{"lease", uint(7)}, {"model", str("m")}, {"blocks", array({})}})}}));
+  ASSERT_TRUE(old) << old.error().message;
+  const auto attached = old->data<AttachReply>();
+  ASSERT_TRUE(attached) << attached.error().message;
+  EXPECT_EQ(attached->lease, 7);
+  EXPECT_EQ(attached->outcome, "");
 }
 
 TEST(FrameTest, ANumberMayBeAnyNumber) {

@@ -44,11 +44,13 @@ struct BlockGrant {
 struct AttachReply {
   std::uint64_t lease = 0;
   std::string model;
+  std::string outcome;  // the load reply's
   std::vector<BlockGrant> blocks;
   template <class Self, class F>
   static void fields(Self& self, F&& f) {
     f("lease", self.lease);
     f("model", self.model);
+    f("outcome", self.outcome);
     f("blocks", self.blocks);
   }
 };
