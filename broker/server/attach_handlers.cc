@@ -78,6 +78,7 @@ void Server::attach(Session& session, const wire::Attach& data, const Reply<wire
   auto ask = ask_for(session, data.model, data.file);
   if (!ask) return reply.error(ask.error());
   ask->any_name = true;  // who attaches by path wants the weights, whatever they are called
+  ask->look_only = !data.load;
   ask->until = reply.deadline();
   attach_by_load(std::move(*ask), reply, "");
 }

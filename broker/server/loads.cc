@@ -30,6 +30,7 @@ Loads::AskId Loads::start(Ask ask, Done done) {
   waiter->pin = ask.pin;
   waiter->retry = ask.retry;
   waiter->any_name = ask.any_name;
+  waiter->look_only = ask.look_only;
   waiter->keep_alive = ask.keep_alive;
   waiter->until = ask.until;
   waiter->only = ask.only;
@@ -91,6 +92,12 @@ void Loads::identified(const WaiterPtr& asking, Fd file, const Result<Look>& loo
     ++books_.hits;
     finish(waiter, *resident, outcome);
     return drain_if_nameless(*resident);
+  }
+  if (waiter.look_only) {
+    return waiter.done(
+        fail(ErrorCode::kNotFound, "'" + wire::printable(waiter.path) +
+                                       "' is not resident, and an attach with 'load: false' loads nothing: load it "
+                                       "with 'modelbroker load FILE', or attach without 'load: false'"));
   }
   ++books_.misses;
   const auto running = std::ranges::find_if(

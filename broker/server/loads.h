@@ -45,8 +45,9 @@ class Loads {
     std::string name;  // empty: the name it has, else default_name()
     std::string type;
     bool pin = false;
-    bool retry = false;     // also if brokers died of it
-    bool any_name = false;  // a free one, if default_name() is taken
+    bool retry = false;      // also if brokers died of it
+    bool any_name = false;   // a free one, if default_name() is taken
+    bool look_only = false;  // not_found at once where it is not resident: no load begins, and none is waited for
     std::optional<Duration> keep_alive;
     std::optional<TimePoint> until;    // how long it may wait for room
     std::optional<FileIdentity> only;  // failed_precondition if it is another file by now
@@ -101,7 +102,7 @@ class Loads {
   struct Waiter : Claim {
     AskId id = 0;
     SessionId session = 0;
-    bool pin = false, retry = false;
+    bool pin = false, retry = false, look_only = false;
     std::optional<Duration> keep_alive;
     std::optional<TimePoint> until;
     std::optional<FileIdentity> only;

@@ -241,12 +241,14 @@ def test_what_the_group_cannot_read_is_its_users_alone(
     # A descriptor that Bob was given does not make it his.
     held = os.open(path, os.O_RDONLY)
 
-    def loads_what_he_was_given() -> str:
+    def uses_what_he_was_given() -> list[str]:
         with Caller(broker) as caller:
+            path, file = "/b/p.safetensors", caller.offer_descriptor(held)
+            loads = caller.code("model.load_model", path=path, file=file, name="b")
             file = caller.offer_descriptor(held)
-            return caller.code("model.load_model", path="/b/p.safetensors", file=file, name="b")
+            return [loads, caller.code("model.attach", model=path, file=file, load=False)]
 
-    assert as_user(BOB, loads_what_he_was_given) == "permission_denied"
+    assert as_user(BOB, uses_what_he_was_given) == ["permission_denied"] * 2
     os.close(held)
 
 
