@@ -147,11 +147,11 @@ class Memory:
             self._entries = decode_manifest(memoryview(raw), header)[1]
         return self._entries
 
-    def again(self, timeout: float | None = 30.0) -> Memory:
+    def again(self, timeout: float | None = 5.0) -> Memory:
         """Another private mapping of this block, kept by the same lease: the block's own bytes.
 
-        Opened by the block's path, or by the broker where that leads elsewhere; ModelBrokerError
-        where neither works.
+        Opened by the block's path, or by the broker where that leads elsewhere, which is waited for
+        up to `timeout` seconds; ModelBrokerError where neither works.
         """
         header = self._known_header()
         descriptor = self._open_again(header.block, Deadline(timeout))

@@ -63,7 +63,8 @@ def a_pipeline(module: Any, _: modelbroker.Weights) -> Any:
 
 def as_safetensors_slices(_: Any, weights: modelbroker.Weights) -> Any:
     """Slices of one storage over the whole block, seen as what they are."""
-    (memory,) = (one for one in _memory.live() if set(one.entries()) == set(weights))
+    memory = _memory.find(weights["2.bias"].torch().data_ptr())
+    assert memory is not None
     assert memory.header is not None
     whole = torch.from_numpy(np.asarray(memory)).untyped_storage()
     made = {}
@@ -163,6 +164,23 @@ def test_it_keeps_nothing_alive(broker: BrokerProcess, weights: modelbroker.Weig
     assert broker.books()["leases"] == 0
     assert (found.written(), found.written_bytes, found.restore()) == ([], 0, 0)
     assert found.shared_bytes == ALL
+
+
+def test_without_pagemap_and_block_what_is_written_is_not_known(
+    broker: BrokerProcess, module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "open_pagemap", lambda: -1)
+    monkeypatch.setattr(pages, "read_smaps", lambda: "")
+    monkeypatch.setattr(_memory.Memory, "again", unavailable)
+    assert broker.alive()
+    found = shared(module)
+    assert "of which an unknown part written" in str(found)
+    with pytest.raises(modelbroker.UnavailableError):
+        found.written()
+
+
+def unavailable(*_: object) -> None:
+    raise modelbroker.UnavailableError("no broker")
 
 
 # ---- why

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from .. import _memory
-from .._errors import NotFoundError
+from .._errors import ModelBrokerError, NotFoundError
 from .._memory import Memory
 from . import writes
 from .intervals import Covered, Range
@@ -103,7 +103,7 @@ class Shared:
         sharing = f"{_size(self.shared_bytes)} ({_percent(self.shared_bytes, total)})"
         lines = [
             f"{_size(total)} in {self.tensors} tensors",
-            f"  shared {sharing}, of which {_size(self.written_bytes)} written",
+            f"  shared {sharing}, of which {self._written_in_words()} written",
             f"  copied {_size(self.copied_bytes)} ({_percent(self.copied_bytes, total)})",
         ]
         lines += [
@@ -114,6 +114,12 @@ class Shared:
         if rest:
             lines.append(f"    {_size(sum(one.bytes for one in rest)):>8}  in {len(rest)} others")
         return "\n".join(lines)
+
+    def _written_in_words(self) -> str:
+        try:
+            return _size(self.written_bytes)
+        except ModelBrokerError:  # no pagemap, and no block to compare with
+            return "an unknown part"
 
     def __repr__(self) -> str:
         return f"<Shared {self.shared_bytes} of {self.bytes} bytes>"
