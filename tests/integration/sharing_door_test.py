@@ -346,6 +346,14 @@ def test_what_is_left_out(sharing: Sharing, tmp_path: Path) -> None:
         assert why in record_of(path).why or not why, record_of(path).why
 
 
+def test_all_of_it_is_switched_off(
+    model: Path, sharing: Sharing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODELBROKER_AUTO", "0")
+    with sharing():
+        assert not is_shared(load_file(model)["matrix"])
+
+
 def test_torch_load_is_stock_and_the_report_says_so(sharing: Sharing, tmp_path: Path) -> None:
     for mapped in (True, False):
         path = tmp_path / f"{mapped}.pt"

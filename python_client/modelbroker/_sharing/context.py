@@ -6,6 +6,7 @@ that context calls, and to the threads that are started inside it.
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +15,7 @@ from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
+from . import imports
 from .settings import Settings, bytes_of
 
 _block: ContextVar[Settings | None] = ContextVar("modelbroker_sharing", default=None)
@@ -24,7 +26,7 @@ _threads: weakref.WeakKeyDictionary[threading.Thread, Settings] = weakref.WeakKe
 
 def current() -> Settings | None:
     """How the caller shares; None where it does not."""
-    return _block.get() or _everywhere or _threads.get(threading.current_thread())
+    return _block.get() or _threads.get(threading.current_thread()) or _everywhere
 
 
 def is_inside() -> bool:
@@ -60,11 +62,11 @@ def sharing(
     `only` and `skip`: patterns of paths, as in "*/unet/*". `min_size`: smaller files are loaded as
     ever (1 MiB; bytes or "500MB"). `resident_only`: attach to what is in memory, load nothing.
     `endpoint`: another broker than the usual one. What is not given is as `modelbroker.run` and its
-    variables say.
+    variables say; MODELBROKER_AUTO=0 switches this off too.
     """
-    from . import imports
-    from .door import install
-
+    if os.environ.get("MODELBROKER_AUTO") == "0":
+        yield
+        return
     settings = _block.get() or _everywhere or Settings.from_environment()
     given: dict[str, Any] = {
         "only": tuple(only) or None,
@@ -74,13 +76,19 @@ def sharing(
         "endpoint": endpoint,
     }
     settings = replace(settings, **{key: x for key, x in given.items() if x is not None})
-    imports.when_imported("torch", lambda _: install())
+    imports.when_imported("torch", _open_the_door)
     _follow_threads()
     token = _block.set(settings)
     try:
         yield
     finally:
         _block.reset(token)
+
+
+def _open_the_door(_: object) -> None:
+    from .door import install  # it imports torch
+
+    install()
 
 
 def _follow_threads() -> None:

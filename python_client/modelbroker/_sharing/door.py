@@ -55,6 +55,7 @@ def install(everywhere: Settings | None = None) -> None:
         return
     load_state.install()
     imports.when_imported("safetensors", proof.try_safetensors)
+    imports.when_imported("flashpack", proof.note_flashpack)
 
 
 def _open(original: Any, settings: Settings, arguments: Any, named: Any) -> torch.UntypedStorage:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .._errors import ModelBrokerError
+from .._errors import ModelBrokerError, NotFoundError
 from .._weights import Weights
 from .attacher import attacher
 from .ledger import FileRecord
@@ -94,14 +94,23 @@ class Opening:
         descriptor = self._same_file()
         try:
             data = _data_of_safetensors(descriptor, self._identity.size)
-            label, load = self.path, not self._settings.resident_only
-            weights = attacher(self._settings.endpoint).attach(descriptor, label, load=load)
+            weights = self._weights(descriptor)
             # Read by the broker between these two looks: the bytes are those of this file.
             if Identity.of(os.fstat(descriptor)) != self._identity:
                 raise NotShared("the file was changed while it was opened")
         finally:
             os.close(descriptor)
         self._take(weights, data)
+
+    def _weights(self, descriptor: int) -> Weights:
+        load = not self._settings.resident_only
+        try:
+            return attacher(self._settings.endpoint).attach(descriptor, self.path, load=load)
+        except NotFoundError:
+            if load:
+                raise
+            why = "not in the broker's memory, and --resident-only loads nothing"
+            raise NotShared(why, "resident") from None
 
     def _same_file(self) -> int:
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY

@@ -40,6 +40,11 @@ class Proving(torch.UntypedStorage):
         return _original_getitem(self, index)
 
 
+def note_flashpack(_: ModuleType) -> None:
+    """Of `from_pretrained(use_flashpack=True)`."""
+    _other_ways.append("flashpack")
+
+
 def is_under_way() -> bool:
     """Whether the caller is a trial of ours."""
     return _asked.get() is not None
