@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import modelbroker
+from modelbroker._dtypes import DTYPES as FORMAT_WORDS
 from support import files
 from support.broker import BrokerProcess
 from support.sharing import bits, is_shared, outcome_of, record_of, safe_open
@@ -76,6 +77,21 @@ def test_all_of_a_file_is_the_brokers(model: Path, sharing: Sharing) -> None:
         assert is_shared(shared[name]) or tensor.numel() == 0, name
         assert not is_shared(tensor), name
     assert record_of(model).shared
+
+
+@pytest.mark.parametrize("word", [*FORMAT_WORDS, "F12"])
+def test_every_dtype_of_the_format_is_as_stock(sharing: Sharing, tmp_path: Path, word: str) -> None:
+    """Also where this safetensors, or torch, has no such type."""
+    bits_of_one = FORMAT_WORDS[word].bits if word in FORMAT_WORDS else 8
+    data = bytes(i % 2 for i in range(8 * 24 * bits_of_one // 8))
+    path = files.write(tmp_path / "m.safetensors", {"a": (word, [8, 24], data)})
+
+    def read() -> Any:
+        return bits(load_file(path)["a"])
+
+    stock = outcome_of(read)
+    with sharing():
+        assert outcome_of(read) == stock
 
 
 SLICES: dict[str, Any] = {

@@ -257,6 +257,19 @@ def test_training_in_place_is_its_process_own(shared: BrokerProcess, tmp_path: P
     assert record.in_use == 2 * 1_000_000
 
 
+def test_what_nobody_has_any_more_is_given_back(broker: BrokerProcess, tmp_path: Path) -> None:
+    path = files.write_random(tmp_path / "m.safetensors", 1)
+    with inside(broker):
+        opening = safe_open(path, framework="pt")
+    tensors = [opening.get_tensor("t0"), opening.get_slice("t1")[5:9]]
+    del opening
+    assert broker.books()["leases"] == 1
+    assert record_of(path).in_use == 500_000  # a slice of a tensor holds all of it
+    tensors.clear()
+    wait_until(lambda: broker.books()["leases"] == 0)
+    assert record_of(path).in_use == 0
+
+
 def test_a_forked_child_has_what_was_loaded_and_loads_for_itself(
     shared: BrokerProcess, tmp_path: Path
 ) -> None:
