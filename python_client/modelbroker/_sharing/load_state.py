@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from .._errors import ModelBrokerError
 from . import context
-from .twins import PLAIN, Twins, is_dense, over
+from .twins import PLAIN, Twins, is_dense, is_watched, is_watched_below, over
 from .writes import restore
 
 _COPY = torch.Tensor.copy_
@@ -65,17 +65,8 @@ def _may_share() -> bool:
     return (
         context.is_inside()
         and not getattr(_thread, "is_loading", False)  # otherwise the outer call's mode serves
-        and not torch.compiler.is_compiling()
-        and not _is_watched()
+        and not is_watched()
     )
-
-
-def _is_watched() -> bool:
-    """Whether a mode sees each call of torch: it would miss the copies that do not happen."""
-    from torch.utils._device import DeviceContext  # of `with torch.device(...)`, which may
-
-    stack: Callable[[], list[Any]] = torch.overrides._get_current_function_mode_stack
-    return not all(isinstance(mode, DeviceContext) for mode in stack())
 
 
 @contextmanager
@@ -182,9 +173,7 @@ def _is_written_plainly(parameter: torch.Tensor) -> bool:
         and not torch.is_inference_mode_enabled()
         and not parameter.is_inference()
         and parameter.is_leaf
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and torch.autograd.forward_ad._current_level < 0
+        and not is_watched_below()
     )
 
 

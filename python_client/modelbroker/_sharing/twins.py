@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -139,3 +141,21 @@ def over(address: int, nbytes: int) -> _memory.Memory | None:
     if memory is None or address + nbytes > memory.address + memory.size:
         return None
     return memory
+
+
+def is_watched() -> bool:
+    """Whether a mode of torch's sees each call: it would miss the copies that are not made."""
+    from torch.utils._device import DeviceContext  # of `with torch.device(...)`, which may
+
+    stack: Callable[[], list[Any]] = torch.overrides._get_current_function_mode_stack
+    others = [mode for mode in stack() if not isinstance(mode, DeviceContext)]
+    return bool(others) or torch.compiler.is_compiling() or is_watched_below()
+
+
+def is_watched_below() -> bool:
+    """The same of those that see the operators: fake tensors, vmap, forward mode."""
+    return (
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+    )
