@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from . import context, imports, load_state, proof, report
+from . import context, converters, imports, load_state, proof, report
 from .ledger import ledger
 from .opened import Identity, Opened, Opening
 from .settings import Settings
@@ -56,6 +56,7 @@ def install(everywhere: Settings | None = None) -> None:
     load_state.install()
     imports.when_imported("safetensors", proof.try_safetensors)
     imports.when_imported("flashpack", proof.note_flashpack)
+    imports.when_imported("diffusers.loaders.single_file_utils", lambda _: converters.install())
 
 
 def _open(original: Any, settings: Settings, arguments: Any, named: Any) -> torch.UntypedStorage:
