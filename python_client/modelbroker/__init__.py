@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     )
     from ._events import Event, EventStream
     from ._models import Holder, Loaded, Model, Scrubbed, ScrubbedModel, Status, Tier, Unloaded
-    from ._sharing.context import sharing
+    from ._sharing.block import sharing
     from ._sharing.shared import shared
     from ._weights import TensorView, Weights
 
@@ -112,7 +112,7 @@ _HOMES = {
             "Tier",
             "Unloaded",
         ),
-        "_sharing.context": ("sharing",),
+        "_sharing.block": ("sharing",),
         "_sharing.shared": ("shared",),
         "_weights": ("TensorView", "Weights"),
     }.items()
