@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from modelbroker._sharing import context, load_state
+from modelbroker._sharing import context, load_state, pages, twins
 from support.blocks import is_over_block, mapped
 
 Tensors: TypeAlias = "dict[str, torch.Tensor]"
@@ -380,6 +381,16 @@ def test_a_block_that_cannot_be_opened_again_is_copied(map_tensors: Map, tmp_pat
         assert not is_over_block(value)
 
 
+def test_it_looks_as_before() -> None:
+    wrapped: Any = nn.Module.load_state_dict
+    load_state.install()
+    now: Any = nn.Module.load_state_dict
+    assert now is wrapped, "installed once"
+    assert inspect.signature(wrapped) == inspect.signature(original)
+    assert (wrapped.__qualname__, wrapped.__doc__) == (original.__qualname__, original.__doc__)
+    assert wrapped.__wrapped__ is original
+
+
 def test_assign_is_torchs(map_tensors: Map) -> None:
     module = Plain()
     tensors = map_tensors(values_for(module))
@@ -409,16 +420,36 @@ def test_nobody_sees_anothers_writes(map_tensors: Map) -> None:
     assert torch.equal(module.table, right["table"])
 
 
-def test_one_value_for_two_parameters_is_two(map_tensors: Map) -> None:
-    module = nn.ModuleDict({"one": nn.Linear(4, 4, bias=False), "two": nn.Linear(4, 4, bias=False)})
-    value = map_tensors({"value": torch.randn(4, 4)})["value"]
+def test_values_that_overlap_become_parameters_that_do_not(map_tensors: Map) -> None:
+    rows = {"one": (0, 4), "two": (0, 4), "three": (2, 6), "four": (4, 8), "five": (0, 4)}
+    module = nn.ParameterDict({name: torch.zeros(4, 4) for name in rows})
+    value = map_tensors({"value": torch.randn(8, 4)})["value"]
     right = value.clone()
-    module.load_state_dict({"one.weight": value, "two.weight": value})
-    one, two = module.parameters()
-    assert is_over_block(one)
-    assert is_over_block(two)
-    fill(one, 3)
-    assert torch.equal(two, right)
+    module.load_state_dict({name: value[start:end] for name, (start, end) in rows.items()})
+    for number, parameter in enumerate(module.values()):
+        assert is_over_block(parameter)
+        fill(parameter, number)
+    for number, parameter in enumerate(module.values()):
+        assert bool((parameter == number).all())
+    assert torch.equal(value, right)
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_without_pagemap_values_are_compared(
+    map_tensors: Map, monkeypatch: pytest.MonkeyPatch, written: bool
+) -> None:
+    def closed() -> int:
+        raise PermissionError
+
+    for user in (pages, twins):
+        monkeypatch.setattr(user, "open_pagemap", closed)
+    module = Plain()
+    tensors = map_tensors(values_for(module))
+    if written:
+        fill(tensors["weight"], 3)
+    module.load_state_dict(tensors)
+    assert is_over_block(module.weight) != written
+    assert torch.equal(module.weight, tensors["weight"])
 
 
 @pytest.mark.parametrize("size", [(4, 6), (300, 41)])  # a part of a page; pages and two edges

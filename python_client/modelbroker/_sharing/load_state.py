@@ -6,7 +6,9 @@ device agree, and where nobody can tell the difference, because nothing else loo
 parameter's memory. All else is copied as ever, and all that torch does around it (hooks, overrides,
 errors) is torch's. The parameter stays the same object; its version counter grows as by a copy.
 
-As in torch, nothing may compute with a module while it is loaded. Imports torch.
+As in torch, nothing may compute with a module while it is loaded. A value begins where it does in
+the file, not at a multiple of 64 bytes, so the last bit of a product may be another one than with a
+copy, as it may with a mapping of the file that is assigned. Imports torch.
 """
 
 from __future__ import annotations
