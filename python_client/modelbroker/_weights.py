@@ -12,7 +12,7 @@ from ._apply import AppliedReport, apply
 from ._block import Entry, Header, decode_manifest
 from ._dtypes import Bytes, for_torch, imported_torch, numpy_dtype, torch_maker
 from ._errors import FailedPreconditionError, NotFoundError
-from ._sharing.writes import restore, restore_all, tensor_ranges, written_names
+from ._writes import restore, restore_all, tensor_ranges, written_names
 
 if TYPE_CHECKING:
     import torch

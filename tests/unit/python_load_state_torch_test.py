@@ -15,7 +15,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from modelbroker._sharing import context, load_state, pages, twins
+from modelbroker import _pages as pages
+from modelbroker._sharing import context, load_state, twins
 from support.blocks import is_over_block, mapped
 
 Tensors: TypeAlias = "dict[str, torch.Tensor]"

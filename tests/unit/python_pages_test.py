@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 import modelbroker
+from modelbroker import _intervals as intervals
 from modelbroker import _memory
+from modelbroker import _pages as pages
 from modelbroker._dtypes import Bytes
-from modelbroker._sharing import intervals, pages
 from support import files
 from support.broker import BrokerProcess
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 import modelbroker
-from modelbroker._sharing import pages, writes
+from modelbroker import _pages as pages
+from modelbroker import _writes as writes
 from modelbroker._sharing.shared import shared
 from support import files
 from support.broker import BrokerProcess, run_python

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import modelbroker
 from modelbroker import _memory
-from modelbroker._sharing import pages
+from modelbroker import _pages as pages
 from modelbroker._sharing.shared import Shared, shared
 from support import files
 from support.broker import BrokerProcess

@@ -75,7 +75,7 @@ class FileRecord:
     @property
     def written(self) -> int:
         """Bytes of pages over the mappings that became this process's own."""
-        from .pages import written_bytes
+        from .._pages import written_bytes
 
         return sum(written_bytes(memory.address, memory.size) for memory in list(self._mappings))
 

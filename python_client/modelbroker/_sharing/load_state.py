@@ -25,9 +25,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from .._errors import ModelBrokerError
+from .._writes import restore
 from . import context
 from .twins import PLAIN, Twins, is_dense, is_watched, is_watched_below, over
-from .writes import restore
 
 _COPY = torch.Tensor.copy_
 # Functions that still have all of a module's parameters in a variable when they call

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from .. import _memory
+from .. import _writes as writes
 from .._errors import ModelBrokerError, NotFoundError
+from .._intervals import Covered, Range
 from .._memory import Memory
-from . import writes
-from .intervals import Covered, Range
 from .placed import Located, located, nominal_bytes
 from .reasons import Reasons
 from .walk import tensors_of

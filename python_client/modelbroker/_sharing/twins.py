@@ -17,9 +17,9 @@ import torch
 from .. import _memory
 from .._dtypes import DTYPES, Bytes, torch_maker
 from .._errors import ModelBrokerError
-from .intervals import PAGE
+from .._intervals import PAGE
+from .._pages import open_pagemap, written_ranges
 from .ledger import ledger
-from .pages import open_pagemap, written_ranges
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)  # no other subclass
 

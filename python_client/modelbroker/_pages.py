@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import _memory
-from .intervals import PAGE, Range, intersected, merged, pages_of, size
+from . import _memory
+from ._intervals import PAGE, Range, intersected, merged, pages_of, size
 
 _ENTRY = 8
 _AT_ONCE = 1 << 16  # entries: they stay in the CPU's cache from the read to the last look

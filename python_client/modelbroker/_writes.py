@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from .._block import Entry
-from .._dtypes import Bytes
-from .._errors import ModelBrokerError
-from .._memory import Memory
-from .intervals import PAGE, Range, intersected, merged, pages_of, size, subtracted
-from .pages import own_ranges, written_bytes, written_ranges
+from ._block import Entry
+from ._dtypes import Bytes
+from ._errors import ModelBrokerError
+from ._intervals import PAGE, Range, intersected, merged, pages_of, size, subtracted
+from ._memory import Memory
+from ._pages import own_ranges, written_bytes, written_ranges
 
 _BROKER_SECONDS = 5.0  # where the block cannot be opened by its path
 _MADV_DONTNEED, _MADV_DONTNEED_LOCKED = 4, 24
