@@ -12,11 +12,12 @@ import json
 import os
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+import weight_memory
 
 SENTENCES = [
     "The broker loads a model once and every worker shares it.",
@@ -100,21 +101,6 @@ def touch(tensors: dict[str, torch.Tensor]) -> int:
     return found
 
 
-def weight_memory(tensors: dict[str, torch.Tensor]) -> int:
-    """PSS of the mappings that hold the tensors: what this process's weights really cost."""
-    addresses = np.sort(np.array([tensor.data_ptr() for tensor in tensors.values()], np.uint64))
-    total, counts = 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        word = line.split(" ", 1)[0]
-        if "-" in word and not word.endswith(":"):
-            begin, end = (int(part, 16) for part in word.split("-"))
-            first = int(np.searchsorted(addresses, np.uint64(begin)))
-            counts = first < len(addresses) and int(addresses[first]) < end
-        elif word == "Pss:" and counts:
-            total += int(line.split()[1]) * 1024
-    return total
-
-
 def measure(which: str, path: str, endpoint: str) -> None:
     """Times getting at the weights and touching them; then tells its memory when it is asked."""
     if which == "broker":
@@ -128,7 +114,7 @@ def measure(which: str, path: str, endpoint: str) -> None:
     touch(tensors)
     say(opened=opened - began, seconds=time.perf_counter() - began)
     for _ in sys.stdin:
-        say(memory=weight_memory(tensors))
+        say(memory=weight_memory.at(tensor.data_ptr() for tensor in tensors.values()))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import transformers
 from safetensors.torch import load_file, load_model, save_file
 
 import modelbroker
-from support import pipelines
+import small_models
 from support.broker import BrokerProcess
 from support.sharing import bits
 
@@ -93,8 +93,8 @@ def _quiet(pipe: Any) -> Any:
 
 
 def _make_single_file(folder: Path) -> None:
-    pipelines.sdxl(folder / "pipeline")
-    pipelines.ldm_single_file(folder / "pipeline", folder / "ldm.safetensors")
+    small_models.sdxl(folder / "pipeline")
+    small_models.ldm_single_file(folder / "pipeline", folder / "ldm.safetensors")
 
 
 def _paint(pipe: Any) -> Any:
@@ -191,11 +191,11 @@ CASES = {
         pixel_values=PIXELS,
     ),
     "sentence-transformers": Case(
-        lambda folder: pipelines.sentence_model(folder / "m"),
+        lambda folder: small_models.sentence_model(folder / "m"),
         lambda folder: _sentences(folder / "m"),
         _embed,
     ),
-    "diffusers": Case(pipelines.sdxl, _pipeline, _paint),
+    "diffusers": Case(small_models.sdxl, _pipeline, _paint),
     "diffusers, a single file": Case(_make_single_file, _single_file, _paint, copied=0.01),
     "accelerate, dispatched": Case(_bert().make, _accelerated, _bert().run),
     "accelerate, in place": Case(_bert().make, _accelerated_without_a_map, _bert().run),

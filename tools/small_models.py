@@ -1,12 +1,18 @@
 """Small models of every kind that programs load, made from configurations: no network, no download.
 
+small_models.py FOLDER                  all of them: FOLDER/bert, FOLDER/sentences, FOLDER/pipeline,
+                                        FOLDER/ldm.safetensors (made from FOLDER/pipeline)
+small_models.py FOLDER pipeline --wide 3    this one; its widest part has 9 times the weights
+
 Each is the same at every call: seeded. Each of their files is larger than 1 MiB, below which
 nothing is shared unless it is asked for.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +20,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from support import ldm_layout
+import ldm_layout
 
 WIDTH = 96  # of SDXL's first text encoder
 WIDTH_2 = 128  # of the second: diffusers tells them apart by it
@@ -67,11 +73,11 @@ def _diffusers() -> Any:
     return diffusers
 
 
-def _unet() -> Any:
+def _unet(wide: int) -> Any:
     return (
         _diffusers()
         .UNet2DConditionModel(
-            block_out_channels=(32, 64, 128),
+            block_out_channels=(32 * wide, 64 * wide, 128 * wide),
             layers_per_block=2,
             sample_size=8,
             in_channels=4,
@@ -108,7 +114,7 @@ def _vae() -> Any:
     )
 
 
-def _sdxl_pipeline(folder: Path) -> Any:
+def _sdxl_pipeline(folder: Path, wide: int) -> Any:
     diffusers = _diffusers()
     with torch.random.fork_rng():
         torch.manual_seed(_SEED)
@@ -118,15 +124,18 @@ def _sdxl_pipeline(folder: Path) -> Any:
             text_encoder_2=_text_encoder(transformers.CLIPTextModelWithProjection, WIDTH_2, 10),
             tokenizer=_clip_tokenizer(folder / "tokenizer"),
             tokenizer_2=_clip_tokenizer(folder / "tokenizer_2"),
-            unet=_unet(),
+            unet=_unet(wide),
             scheduler=diffusers.DDIMScheduler(clip_sample=False),
             add_watermarker=False,
         )
 
 
-def sdxl(folder: Path) -> None:
-    """A StableDiffusionXLPipeline of 12 M parameters that paints 16 by 16, in safetensors files."""
-    _sdxl_pipeline(folder).save_pretrained(folder)
+def sdxl(folder: Path, wide: int = 1) -> None:
+    """A StableDiffusionXLPipeline that paints 16 by 16, in safetensors files.
+
+    It has 12 M parameters, and with a UNet that is `wide` times as wide about 9 M * wide^2 more.
+    """
+    _sdxl_pipeline(folder, wide).save_pretrained(folder)
 
 
 def ldm_single_file(folder: Path, file: Path) -> None:
@@ -189,3 +198,35 @@ def sentence_model(folder: Path) -> None:
         dense: Any = modules.Dense(128, 4096)
     layers = [modules.Transformer(str(inner), max_seq_length=64), modules.Pooling(128), dense]
     SentenceTransformer(modules=layers, device="cpu").save(str(folder))
+
+
+def _kinds(folder: Path, wide: int) -> dict[str, Callable[[], None]]:
+    """Each one's maker; in this order, since the single file is made from the pipeline."""
+    return {
+        "bert": lambda: bert(folder / "bert"),
+        "sentences": lambda: sentence_model(folder / "sentences"),
+        "pipeline": lambda: sdxl(folder / "pipeline", wide),
+        "ldm": lambda: ldm_single_file(folder / "pipeline", folder / "ldm.safetensors"),
+    }
+
+
+def main() -> None:
+    makers = _kinds(Path(), 1)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="where they go")
+    parser.add_argument("which", nargs="*", help=f"of {', '.join(makers)}; all of them without it")
+    parser.add_argument("--wide", type=int, default=1, help="a wider pipeline")
+    arguments = parser.parse_args()
+    wrong = [which for which in arguments.which if which not in makers]
+    if wrong or arguments.wide < 1:
+        parser.error(f"no such model: {wrong[0]}" if wrong else "--wide is 1 or more")
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    for kind, make in _kinds(arguments.folder, arguments.wide).items():
+        if not arguments.which or kind in arguments.which:
+            make()
+
+
+if __name__ == "__main__":
+    main()
