@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import modelbroker
@@ -327,3 +328,22 @@ def test_it_prints_the_totals_and_the_ten_largest_copies(module: Any) -> None:
 def test_every_name_of_a_copied_tensor_is_known_to_restore(module: Any) -> None:
     module[0].weight = torch.nn.Parameter(module[0].weight.detach().clone())
     assert shared(module).restore(["0.weight", "0.bias"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "reason"),
+    [
+        ("converted", {}, "float32 here, float16 in the file"),
+        ("left-out", {"skip": ["*"]}, "its file is not shared: in --skip"),
+        ("deleted", {}, UNKNOWN),
+    ],
+)
+def test_the_reason_is_known_where_no_mapping_is_left(
+    broker: BrokerProcess, tmp_path: Path, name: str, options: Any, reason: str
+) -> None:
+    path = files.write(tmp_path / "m.safetensors", {name: ("F16", [100], bytes(200))})
+    with modelbroker.sharing(endpoint=broker.endpoint, min_size=0, **options):
+        converted = {name: load_file(path)[name].float()}
+    if name == "deleted":
+        path.unlink()
+    assert shared(converted).copied == [(name, 400, reason)]

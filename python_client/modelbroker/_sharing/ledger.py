@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .._memory import Memory
 
+_NEVER_READ = "opened, never read"
 _ROOM = 1000  # of pieces counted, at least, before those that are gone are taken out
 
 
@@ -32,7 +33,7 @@ class FileRecord:
         self.size = size
         self.shared = False
         self.outcome = ""  # of the first attach: "loaded" by the broker now, "resident", ...
-        self.why = "opened, never read"  # of what is not shared
+        self.why = _NEVER_READ  # of what is not shared
         self.handed_out = 0
         self._pieces: list[Piece] = []
         self._room = _ROOM
@@ -66,6 +67,16 @@ class FileRecord:
         if len(self._pieces) > self._room:
             self._pieces = [piece for piece in self._pieces if piece() is not None]
             self._room = 2 * len(self._pieces) + _ROOM
+
+    @property
+    def was_read(self) -> bool:
+        """By an open that was noticed; not of a file that the program only looked at."""
+        return self.shared or self.why != _NEVER_READ
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether a mapping of its block still lives."""
+        return len(self._mappings) > 0
 
     @property
     def in_use(self) -> int:

@@ -8,21 +8,38 @@ from typing import Any
 from .._block import Entry
 from .._dtypes import DTYPES
 from .._memory import Memory
+from .headers import entries_of
+from .ledger import ledger
 
 _UNKNOWN = "in no attached file under this name"
 _COPIED = "copied by the program"
 
 
 class Reasons:
-    """Compares tensors with those of the same name in the files that are attached."""
+    """Compares tensors with those of the same name in the files that are attached.
+
+    And in those that were opened inside sharing: where the program converted or copied all that it
+    read of a file, no mapping of it is left.
+    """
 
     def __init__(self, memories: Iterable[Memory]) -> None:
         self._by_suffix: dict[str, list[Entry]] = {}
+        self._stock: dict[int, str] = {}  # by the id of an entry: why its file is not shared
         blocks = {m.header.block: m for m in memories if m.header is not None}
         for memory in blocks.values():
             for entry in memory.entries().values():
-                for suffix in _suffixes(entry[0]):
-                    self._by_suffix.setdefault(suffix, []).append(entry)
+                self._add(entry)
+        for record in ledger.records():
+            if record.is_mapped or not record.was_read:
+                continue
+            for entry in entries_of(record.path, record.size):
+                self._add(entry)
+                if not record.shared:
+                    self._stock[id(entry)] = record.why
+
+    def _add(self, entry: Entry) -> None:
+        for suffix in _suffixes(entry[0]):
+            self._by_suffix.setdefault(suffix, []).append(entry)
 
     def of(self, name: str, tensor: Any) -> str:
         """The reason for a strided CPU tensor in memory that no broker keeps."""
@@ -30,7 +47,10 @@ class Reasons:
 
         with torch._C.DisableTorchFunctionSubclass():  # as in placed.py
             entry = self._entry_of(name, tensor)
-            return _UNKNOWN if entry is None else _difference(tensor, entry)
+            if entry is None:
+                return _UNKNOWN
+            stock = self._stock.get(id(entry))
+            return f"its file is not shared: {stock}" if stock else _difference(tensor, entry)
 
     def _entry_of(self, name: str, tensor: Any) -> Entry | None:
         """The tensor of a file whose name and this one end alike, one wholly in the other."""
