@@ -151,10 +151,14 @@ def test_without_a_broker_the_wait_is_paid_once(
 
 
 def test_a_broker_that_hangs_is_left_alone(
-    broker: BrokerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    broker: BrokerProcess,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("modelbroker._session._EXCHANGE_SECONDS", 0.5)
     monkeypatch.setattr(attacher, "_WAIT", 0.5)
+    opened._told.clear()
     path = files.write_random(tmp_path / "m.safetensors", 1)
     stock = bits(load_file(path)["t0"])
     with inside(broker):
@@ -164,6 +168,8 @@ def test_a_broker_that_hangs_is_left_alone(
             monkeypatch.setattr(modelbroker.Broker, "attach_open_file", None)
             assert bits(load_file(path)["t0"]) == stock  # does not ask
     assert "is stopped" in record_of(path).why
+    told = [record.message for record in caplog.records if record.name == "modelbroker"]
+    assert len([line for line in told if "weights are loaded as without" in line]) == 1
 
 
 @pytest.mark.parametrize("when", ["before it is read", "while it computes"])

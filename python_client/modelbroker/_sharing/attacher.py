@@ -50,7 +50,7 @@ class Attacher:
             self._forked()
         with self._lock:
             if time.monotonic() < self._left_alone_until:
-                raise UnavailableError(self._why)
+                raise BrokerHangsError(self._why)
             if self._broker is None:
                 try:
                     patience = _SHORT_WAIT if self._waited else _WAIT
