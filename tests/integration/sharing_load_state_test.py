@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import modelbroker
-from support import pipelines
+import small_models
 from support.broker import BrokerProcess
 from support.sharing import is_shared
 
@@ -154,7 +154,7 @@ def test_a_dict_that_is_kept_is_a_backup_also_without_the_broker(
 
 
 def test_a_sentence_model_is_shared(tmp_path: Path, sharing: Any) -> None:
-    pipelines.sentence_model(tmp_path / "model")
+    small_models.sentence_model(tmp_path / "model")
     path = str(tmp_path / "model")
     stock = sentences.SentenceTransformer(path, device="cpu")
     with sharing():

@@ -15,7 +15,7 @@ from diffusers.loaders import single_file_utils as utils
 from safetensors.torch import load_file, save_file
 
 import modelbroker
-from support import pipelines
+import small_models
 from support.broker import BrokerProcess
 from support.sharing import is_shared
 
@@ -45,8 +45,8 @@ def sharing(shared: BrokerProcess) -> Any:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("single") / "sdxl"
-    pipelines.sdxl(made)
-    pipelines.ldm_single_file(made, made.with_name("ldm.safetensors"))
+    small_models.sdxl(made)
+    small_models.ldm_single_file(made, made.with_name("ldm.safetensors"))
     return made
 
 
