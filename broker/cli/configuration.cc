@@ -231,8 +231,11 @@ Result<Config> read_configuration(const GivenFlags& flags) {
 }
 
 std::vector<std::string> unknown_variables() {
-  // For clients, for us, for tests (two); and what Kubernetes gives to pods beside a service called modelbroker.
-  constexpr std::array<std::string_view, 6> kOthers{"ENDPOINT", "CONFIG", "FAULTS", "TEST_", "SERVICE_", "PORT"};
+  // For clients, for us, for tests (two); for programs that share (docs/sharing.md); and what Kubernetes gives to pods
+  // beside a service called modelbroker.
+  constexpr std::array<std::string_view, 12> kOthers{"ENDPOINT",      "CONFIG", "FAULTS",   "TEST_",
+                                                     "AUTO",          "ONLY",   "SKIP",     "MIN_SIZE",
+                                                     "RESIDENT_ONLY", "REPORT", "SERVICE_", "PORT"};
   std::vector<std::string> unknown;
   for (char** entry = environ; *entry != nullptr; ++entry) {
     const std::string_view text = *entry;

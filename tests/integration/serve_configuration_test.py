@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from modelbroker._sharing.settings import Settings
 from support import files
 from support.broker import BrokerProcess, wait_until
 from support.workers import HOLDER, assert_right_bytes, crcs, workers
@@ -168,6 +169,8 @@ def test_a_variable_that_is_no_setting_is_told(make_broker: MakeBroker) -> None:
         "MODELBROKER_SERVICE_HOST": "10.0.0.1",
         "MODELBROKER_PORT_5555_TCP": "tcp://10.0.0.1:5555",
         "MODELBROKER_RAM_BUDGET": "100MiB",
+        **Settings(("a",), ("b",), 5, True, "ipc:///r/broker.sock", "-").to_environment(),
+        "MODELBROKER_AUTO": "1",
     }
     broker = make_broker(environment=environment).start()
     assert broker.books()["limit"] == 100 * MIB
