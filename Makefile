@@ -188,7 +188,7 @@ check: build deps ## formatters, linters, types, floors
 	$(PYTHON) tools/check_tests_built.py $(BUILD)/$(PRESET)
 
 tidy: build ## clang-tidy on the sources
-	printf '%s\n' $(CPP_UNITS) | xargs -P $(JOBS) -n 1 clang-tidy --quiet -p $(BUILD)/$(PRESET)
+	python3 tools/tidy.py --jobs $(JOBS) $(BUILD)/$(PRESET) $(CPP_UNITS)
 
 format: deps ## rewrite the sources as the formatters want them
 	clang-format -i $(CPP_SOURCES)
