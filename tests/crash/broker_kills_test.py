@@ -198,7 +198,7 @@ def test_names_and_pins_survive_a_kill_right_after_they_were_acknowledged(
         return [(model.name, model.aliases, model.pinned) for model in client.list()]
 
     with broker.connect() as client:
-        for _ in range(30):
+        for _ in range(10):
             assert after(lambda: client.load(path, "m")) == [("m", [], False)]
             assert after(lambda: client.load(path, "alias")) == [("m", ["alias"], False)]
             assert after(lambda: client.pin("alias")) == [("m", ["alias"], True)]
