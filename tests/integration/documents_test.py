@@ -1,4 +1,4 @@
-"""README, docs/python.md and docs/examples.md, followed to the letter, page by page in order."""
+"""README and those of docs/ that readers follow, followed to the letter, page by page in order."""
 
 from __future__ import annotations
 
@@ -11,12 +11,19 @@ from pathlib import Path
 import pytest
 
 import compiled_model
+import small_models
 from support import documents
 from support.broker import BINARY
 from support.examples import EXAMPLES
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "docs/python.md", "docs/examples.md")
+PAGES = (
+    "README.md",
+    "docs/python.md",
+    "docs/examples.md",
+    "docs/sharing.md",
+    "docs/migrating.md",
+)
 BLOCKS = {page: documents.blocks_of(page, (ROOT / page).read_text()) for page in PAGES}
 NOT_RUN = [block for blocks in BLOCKS.values() for block in blocks if block.not_run]
 
@@ -52,6 +59,12 @@ def test_every_block_of_the_page_does_what_it_says(
     if page == "docs/examples.md":  # what its first block of the C++ worker would make
         package = compiled_model.compiled_model(compiled_model.demo_model(), EXAMPLES)
         (folder / "minilm.compiled").symlink_to(package)
+    if page == "docs/sharing.md":
+        small_models.bert(folder / "bert")
+    if page == "docs/migrating.md":
+        small_models.bert(folder / "bert")
+        small_models.sdxl(folder / "painter")
+        small_models.ldm_single_file(folder / "painter", folder / "painter.safetensors")
     try:
         with documents.reader(folder, environment) as reader:
             for block in BLOCKS[page]:
