@@ -23,7 +23,7 @@ from pathlib import Path
 
 _MAX_UNITS = 8  # in a group: more save little, and every core needs work until the end
 
-_UNNAMED_NAMESPACE = re.compile(r"^namespace \{\n(.*?)^\}", re.DOTALL | re.MULTILINE)
+_UNNAMED_NAMESPACE = re.compile(r"^namespace \{\n(.*?)^\}  // namespace$", re.DOTALL | re.MULTILINE)
 # clang-format puts what a namespace declares at the left edge. A word too many does no harm.
 _DECLARED = re.compile(
     r"^(?! |return|template|using namespace)[\w:<>,&*\[\] ]*?(\w+)(?: ?[({=;]|\[)", re.MULTILINE

@@ -51,7 +51,8 @@ def test_units_that_share_no_name_are_checked_as_one(tmp_path: Path) -> None:
 
 
 def test_a_name_of_two_units_keeps_them_apart(tmp_path: Path) -> None:
-    assert run(tmp_path, project(tmp_path, a=GOOD, b=GOOD)) == (True, "", 2)
+    later = GOOD.replace("{\nint", "{\nint once(int x) {\n  return x;\n}\nint")
+    assert run(tmp_path, project(tmp_path, a=GOOD, b=later)) == (True, "", 2)
 
 
 @pytest.mark.parametrize(
