@@ -1,8 +1,8 @@
 """Shows the main job on real input, and says what it showed.
 
 A broker of the demo's own loads a real sentence-embedding model and a generated file of 2.7 GB.
-Workers, in Python and C++, attach, compute, are killed; the broker is killed; everything is
-measured in this run. Exit status 1 if a claim does not hold.
+Workers, in Python and C++, attach, compute, are killed; the broker is killed; unmodified programs
+share; everything is measured in this run. Exit status 1 if a claim does not hold.
 """
 
 from __future__ import annotations
@@ -10,10 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,71 +20,15 @@ from typing import Any
 
 import compiled_model
 import demo_cpp
+import demo_sharing
 import generate_model
-import modelbroker
+from demo_broker import DemoBroker
 from demo_parts import Claims, Worker, say
 from host import forget_cached, machine, meminfo
 
 _WORKERS = 4
 _ROUNDS = 5
 _COLD_ROUNDS = 3
-
-
-class DemoBroker:
-    """`modelbroker serve` in folders of its own: a broker of yours is not disturbed."""
-
-    def __init__(self, binary: str, folder: Path) -> None:
-        self.binary, self.folder = binary, folder
-        self.endpoint = f"ipc://{folder}/run/broker.sock"
-        self.environment = {**os.environ, "MODELBROKER_ENDPOINT": self.endpoint}
-        self.instance = f"demo-{os.getpid()}"
-        self.log = (folder / "broker.log").open("ab")
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> float:
-        """Seconds until it answers."""
-        began = time.perf_counter()
-        command = [self.binary, "serve", "--run-directory", str(self.folder / "run")]
-        self.process = subprocess.Popen(
-            [*command, "--instance", self.instance], stdout=self.log, stderr=self.log
-        )
-        modelbroker.connect(self.endpoint, timeout=30).close()
-        return time.perf_counter() - began
-
-    def kill(self) -> None:
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait()
-
-    def stop(self) -> None:
-        if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            self.process.wait()
-        self.log.close()
-        # The lock stays for the next broker of an instance; this one has no next.
-        Path(f"/dev/shm/modelbroker.{os.geteuid()}.{self.instance}.lock").unlink(missing_ok=True)
-
-    def cli(self, *arguments: str) -> Any:
-        done = subprocess.run(
-            [self.binary, *arguments, "--json"],
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-        return json.loads(done.stdout)
-
-    def leases(self) -> int:
-        found: int = self.cli("status")["tiers"]["ram"]["leases"]
-        return found
-
-    def wait_for_leases(self, count: int) -> bool:
-        end = time.monotonic() + 30
-        while self.leases() != count:
-            if time.monotonic() > end:
-                return False
-            time.sleep(0.05)
-        return True
 
 
 # ---- the machine
@@ -316,6 +257,8 @@ def main() -> int:
             say("Kill a worker, then let go")
             kill_a_worker(broker, workers, claims)
             clean_up(broker, workers, claims)
+            say("Programs that know nothing of modelbroker (one thread each)")
+            demo_sharing.show(arguments.broker, folder, claims)
         finally:
             for worker in workers:
                 worker.kill()

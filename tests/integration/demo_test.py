@@ -28,3 +28,4 @@ def test_every_claim_of_the_demo_holds_on_a_small_file() -> None:
     assert "Everything held." in done.stdout
     assert done.stdout.count("[ok]") >= 12
     assert "[ok] a C++ worker embeds alike" in done.stdout
+    assert "[ok] broker SIGKILLed while both paint" in done.stdout
