@@ -18,13 +18,6 @@ _NEVER_READ = "opened, never read"
 _ROOM = 1000  # of pieces counted, at least, before those that are gone are taken out
 
 
-class Piece(weakref.ref[Any]):
-    """A storage that was handed out, and its bytes."""
-
-    __slots__ = ("nbytes",)
-    nbytes: int
-
-
 class FileRecord:
     """Of one path."""
 
@@ -35,7 +28,7 @@ class FileRecord:
         self.outcome = ""  # of the first attach: "loaded" by the broker now, "resident", ...
         self.why = _NEVER_READ  # of what is not shared
         self.handed_out = 0
-        self._pieces: list[Piece] = []
+        self._pieces: list[weakref.ref[Any]] = []  # of storages
         self._room = _ROOM
         self._mappings: weakref.WeakSet[Memory] = weakref.WeakSet()
 
@@ -57,13 +50,11 @@ class FileRecord:
     def hand_out(self, storage: Any, nbytes: int) -> None:
         """A piece of a mapping goes to the program."""
         self.handed_out += nbytes
-        self.count(storage, nbytes)
+        self.count(storage)
 
-    def count(self, storage: Any, nbytes: int) -> None:
-        """Something of it is in use, as long as this storage lives."""
-        piece = Piece(storage)
-        piece.nbytes = nbytes
-        self._pieces.append(piece)
+    def count(self, storage: Any) -> None:
+        """All of this storage is in use, as long as it lives."""
+        self._pieces.append(weakref.ref(storage))
         if len(self._pieces) > self._room:
             self._pieces = [piece for piece in self._pieces if piece() is not None]
             self._room = 2 * len(self._pieces) + _ROOM
@@ -81,7 +72,8 @@ class FileRecord:
     @property
     def in_use(self) -> int:
         """Bytes handed out that somebody still has."""
-        return sum(piece.nbytes for piece in list(self._pieces) if piece() is not None)
+        storages = (piece() for piece in list(self._pieces))
+        return sum(storage.nbytes() for storage in storages if storage is not None)
 
     @property
     def written(self) -> int:

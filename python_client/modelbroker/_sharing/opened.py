@@ -27,6 +27,8 @@ _LENGTH = struct.Struct("<Q")
 _LARGEST_HEADER = 100_000_000  # safetensors' own limit
 _told: set[str] = set()
 _original_getitem: Any = torch.UntypedStorage.__getitem__
+# What that calls in the end; a third of a slice is on the way there.
+_slice_of: Any = getattr(torch._C.StorageBase, "__getitem__", _original_getitem)
 
 
 class NotShared(Exception):  # noqa: N818  it is no error: the file is read as ever
@@ -62,6 +64,7 @@ class Opening:
         self, path: str, identity: Identity, settings: Settings, record: FileRecord
     ) -> None:
         self.path = path
+        self.size = identity.size
         self.whole: torch.UntypedStorage | None = None
         self.data = self.shift = 0
         self.decided = False
@@ -145,14 +148,18 @@ class Opened(torch.UntypedStorage):
     opening: Opening | None = None  # of what torch makes of it (clones) nothing is known
 
     def __getitem__(self, index: Any) -> Any:
-        opening = self._decided()
+        # Once for each tensor that is read: every call counts.
+        opening = self.opening
+        if opening is not None and not opening.decided:
+            opening.decide()
         if type(index) is not slice:
             return _original_getitem(self, index)
-        if opening is not None and opening.whole is not None:
-            start, stop, step = index.indices(self.nbytes())
+        if opening is not None and (whole := opening.whole) is not None:
+            start, stop, step = index.indices(opening.size)
             if start >= opening.data and step == 1:
                 stop = max(start, stop)
-                piece = opening.whole[start + opening.shift : stop + opening.shift]
+                shift = opening.shift
+                piece = _slice_of(whole, slice(start + shift, stop + shift))
                 opening.record.hand_out(piece, stop - start)
                 return piece
         piece = _original_getitem(self, index)  # of our class, too
@@ -161,16 +168,12 @@ class Opened(torch.UntypedStorage):
 
     def data_ptr(self) -> int:
         """So that adding an offset gives the address of the file's byte, from its data on."""
-        opening = self._decided()
-        if opening is None or opening.whole is None:
-            return super().data_ptr()
-        return opening.whole.data_ptr() + opening.shift
-
-    def _decided(self) -> Opening | None:
         opening = self.opening
         if opening is not None and not opening.decided:
             opening.decide()
-        return opening
+        if opening is None or opening.whole is None:
+            return super().data_ptr()
+        return opening.whole.data_ptr() + opening.shift
 
 
 def _data_of_safetensors(descriptor: int, size: int) -> int:

@@ -85,7 +85,7 @@ class Twins:
         twin = torch_maker(_WORDS[tensor.dtype])(tuple(tensor.shape), start, block)
         record = ledger.by_mapping.get(memory)
         if record is not None:
-            record.count(twin.untyped_storage(), nbytes)
+            record.count(twin.untyped_storage())
         return twin
 
     def is_written(self, address: int, nbytes: int) -> bool:
