@@ -24,12 +24,12 @@ PYTEST      := $(PYTHON) -m pytest $(IN_PARALLEL)
 # A test that fails is run once more alone. What passes then is named at the end, from this file.
 FLAKY       := $(BUILD)/flaky.txt
 RUN_TESTS   := tools/run_tests.py --flaky $(FLAKY)
-PY_SOURCES  := python_client tests tools bench broker/cli/bench examples
+PY_SOURCES  := python_client tests tools bench broker/cli/bench examples packaging
 
 export MODELBROKER_TEST_BROKER := $(BROKER)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build examples demo bench bench-peers picture test test-fast torture second-ways format check tidy asan tsan tsan-build fuzz corpus lock install clean
+.PHONY: help deps build wheel examples demo bench bench-peers picture test test-fast torture second-ways format check tidy asan tsan tsan-build fuzz corpus lock install clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,15 @@ $(BUILD)/safetensors/.ready: $(VENV)/.ready tests/integration/sharing_versions_t
 	    --target $(BUILD)/safetensors/$$version safetensors==$$version || exit 1; done
 	@touch $@
 
+# What pip installs, without a network, beside our wheel in the tests of it: tests/wheel. By Debian's
+# own Python, which every user of the machine may run.
+$(BUILD)/wheelhouse/.ready: $(VENV)/.ready packaging/python.lock
+	rm -rf $(BUILD)/wheelhouse
+	$(PYTHON) -m pip --python /usr/bin/python3 download --quiet --disable-pip-version-check --no-deps \
+	  --only-binary :all: --dest $(BUILD)/wheelhouse \
+	  $$(grep -E '^(msgpack|numpy|pyzmq)==' packaging/python.lock)
+	@touch $@
+
 $(BUILD)/env: Makefile
 	@mkdir -p $(BUILD)
 	@printf '# . build/env: this build first on the path of a shell\nexport PATH="%s:%s:$$PATH"\n' \
@@ -79,6 +88,9 @@ lock: $(BUILD)/.packages ## resolve packaging/python.lock and packaging/peers/*.
 build: $(BUILD)/.packages $(BUILD)/env ## build everything (PRESET=release, debug, asan or tsan)
 	cmake --preset $(PRESET) --log-level=WARNING
 	cmake --build --preset $(PRESET) --parallel $(JOBS)
+
+wheel: build deps ## what users install, into build/dist: two wheels and the sdist (same SOURCE_DATE_EPOCH, same bytes)
+	$(PYTHON) tools/make_wheels.py "$(BROKER)" $(BUILD)/dist
 
 examples: build deps ## build the C++ example as a user would, against what `make install` installs, and compile its model
 	cmake --install $(BUILD)/$(PRESET) --prefix $(EXAMPLES)/prefix > $(BUILD)/examples-install.log
@@ -115,7 +127,7 @@ install: build ## install the broker below PREFIX (/usr/local)
 
 # ---- tests
 
-test: build deps examples ## every test: unit, integration, crash, Python; what was skipped is listed with its reason
+test: build deps examples wheel $(BUILD)/wheelhouse/.ready ## every test: unit, integration, crash, Python; what was skipped is listed with its reason
 	@rm -f $(FLAKY)
 	$(PYTHON) $(RUN_TESTS) ctest --preset $(PRESET) --parallel $(JOBS)
 	$(PYTHON) $(RUN_TESTS) pytest $(IN_PARALLEL)
