@@ -55,7 +55,7 @@ def add(wheel: Path, licensed: Path) -> None:
         assert context.path is not None
         (information,) = context.path.glob("*.dist-info")
         (libraries,) = context.path.glob("*.libs")
-        packages = _copied(sorted(path.name for path in libraries.iterdir())) + _compiled_in()
+        packages = _copied(sorted(path.name for path in libraries.iterdir())) + compiled_in()
         texts = _texts(packages)
         for name, text in texts.items():
             (information / "licenses" / name).write_text(text)
@@ -76,7 +76,7 @@ def _copied(libraries: list[str]) -> list[Package]:
     return _packages([(owners[original], name) for original, name in originals.items()])
 
 
-def _compiled_in() -> list[Package]:
+def compiled_in() -> list[Package]:
     """What cmake finds, the second part of apt.txt."""
     (part,) = re.findall(r"^# libraries.*?\n(.*?)(?:\n\n|\Z)", _APT.read_text(), re.M | re.S)
     return _packages([(name, "in the program") for name in str(part).split()])

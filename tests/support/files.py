@@ -47,3 +47,10 @@ def write_random(path: Path, megabytes: float = 1.0, seed: int = 0, tensors: int
         {f"t{index}": ("F16", [each], source.randbytes(2 * each)) for index in range(tensors)},
         {"seed": str(seed)},
     )
+
+
+def sum_of_bytes(path: Path) -> int:
+    """Of all tensors, as unsigned bytes."""
+    raw = path.read_bytes()
+    (length,) = struct.unpack("<Q", raw[:8])
+    return sum(raw[8 + length :])

@@ -15,7 +15,7 @@ _REMEDY = "build the program from source (docs/install.md) and put it on the PAT
 
 def explanation(program: str) -> str:
     """Why there is no program at `program`, and how to get one."""
-    if os.path.exists(program):  # its interpreter, the dynamic linker of glibc, is what was not found
+    if os.path.exists(program):  # glibc's dynamic linker is what was not found
         return f"'{program}' needs glibc, which this machine does not have: {_REMEDY}"
     alone = "this Python package has the client alone"
     elsewhere = shutil.which("modelbroker", path=_path_without_scripts())
