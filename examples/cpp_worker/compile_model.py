@@ -48,7 +48,7 @@ def embedder(folder: Path) -> Any:
             return torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1))
 
     config = AutoConfig.from_pretrained(folder)
-    return Embedder(AutoModel.from_config(config)).eval()  # type: ignore[no-untyped-call]  # no types
+    return Embedder(AutoModel.from_config(config)).eval()
 
 
 def constants_of(network: Any) -> dict[str, dict[str, object]]:
