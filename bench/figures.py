@@ -57,6 +57,11 @@ def at_least(least: float, text: str) -> Goal:
     return Goal(text, lambda value, _: value >= least)
 
 
+def at_most_more(most: float, text: str) -> Goal:
+    """Than the baseline, by the same unit."""
+    return Goal(text, lambda value, ratio: value - value * ratio <= most)
+
+
 def times_better(least: float) -> Goal:
     """So many times as good as the baseline, or more."""
     return Goal(f"ratio >= {least:g}", lambda _, ratio: ratio >= least)

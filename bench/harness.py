@@ -223,13 +223,16 @@ class Run:
             features=sorted(word for word, on in status["features"].items() if on),
         )
 
+    def wanted_size(self, copies: float) -> int:
+        """--size, or what fits `copies` times: it may be more than the file of the goals."""
+        if self.arguments.size is not None:
+            return int(self.arguments.size)
+        memory = min(meminfo("MemAvailable") / copies, shutil.disk_usage("/dev/shm").free / 2)
+        return int(min(memory, shutil.disk_usage(self.folder).free / 4 + WHOLE * 1.1 / 4))
+
     def source(self, copies: float = 2.5) -> Path:
         """The file of the goals, or a smaller one: --size, or what fits `copies` times."""
-        size = self.arguments.size
-        if size is None:
-            memory = min(meminfo("MemAvailable") / copies, shutil.disk_usage("/dev/shm").free / 2)
-            size = int(min(memory, shutil.disk_usage(self.folder).free / 4 + WHOLE * 1.1 / 4))
-        layers = generate_model.layers_for(size)
+        layers = generate_model.layers_for(self.wanted_size(copies))
         path = self.folder / f"model-{layers}.safetensors"
         if not path.exists():
             generate_model.write(path, layers)

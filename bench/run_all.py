@@ -24,6 +24,8 @@ PROGRAMS = {
     "round_trip": "P6",
     "restart": "P10",
     "unload": "P12",
+    "sharing_door": "P13",
+    "sharing_programs": "P13",
 }
 # Beside libraries that `make bench-peers` installs; not one of `make bench`.
 PEERS = {"peer_loads": "P1, P2"}

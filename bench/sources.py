@@ -39,3 +39,63 @@ def write_random(path: Path, size: int, tensors: int, seed: int) -> None:
     with path.open("r+b") as file:
         file.seek(start)
         file.write(np.random.default_rng(seed).bytes(path.stat().st_size - start))
+
+
+# ---- a language model
+
+_WIDTH, _INNER, _WORDS = 1024, 4096, 1000
+_AT_ONCE = 1 << 24  # values
+
+
+def language_model(folder: Path, size: int, seed: int = 0) -> Path:
+    """A Llama of transformers in F32, about `size` bytes in layers of 67 MB; its weights' file."""
+    one = 4 * sum(int(np.prod(shape)) for shape in _layer().values())
+    layers = max(1, round(size / one))
+    shapes = {"embed_tokens.weight": [_WORDS, _WIDTH], "norm.weight": [_WIDTH]}
+    for layer in range(layers):
+        shapes |= {f"layers.{layer}.{name}": shape for name, shape in _layer().items()}
+    config = {
+        "architectures": ["LlamaModel"],
+        "model_type": "llama",
+        "dtype": "float32",
+        "hidden_size": _WIDTH,
+        "intermediate_size": _INNER,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "vocab_size": _WORDS,
+    }
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    path = folder / "model.safetensors"
+    _write_values(path, shapes, seed)
+    return path
+
+
+def _layer() -> dict[str, list[int]]:
+    attention = {f"self_attn.{word}_proj.weight": [_WIDTH, _WIDTH] for word in "qkvo"}
+    return {
+        **attention,
+        "mlp.gate_proj.weight": [_INNER, _WIDTH],
+        "mlp.up_proj.weight": [_INNER, _WIDTH],
+        "mlp.down_proj.weight": [_WIDTH, _INNER],
+        "input_layernorm.weight": [_WIDTH],
+        "post_attention_layernorm.weight": [_WIDTH],
+    }
+
+
+def _write_values(path: Path, shapes: dict[str, list[int]], seed: int) -> None:
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, shape in shapes.items():
+        end = offset + 4 * int(np.prod(shape))
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    random = np.random.default_rng(seed)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for start in range(0, offset // 4, _AT_ONCE):
+            values = random.random(min(_AT_ONCE, offset // 4 - start), np.float32)
+            file.write(((values - 0.5) / 16).tobytes())

@@ -83,7 +83,14 @@ def check_line(line: dict[str, Any], bench: str) -> None:
 
 
 # Those that start torch many times run in `make torture`.
-_LONG = ("attach_touch", "four_workers", "unload", "attach_latency")
+_LONG = (
+    "attach_touch",
+    "four_workers",
+    "unload",
+    "attach_latency",
+    "sharing_door",
+    "sharing_programs",
+)
 
 
 @pytest.mark.slow
