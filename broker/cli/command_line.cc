@@ -21,7 +21,7 @@ constexpr auto* kEndpointHelp =
     "then the usual places)";
 
 // What other programs call it.
-constexpr std::array<std::pair<std::string_view, std::string_view>, 14> kElsewhere{{{"add", "load"},
+constexpr std::array<std::pair<std::string_view, std::string_view>, 13> kElsewhere{{{"add", "load"},
                                                                                     {"delete", "unload"},
                                                                                     {"info", "show"},
                                                                                     {"inspect", "show"},
@@ -33,8 +33,7 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 14> kElsewhe
                                                                                     {"run", "serve"},
                                                                                     {"shutdown", "stop"},
                                                                                     {"start", "serve"},
-                                                                                    {"top", "ps"},
-                                                                                    {"version", "--version"}}};
+                                                                                    {"top", "ps"}}};
 
 // Edits that make one of the other: a letter more, less, or other, or two neighbours exchanged.
 std::size_t distance(std::string_view a, std::string_view b) {
@@ -111,6 +110,9 @@ void add_commands(CLI::App& app, Common& common, Action& action) {
   add_clean_command(app, common, action);
   add_doctor_command(app, common, action);
   add_bench_command(app, common, action);
+  add_version_command(app, common, action);
+  add_config_command(app, common, action);
+  add_completion_command(app, common, action);
   add_help_command(app, action);
 }
 

@@ -37,5 +37,8 @@ void add_scrub_command(CLI::App& app, Common& common, Action& action);
 void add_clean_command(CLI::App& app, Common& common, Action& action);
 void add_doctor_command(CLI::App& app, Common& common, Action& action);
 void add_bench_command(CLI::App& app, Common& common, Action& action);
+void add_version_command(CLI::App& app, Common& common, Action& action);
+void add_config_command(CLI::App& app, Common& common, Action& action);
+void add_completion_command(CLI::App& app, Common& common, Action& action);
 
 }  // namespace modelbroker::cli

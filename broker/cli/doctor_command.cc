@@ -10,6 +10,7 @@
 #include "broker/cli/commands.h"
 #include "broker/cli/doctor_checks.h"
 #include "broker/cli/output.h"
+#include "broker/cli/programs.h"
 #include "broker/cli/setting_flags.h"
 #include "cpp_client/connection.h"
 #include "modelbroker_version.h"
@@ -43,14 +44,16 @@ std::string_view chosen_by(const Common& common) {
   return named != nullptr && *named != '\0' ? "MODELBROKER_ENDPOINT" : "";
 }
 
-Check answering(const client::Connection& connection, const std::string& found_by) {
+Check answering(Os& os, const client::Connection& connection, const std::string& found_by) {
   const wire::SessionHelloReply& hello = connection.hello();
   Check check{"broker", Verdict::kOk,
               "version " + wire::printable(hello.version, 64) + ", instance '" + wire::printable(hello.instance, 64) +
-                  "', answers at " + connection.endpoint().broker() + found_by};
+                  "', " + to_text(program_of(os, connection)) + ", answers at " + connection.endpoint().broker() +
+                  found_by};
   if (hello.version != kVersion) {
     check.verdict = Verdict::kNote;
-    check.cost = std::string("this program is ") + kVersion;
+    check.cost = std::string("this program is version ") + kVersion + ": they work together by protocol " +
+                 std::to_string(wire::kProtocol) + ", and each lacks what only the other has";
     check.remedy = "restart the broker: with --on-stop keep it leaves its blocks to the next one";
   }
   return check;
@@ -66,7 +69,7 @@ Check broker_check(Os& os, const Config& config, const Common& common) {
             "correct " + std::string(chosen.empty() ? "XDG_RUNTIME_DIR" : chosen)};
   }
   const auto connection = client::Connection::connect(os, at(common.endpoint));
-  if (connection) return answering(*connection, chosen.empty() ? "" : " (" + std::string(chosen) + ")");
+  if (connection) return answering(os, *connection, chosen.empty() ? "" : " (" + std::string(chosen) + ")");
   if (connection.error().code != ErrorCode::kUnavailable) {
     return {"broker", Verdict::kProblem, wire::printable(connection.error().message, 500),
             "commands and workers of this user cannot use it", "see the message"};
@@ -116,7 +119,8 @@ int examine(const GivenFlags& flags, const Common& common) {
   const auto config = read_configuration(flags);
   if (!config) return report(config.error(), common.json);
   const auto os = make_os({.directory = config->ram_directory, .disabled = config->disabled_features});
-  std::vector<Check> checks = check_host(*os, *config);
+  std::vector<Check> checks{{"program", Verdict::kOk, std::string("version ") + kVersion + ", " + this_program()}};
+  std::ranges::move(check_host(*os, *config), std::back_inserter(checks));
   std::ranges::move(check_memory(*os, *config), std::back_inserter(checks));
   checks.push_back(broker_check(*os, *config, common));
   const auto problems = static_cast<std::size_t>(std::ranges::count(checks, Verdict::kProblem, &Check::verdict));

@@ -21,9 +21,11 @@ std::string check(const Setting& setting, const std::string& text) {
 }  // namespace
 
 void SettingFlags::add_to(CLI::App& command, std::initializer_list<std::string_view> names) {
-  command.add_option("--config", config_file_,
-                     "settings (default: MODELBROKER_CONFIG, /etc/modelbroker/config.toml for root, "
-                     "~/.config/modelbroker/config.toml for others)");
+  command
+      .add_option("--config", config_file_,
+                  "settings (default: MODELBROKER_CONFIG, /etc/modelbroker/config.toml for root, "
+                  "~/.config/modelbroker/config.toml for others)")
+      ->type_name("FILE");
   for (const Setting& setting : settings()) {
     if (names.size() > 0 && std::ranges::count(names, setting.name()) == 0) continue;
     const std::string flag = "--" + std::string(setting.flag);
@@ -34,6 +36,7 @@ void SettingFlags::add_to(CLI::App& command, std::initializer_list<std::string_v
     }
     CLI::Option* const option = command.add_option(flag, texts_[&setting], help);
     if (setting.kind == SettingKind::kChoice) option->type_name(std::string(setting.choices));
+    if (setting.kind == SettingKind::kPath || setting.kind == SettingKind::kPaths) option->type_name("PATH");
     if (is_usage(setting.kind)) option->check([&setting](const std::string& text) { return check(setting, text); });
     options_[&setting] = option;
   }

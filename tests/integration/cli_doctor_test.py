@@ -17,6 +17,7 @@ from support.small_tmpfs import with_folder, with_tmpfs
 
 OK, INVALID, PROBLEM = 0, 10, 13
 OTHERS = [
+    "program",
     "kernel",
     "descriptors",
     "locked_memory",

@@ -58,7 +58,7 @@ def test_without_arguments_it_prints_its_help() -> None:
         ("list", "ls"),
         ("rm", "unload"),
         ("start", "serve"),
-        ("version", "--version"),
+        ("versoin", "version"),
         ("explode", ""),
         ("x", ""),
         ("m.safetensors", ""),

@@ -20,7 +20,19 @@ from support.broker import BINARY, BrokerProcess, running, wait_until
 from support.workers import HOLDER, workers
 
 CLIENT_COMMANDS = ["load", "unload", "ls", "ps", "show", "pin", "unpin", "cancel", "status"]
-OTHERS = ["serve", "stop", "clean", "events", "scrub", "doctor", "bench", "help"]
+OTHERS = [
+    "serve",
+    "stop",
+    "clean",
+    "events",
+    "scrub",
+    "doctor",
+    "bench",
+    "version",
+    "config",
+    "completion",
+    "help",
+]
 COMMANDS = [*CLIENT_COMMANDS, *OTHERS]
 ARGUMENTS = {"load": ["/no/such.safetensors"]} | {
     command: ["m"] for command in ("unload", "show", "pin", "unpin", "cancel")
@@ -60,6 +72,20 @@ def test_the_program_itself_has_help_examples_and_a_version(make_broker: MakeBro
         assert f"  {command} " in done.stdout
     version = Path(__file__).parents[2].joinpath("VERSION").read_text().strip()
     assert make_broker().cli("--version").stdout == f"modelbroker {version}\n"
+
+
+def test_version_names_the_program_and_the_broker(broker: BrokerProcess) -> None:
+    told = broker.cli_json("version")
+    program, serving = told["program"], told["broker"]
+    assert program["path"] == serving["path"] == os.path.realpath(BINARY)
+    assert program["version"] == serving["version"]
+    assert (serving["pid"], serving["instance"]) == (broker.pid, broker.instance)
+    assert serving["endpoint"] == broker.endpoint
+    text = broker.cli("version").stdout
+    assert f"pid {broker.pid}" in text
+    broker.terminate()
+    assert broker.cli_json("version")["broker"] is None
+    assert "broker   none: no broker answers" in broker.cli("version").stdout
 
 
 WRONG_USE: list[list[str]] = [

@@ -157,3 +157,27 @@ def test_two_versions_in_one_process_tree(place: Place, model: Path, other: Path
     with serving(place, "modelbroker", "serve"):
         lines = place.run(["python", "-c", PARENT, model, other, ATTACH]).splitlines()
     assert lines == [f"{VERSION} 4", f"{OTHER} 4", f"modelbroker {OTHER}"]
+
+
+def test_version_and_doctor_tell_which_program_and_which_broker(place: Place, other: Path) -> None:
+    command: list[str | Path] = ["python", "-m", "modelbroker"]
+    programs = {
+        VERSION: str(place.venv / "lib/python3.11/site-packages/modelbroker/_program/modelbroker"),
+        OTHER: str(other / "modelbroker/_program/modelbroker"),
+    }
+    with serving(place, "modelbroker", "serve") as broker:
+        told = json.loads(place.run([*command, "version", "--json"], PYTHONPATH=other))
+        assert (told["program"]["version"], told["program"]["path"]) == (OTHER, programs[OTHER])
+        assert told["broker"]["version"] == VERSION
+        assert (told["broker"]["pid"], told["broker"]["path"]) == (broker.pid, programs[VERSION])
+        text = place.run([*command, "version"], PYTHONPATH=other)
+        assert "They differ, and work together by protocol 2" in text
+        checks = json.loads(place.run([*command, "doctor", "--json"], PYTHONPATH=other))["checks"]
+        found = {check["name"]: check for check in checks}
+        assert found["program"]["found"] == f"version {OTHER}, {programs[OTHER]}"
+        assert f"version {VERSION}" in found["broker"]["found"]
+        assert programs[VERSION] in found["broker"]["found"]
+        assert f"this program is version {OTHER}" in found["broker"]["cost"]
+        assert "differ" not in place.run(["modelbroker", "version"])
+    told = json.loads(place.run(["modelbroker", "version", "--json"]))
+    assert told["broker"] is None

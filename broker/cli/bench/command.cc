@@ -16,6 +16,7 @@
 #include "broker/cli/bench/worker.h"
 #include "broker/cli/commands.h"
 #include "broker/cli/output.h"
+#include "broker/cli/programs.h"
 #include "broker/ram/sizes.h"
 #include "cpp_client/broker.h"
 #include "cpp_client/connection.h"
@@ -263,7 +264,7 @@ void add_bench_command(CLI::App& app, Common& common, Action& action) {
                "  modelbroker bench ./model.safetensors\n"
                "  modelbroker bench ./model.safetensors --workers 8 --python venv/bin/python --png bench.png");
   auto arguments = std::make_shared<Arguments>();
-  command->add_option("MODEL", arguments->model, "a .safetensors file")->required();
+  command->add_option("FILE", arguments->model, "a .safetensors file")->required();
   command->add_option("--workers", arguments->workers, "how many workers start at once (default: 4)")
       ->check(CLI::Range(1, 64));
   command->add_option("--runs", arguments->runs, "how often to measure; the best run counts (default: 3)")
@@ -272,7 +273,8 @@ void add_bench_command(CLI::App& app, Common& common, Action& action) {
       "--python", arguments->python, "interpreter whose safetensors and torch are measured (default: python3)");
   command->add_flag("--no-torch-load", arguments->no_torch_load,
                     "leave out torch.load, which needs a copy of the file in TMPDIR and memory for each worker");
-  command->add_option("--png", arguments->png, "also draw the results into this file (needs matplotlib)");
+  command->add_option("--png", arguments->png, "also draw the results into this file (needs matplotlib)")
+      ->type_name("FILE");
   add_json_flag(*command, common);
   command->add_flag("--as-worker", arguments->as_worker)->group("");  // inside
   command->footer(

@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "broker/cli/bench/tidier.h"
+#include "broker/cli/programs.h"
 #include "cpp_client/connection.h"
 #include "shm/os.h"
 
@@ -164,12 +165,6 @@ Result<Folder> Folder::below(const std::string& where) {
 Folder::~Folder() {
   std::error_code ignored;
   if (!path_.empty()) std::filesystem::remove_all(path_, ignored);
-}
-
-std::string this_program() {
-  std::error_code error;
-  const auto path = std::filesystem::read_symlink("/proc/self/exe", error);
-  return error ? "modelbroker" : path.string();
 }
 
 Result<BenchBroker> BenchBroker::start(const Folder& folder) {

@@ -84,7 +84,5 @@ class BenchBroker {
 
 // TMPDIR, else /tmp: for what is large.
 [[nodiscard]] std::string temporary_place();
-// The program that runs.
-[[nodiscard]] std::string this_program();
 
 }  // namespace modelbroker::cli
