@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -15,6 +17,8 @@ from ._memory import Memory
 from ._pages import own_ranges, written_bytes, written_ranges
 
 _BROKER_SECONDS = 5.0  # where the block cannot be opened by its path
+_AT_ONCE = 64 << 20
+_MOST_THREADS = 4
 _MADV_DONTNEED, _MADV_DONTNEED_LOCKED = 4, 24
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -98,12 +102,29 @@ def restore(memory: Memory, ranges: Iterable[Range], others: Iterable[Range]) ->
 
 def _give_back(pages: list[Range], pristine: _Pristine) -> int:
     given = 0
-    for start, end in pages:
-        if _let_go(start, end):
+    pieces = [
+        (start, min(start + _AT_ONCE, end))
+        for first, end in pages
+        for start in range(first, end, _AT_ONCE)
+    ]
+    for (start, end), gone in zip(pieces, _all_let_go(pieces), strict=True):
+        if gone:
             given += end - start
         else:
             pristine.write_back((start, end))
     return given
+
+
+def _all_let_go(pieces: list[Range]) -> list[bool]:
+    """Of each whether it went. To free a page takes the kernel long: several threads help."""
+    if size(pieces) > 2 * _AT_ONCE:
+        threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
+        try:
+            with ThreadPoolExecutor(threads) as pool:
+                return list(pool.map(_let_go, *zip(*pieces, strict=True)))
+        except RuntimeError:  # no thread is left; what went before is no harm
+            pass
+    return [_let_go(start, end) for start, end in pieces]
 
 
 def _let_go(start: int, end: int) -> bool:
