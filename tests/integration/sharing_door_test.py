@@ -362,6 +362,40 @@ def test_what_is_left_out(sharing: Sharing, tmp_path: Path) -> None:
         assert why in record_of(path).why or not why, record_of(path).why
 
 
+def test_patterns_are_of_the_path_however_it_is_written(
+    sharing: Sharing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is a text, several are a list."""
+    (tmp_path / "real").mkdir()
+    files.write_random(tmp_path / "real/m.safetensors", 0.1)
+    (tmp_path / "link").symlink_to("real")
+    monkeypatch.chdir(tmp_path)
+    for path in ("./link/m.safetensors", "link/../link/m.safetensors"):
+        for pattern in (f"{tmp_path}/link/*", f"{tmp_path}/real/*", "*.safetensors"):
+            with sharing(skip=pattern):
+                assert not is_shared(load_file(path)["t0"]), (path, pattern)
+            with sharing(only=[pattern, "*/nothing"]):
+                assert is_shared(load_file(path)["t0"]), (path, pattern)
+    with sharing(skip="*nothing*"):
+        assert is_shared(load_file("link/m.safetensors")["t0"])
+    assert record_of(tmp_path / "link/m.safetensors").shared
+
+
+def test_a_block_may_be_entered_again(model: Path, sharing: Sharing) -> None:
+    block = sharing()
+    for _ in range(2):
+        with block, block:
+            assert is_shared(load_file(model)["matrix"])
+        assert not is_shared(load_file(model)["matrix"])
+
+
+def test_wrong_arguments_are_refused() -> None:
+    wrong: tuple[dict[str, Any], ...] = ({"endpoint": "tcp://x"}, {"min_size": "many"})
+    for arguments in wrong:
+        with pytest.raises(modelbroker.InvalidArgumentError):
+            modelbroker.sharing(**arguments)
+
+
 def test_all_of_it_is_switched_off(
     model: Path, sharing: Sharing, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
+from .._endpoint import parse
 from . import context, imports
 from .settings import Settings, bytes_of
 
 
-@contextmanager
-def sharing(
-    *,
-    only: Iterable[str] = (),
-    skip: Iterable[str] = (),
-    min_size: int | str | None = None,
-    resident_only: bool | None = None,
-    endpoint: str | None = None,
-) -> Iterator[None]:
+class sharing:  # noqa: N801  used as a function
     """What is opened inside attaches to the broker's memory instead of being loaded.
 
         with modelbroker.sharing():
@@ -35,22 +29,51 @@ def sharing(
     ever (1 MiB; bytes or "500MB"). `resident_only`: attach to what is in memory, load nothing.
     `endpoint`: another broker than the usual one. What is not given is as `modelbroker.run` and its
     variables say; MODELBROKER_AUTO=0 switches this off too.
+
+    An object of it may be entered again and again, also within itself.
     """
-    if os.environ.get("MODELBROKER_AUTO") == "0":
-        yield
-        return
-    settings = context.current() or Settings.from_environment()
-    given: dict[str, Any] = {
-        "only": tuple(only) or None,
-        "skip": tuple(skip) or None,
-        "min_size": None if min_size is None else bytes_of(min_size),
-        "resident_only": resident_only,
-        "endpoint": endpoint,
-    }
-    settings = replace(settings, **{key: x for key, x in given.items() if x is not None})
-    imports.when_imported("torch", _open_the_door)
-    with context.entered(settings):
-        yield
+
+    def __init__(
+        self,
+        *,
+        only: str | Iterable[str] = (),
+        skip: str | Iterable[str] = (),
+        min_size: int | str | None = None,
+        resident_only: bool | None = None,
+        endpoint: str | None = None,
+    ) -> None:
+        if endpoint is not None:
+            parse(endpoint)  # or its error
+        given: dict[str, Any] = {
+            "only": _globs(only) or None,
+            "skip": _globs(skip) or None,
+            "min_size": None if min_size is None else bytes_of(min_size),
+            "resident_only": resident_only,
+            "endpoint": endpoint,
+        }
+        self._given = {key: x for key, x in given.items() if x is not None}
+
+    def __enter__(self) -> None:
+        block: AbstractContextManager[None] = nullcontext()
+        if os.environ.get("MODELBROKER_AUTO") != "0":
+            settings = context.current() or Settings.from_environment()
+            imports.when_imported("torch", _open_the_door)
+            block = context.entered(replace(settings, **self._given))
+        block.__enter__()
+        _entered.set((*_entered.get(), block))
+
+    def __exit__(self, *_: object) -> None:
+        *outer, block = _entered.get()
+        _entered.set(tuple(outer))
+        block.__exit__(None, None, None)
+
+
+# Of the context that asks: a thread or a task enters and leaves its own.
+_entered: ContextVar[tuple[AbstractContextManager[None], ...]] = ContextVar("entered", default=())
+
+
+def _globs(given: str | Iterable[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def _open_the_door(_: object) -> None:

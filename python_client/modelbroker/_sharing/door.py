@@ -68,7 +68,7 @@ def _open(original: Any, settings: Settings, arguments: Any, named: Any) -> torc
         return storage
     if nbytes != before.size:
         return storage
-    record = ledger.of(path, before.size)
+    record = ledger.of(_as_shown(path), before.size)
     why = _left_out(path, before.size, settings)
     if why:
         record.stock(why)
@@ -91,6 +91,11 @@ def _meant(
     return path, bool(shared), nbytes if isinstance(nbytes, int) else -1
 
 
+def _as_shown(path: str) -> str:
+    """Without "." and, where only the file system knows what is above a link, with ".."."""
+    return path if ".." in path.split(os.sep) else os.path.normpath(path)
+
+
 def _look(path: str | None) -> Identity | None:
     try:
         return None if path is None else Identity.of(os.stat(path))
@@ -100,13 +105,19 @@ def _look(path: str | None) -> Identity | None:
 
 def _left_out(path: str, size: int, settings: Settings) -> str:
     """Why this file is none of ours, if it is not."""
-    if settings.only and not any(fnmatch.fnmatch(path, glob) for glob in settings.only):
+    if settings.only and not _matches(path, settings.only):
         return "not in --only"
-    if any(fnmatch.fnmatch(path, glob) for glob in settings.skip):
+    if settings.skip and _matches(path, settings.skip):
         return "in --skip"
     if size < settings.min_size:
         return f"smaller than --min-size ({settings.min_size} bytes)"
     return ""
+
+
+def _matches(path: str, globs: tuple[str, ...]) -> bool:
+    """Whether one is of the path, or of the file that links lead to."""
+    names = {os.path.normpath(path), os.path.realpath(path)}
+    return any(fnmatch.fnmatchcase(name, glob) for name in names for glob in globs)
 
 
 def _note_torch_load() -> None:
@@ -122,7 +133,7 @@ def _note_torch_load() -> None:
             path, _, _ = _meant(name_or_buffer)
             found = _look(path)
             if path is not None and found is not None:
-                ledger.of(path, found.size).stock(
+                ledger.of(_as_shown(path), found.size).stock(
                     "torch.load of a PyTorch file: the broker reads safetensors only"
                 )
         return original(name_or_buffer, mode, *rest, **named)

@@ -46,14 +46,18 @@ class Reasons:
         import torch
 
         with torch._C.DisableTorchFunctionSubclass():  # as in placed.py
-            entry = self._entry_of(name, tensor)
-            if entry is None:
+            entries = self._entries_of(name, tensor)
+            if not entries:
                 return _UNKNOWN
-            stock = self._stock.get(id(entry))
-            return f"its file is not shared: {stock}" if stock else _difference(tensor, entry)
+            stock = [self._stock[id(entry)] for entry in entries if id(entry) in self._stock]
+            shared = [entry for entry in entries if id(entry) not in self._stock]
+            if not stock:
+                return _difference(tensor, shared[0])
+            alone = f"its file is not shared: {stock[0]}"
+            return f"{alone}; or {_difference(tensor, shared[0])}" if shared else alone
 
-    def _entry_of(self, name: str, tensor: Any) -> Entry | None:
-        """The tensor of a file whose name and this one end alike, one wholly in the other."""
+    def _entries_of(self, name: str, tensor: Any) -> list[Entry]:
+        """The tensors of files whose name and this one end alike, one wholly in the other."""
         count = tensor.numel()
         for suffix in _suffixes(name):  # the longest first
             alike = [
@@ -63,8 +67,8 @@ class Reasons:
             ]
             if alike:
                 same = [entry for entry in alike if entry[1] == _word_of(tensor)]
-                return (same or alike)[0]
-        return None
+                return same or alike
+        return []
 
 
 def _suffixes(name: str) -> list[str]:
