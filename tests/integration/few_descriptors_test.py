@@ -21,6 +21,7 @@ FEW = """
 import os, resource, sys
 import modelbroker
 
+modelbroker.connect  # the package is lazy, and an import wants descriptors
 usual = resource.getrlimit(resource.RLIMIT_NOFILE)
 
 def told(left, act):

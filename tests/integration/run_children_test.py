@@ -151,7 +151,8 @@ def test_who_shares_can_be_chosen(
     folder: Path, arguments: list[str], environment: dict[str, str], roles: list[str]
 ) -> None:
     if environment.get("MODELBROKER_AUTO") == "1":  # as in a child of modelbroker.run
-        environment["PYTHONPATH"] = f"{launcher._SITE}:{os.environ.get('PYTHONPATH', '')}"
+        paths = [launcher._SITE, *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = ":".join(paths)
     program = ["app.py", "subprocess", "self"]
     ours = run(folder, ["-m", "modelbroker.run", *arguments, *program], environment)
     assert list(recorded(folder)) == roles

@@ -33,12 +33,16 @@ def double(x):
 
 @pytest.fixture(autouse=True)
 def nothing_stays() -> Iterator[None]:
-    before = list(sys.meta_path)
+    """Nor is anything there: tests of sharing in this process go on to want modules."""
+    real, wanted = list(sys.meta_path), list(imports._wanted)
+    before = [finder for finder in real if finder is not imports._finder]
+    sys.meta_path = list(before)
+    imports._wanted.clear()
     modules = set(sys.modules)
     yield
     assert [finder for finder in sys.meta_path if finder is not imports._finder] == before
-    sys.meta_path[:] = before
-    imports._wanted.clear()
+    sys.meta_path = real
+    imports._wanted[:] = wanted
     imports._followed.clear()
     for name in set(sys.modules) - modules:
         if name.startswith("wanted"):
