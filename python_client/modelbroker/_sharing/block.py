@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
-from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
@@ -54,22 +52,15 @@ class sharing:  # noqa: N801  used as a function
         self._given = {key: x for key, x in given.items() if x is not None}
 
     def __enter__(self) -> None:
-        block: AbstractContextManager[None] = nullcontext()
-        if os.environ.get("MODELBROKER_AUTO") != "0":
-            settings = context.current() or Settings.from_environment()
-            imports.when_imported("torch", _open_the_door)
-            block = context.entered(replace(settings, **self._given))
-        block.__enter__()
-        _entered.set((*_entered.get(), block))
+        if os.environ.get("MODELBROKER_AUTO") == "0":
+            context.enter_unchanged()
+            return
+        settings = context.current() or Settings.from_environment()
+        imports.when_imported("torch", _open_the_door)
+        context.enter(replace(settings, **self._given))
 
     def __exit__(self, *_: object) -> None:
-        *outer, block = _entered.get()
-        _entered.set(tuple(outer))
-        block.__exit__(None, None, None)
-
-
-# Of the context that asks: a thread or a task enters and leaves its own.
-_entered: ContextVar[tuple[AbstractContextManager[None], ...]] = ContextVar("entered", default=())
+        context.leave()
 
 
 def _globs(given: str | Iterable[str]) -> tuple[str, ...]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar
 
 from .settings import Settings
 
-_block: ContextVar[Settings | None] = ContextVar("modelbroker_sharing", default=None)
+# The blocks that the caller is in, the innermost last.
+_blocks: ContextVar[tuple[Settings | None, ...]] = ContextVar("modelbroker_sharing", default=())
 _everywhere: Settings | None = None
 # Started inside a block: a thread has a context of its own, and loaders read in threads.
 _threads: weakref.WeakKeyDictionary[threading.Thread, Settings] = weakref.WeakKeyDictionary()
@@ -22,7 +22,7 @@ _threads: weakref.WeakKeyDictionary[threading.Thread, Settings] = weakref.WeakKe
 
 def current() -> Settings | None:
     """How the caller shares; None where it does not."""
-    return _block.get() or _threads.get(threading.current_thread()) or _everywhere
+    return _of_its_block() or _everywhere
 
 
 def is_inside() -> bool:
@@ -36,15 +36,27 @@ def share_everywhere(settings: Settings) -> None:
     _everywhere = settings
 
 
-@contextmanager
-def entered(settings: Settings) -> Iterator[None]:
-    """The caller shares so, within it."""
+def enter(settings: Settings) -> None:
+    """The caller shares so, until it leaves."""
     _follow_threads()
-    token = _block.set(settings)
-    try:
-        yield
-    finally:
-        _block.reset(token)
+    _blocks.set((*_blocks.get(), settings))
+
+
+def enter_unchanged() -> None:
+    """The caller shares, or not, as before."""
+    blocks = _blocks.get()
+    _blocks.set((*blocks, blocks[-1] if blocks else None))
+
+
+def leave() -> None:
+    """The end of what was entered last."""
+    _blocks.set(_blocks.get()[:-1])
+
+
+def _of_its_block() -> Settings | None:
+    """Of the block that the caller is in, or was started in."""
+    blocks = _blocks.get()
+    return (blocks[-1] if blocks else None) or _threads.get(threading.current_thread())
 
 
 def _follow_threads() -> None:
@@ -53,7 +65,7 @@ def _follow_threads() -> None:
         return
 
     def start_inside(self: threading.Thread) -> None:
-        settings = _block.get() or _threads.get(threading.current_thread())
+        settings = _of_its_block()
         if settings is not None:
             _threads[self] = settings
         start(self)
