@@ -8,8 +8,8 @@ import struct
 
 from .._block import Entry
 
-_LENGTH = struct.Struct("<Q")
-_LARGEST_HEADER = 100_000_000  # safetensors' own limit
+LENGTH = struct.Struct("<Q")
+LARGEST_HEADER = 100_000_000  # safetensors' own limit
 
 
 def entries_of(path: str, size: int) -> list[Entry]:
@@ -18,8 +18,8 @@ def entries_of(path: str, size: int) -> list[Entry]:
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size != size:
                 return []
-            (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
-            tensors = json.loads(file.read(min(length, _LARGEST_HEADER)))
+            (length,) = LENGTH.unpack(file.read(LENGTH.size))
+            tensors = json.loads(file.read(min(length, LARGEST_HEADER)))
         return [
             (name, found["dtype"], tuple(found["shape"]), 0, 0)
             for name, found in tensors.items()

@@ -100,7 +100,10 @@ class Ledger:
         if self._pid != os.getpid():
             self._start()
         with self._lock:
-            return self._files.setdefault(path, FileRecord(path, size))
+            record = self._files.get(path)
+            if record is None:
+                record = self._files[path] = FileRecord(path, size)
+            return record
 
     def records(self) -> list[FileRecord]:
         """In the order of their first opening."""

@@ -10,7 +10,6 @@ import errno
 import logging
 import os
 import stat
-import struct
 import threading
 from typing import Any, NamedTuple
 
@@ -19,19 +18,18 @@ import torch
 from .._errors import ModelBrokerError, NotFoundError
 from .._weights import Weights
 from .attacher import attacher
+from .headers import LARGEST_HEADER, LENGTH
 from .ledger import FileRecord
 from .settings import Settings
 
 _log = logging.getLogger("modelbroker")
-_LENGTH = struct.Struct("<Q")
-_LARGEST_HEADER = 100_000_000  # safetensors' own limit
 _told: set[str] = set()
 _original_getitem: Any = torch.UntypedStorage.__getitem__
 # What that calls in the end; a third of a slice is on the way there.
 _slice_of: Any = getattr(torch._C.StorageBase, "__getitem__", _original_getitem)
 
 
-class NotShared(Exception):  # noqa: N818  it is no error: the file is read as ever
+class NotShared(Exception):  # noqa: N818  not an error: the file is read as ever
     """Why; `kind` where many files may have the same reason, which is logged once."""
 
     def __init__(self, why: str, kind: str = "", level: int = logging.INFO) -> None:
@@ -180,12 +178,12 @@ def _data_of_safetensors(descriptor: int, size: int) -> int:
     """Where the tensors' bytes begin."""
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         raise NotShared("not a regular file")
-    start = os.pread(descriptor, _LENGTH.size + 1, 0)
+    start = os.pread(descriptor, LENGTH.size + 1, 0)
     if start[:2] == b"PK":
         raise NotShared("a PyTorch file: the broker reads safetensors only", "PyTorch")
-    length = _LENGTH.unpack_from(start)[0] if len(start) > _LENGTH.size else 0
-    data = _LENGTH.size + length
-    if not start.endswith(b"{") or length > _LARGEST_HEADER or data > size:
+    length = LENGTH.unpack_from(start)[0] if len(start) > LENGTH.size else 0
+    data = LENGTH.size + length
+    if not start.endswith(b"{") or length > LARGEST_HEADER or data > size:
         raise NotShared("not a safetensors file: the broker reads no other", "format")
     return data
 

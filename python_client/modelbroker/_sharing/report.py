@@ -1,6 +1,6 @@
 """The report of a process at its exit: what was shared, what was not, and why.
 
-On stderr for people, or as JSON lines, one a file and process, appended to a file.
+On stderr for people, or as JSON lines, one a file and process, appended to a file. Imports torch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import sys
 from typing import Any
 
+from . import imports, proof
 from .ledger import FileRecord, ledger
 
 STDERR = "-"
@@ -21,8 +22,6 @@ def at_exit(where: str) -> None:
     """Reports once this process ends; where it ends by a signal or os._exit, it does not."""
     atexit.register(write, where)
     # Children of multiprocessing end by os._exit, after what is registered with it.
-    from . import imports
-
     imports.when_imported("multiprocessing.util", lambda util: _in_its_children(util, where))
 
 
@@ -80,7 +79,7 @@ def _for_people(records: list[FileRecord]) -> str:
         return f"modelbroker: no weights were opened in this process (pid {os.getpid()})\n"
     shared = [record for record in records if record.shared]
     head = f"modelbroker: {len(shared)} of {len(records)} files shared (pid {os.getpid()})\n"
-    return head + "".join(map(_line, records)) + "".join(map(_other_way, _other_ways()))
+    return head + "".join(map(_line, records)) + "".join(map(_other_way, proof.other_ways()))
 
 
 def _line(record: FileRecord) -> str:
@@ -95,11 +94,6 @@ def _line(record: FileRecord) -> str:
 
 def _other_way(name: str) -> str:
     return f"  not seen here: {name}, which would read files for itself\n"
-
-
-def _other_ways() -> list[str]:
-    proof: Any = sys.modules.get(f"{__package__}.proof")
-    return proof.other_ways() if proof else []
 
 
 def size(count: int) -> str:
