@@ -17,12 +17,12 @@ import numpy as np
 from . import _memory
 from ._intervals import PAGE, Range, intersected, merged, pages_of, size
 
-_ENTRY = 8
+ENTRY = 8  # bytes of pagemap for a page
 _AT_ONCE = 1 << 16  # entries: they stay in the CPU's cache from the read to the last look
 _PRESENT, _SWAPPED, _OF_A_FILE = 0x80, 0x40, 0x20  # bits 63, 62 and 61, in an entry's last byte
-_IS_OWN = np.array(
-    [bool(byte & (_PRESENT | _SWAPPED)) and not byte & _OF_A_FILE for byte in range(256)]
-)
+# By the last byte of an entry: whether the page is the process's own.
+OWN = bytes(bool(byte & (_PRESENT | _SWAPPED)) and not byte & _OF_A_FILE for byte in range(256))
+_IS_OWN = np.frombuffer(OWN, dtype=bool)
 _COMPARED_AT_ONCE = 1 << 20
 
 
@@ -83,13 +83,13 @@ def own_ranges(start: int, end: int) -> list[Range]:
 
 def _own_runs(descriptor: int, first: int, count: int) -> Iterator[Range]:
     """Runs of own pages, counted from the first."""
-    entries = np.empty(min(count, _AT_ONCE) * _ENTRY, np.uint8)
+    entries = np.empty(min(count, _AT_ONCE) * ENTRY, np.uint8)
     for done in range(0, count, _AT_ONCE):
         wanted = min(count - done, _AT_ONCE)
-        view = entries[: wanted * _ENTRY]
-        if os.preadv(descriptor, [view.data], (first + done) * _ENTRY) != len(view):
+        view = entries[: wanted * ENTRY]
+        if os.preadv(descriptor, [view.data], (first + done) * ENTRY) != len(view):
             raise OSError(f"pagemap ends before page {first + done + wanted}")
-        own = _IS_OWN[view[_ENTRY - 1 :: _ENTRY]]
+        own = _IS_OWN[view[ENTRY - 1 :: ENTRY]]
         if own.any():
             yield from ((done + begin, done + end) for begin, end in _runs(own))
 

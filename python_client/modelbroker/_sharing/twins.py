@@ -18,7 +18,7 @@ from .. import _memory
 from .._dtypes import DTYPES, Bytes, torch_maker
 from .._errors import ModelBrokerError
 from .._intervals import PAGE
-from .._pages import open_pagemap, written_ranges
+from .._pages import ENTRY, OWN, open_pagemap, written_ranges
 from .ledger import ledger
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)  # no other subclass
@@ -28,9 +28,6 @@ _WORDS = {
     for word, known in DTYPES.items()
     if known.bits >= 8 and hasattr(torch, known.torch or "-")
 }
-# By the last byte of an entry of pagemap, as in pages.py: whether the page is the process's own.
-_OWN = bytes(bool(byte & 0xC0) and not byte & 0x20 for byte in range(256))
-_ENTRY = 8
 _BROKER_WAIT_S = 2.0  # where the block has no path any more
 
 
@@ -96,9 +93,9 @@ class Twins:
             except ModelBrokerError:
                 return True
         first, last = address // PAGE, (address + nbytes - 1) // PAGE
-        wanted = (last - first + 1) * _ENTRY
-        entries = os.pread(self._pagemap, wanted, first * _ENTRY)
-        return len(entries) != wanted or 1 in entries[_ENTRY - 1 :: _ENTRY].translate(_OWN)
+        wanted = (last - first + 1) * ENTRY
+        entries = os.pread(self._pagemap, wanted, first * ENTRY)
+        return len(entries) != wanted or 1 in entries[ENTRY - 1 :: ENTRY].translate(OWN)
 
     def _block(self, memory: _memory.Memory, start: int, end: int) -> Bytes | None:
         """Another mapping of it, of which no twin has these bytes."""
