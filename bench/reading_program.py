@@ -68,7 +68,7 @@ def headers(folder: str) -> None:
     began = time.perf_counter()
     for path in paths:
         with safe_open(path, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118  it is no mapping
+            for name in opened.keys():  # noqa: SIM118  it is not a mapping
                 piece = opened.get_slice(name)
                 found += len(piece.get_shape()) + len(piece.get_dtype())
     say(seconds=time.perf_counter() - began, files=len(paths), found=found)

@@ -62,7 +62,7 @@ CompletedCommand completed(const CLI::App& app, const CLI::App& command) {
   return found;
 }
 
-// For the scripts: a name that ends in nothing is no error of the line that is typed.
+// For the scripts: where names cannot be had, the line that is typed must not show an error.
 int print_models(const Common& common) {
   auto connection = client::Connection::connect(plain_os(), {.endpoint = common.endpoint, .timeout = kPatience});
   if (!connection) return kExitOk;

@@ -104,7 +104,7 @@ def _look(path: str | None) -> Identity | None:
 
 
 def _left_out(path: str, size: int, settings: Settings) -> str:
-    """Why this file is none of ours, if it is not."""
+    """Why this file is left as it is; empty: it is not."""
     if settings.only and not _matches(path, settings.only):
         return "not in --only"
     if settings.skip and _matches(path, settings.skip):
