@@ -76,9 +76,15 @@ class Program:
 def _peak(programs: Sequence[Program], word: str) -> int:
     """Until they end: the most that their mappings of files with this word cost together."""
     most = 0
+
+    def read() -> list[int]:
+        return [weight_memory.of_files(word, program.pid) for program in programs]
+
     while any(program.is_running() for program in programs):
         with contextlib.suppress(OSError):  # one has just ended
-            most = max(most, sum(weight_memory.of_files(word, one.pid) for one in programs))
+            now = read()
+            if now == read():  # none let go meanwhile, by which the others' shares would grow
+                most = max(most, sum(now))
         time.sleep(0.02)
     return most
 

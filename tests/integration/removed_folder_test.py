@@ -110,7 +110,7 @@ def test_what_is_removed_is_made_again(broker: BrokerProcess, tmp_path: Path, wh
             assert_right_bytes(fresh, "alias", crcs(path))
             assert next(stream).type == "snapshot"
             fresh.pin("other")
-            assert "model.pinned" in {event.type for event in (next(stream) for _ in range(3))}
+            assert any(event.type == "model.pinned" for event in stream)
         events.close()
         assert "while this broker ran" in broker.output() or "made again" in broker.output()
         broker.kill()

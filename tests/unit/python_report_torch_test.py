@@ -102,13 +102,16 @@ def test_a_safetensors_that_goes_another_way_is_named(
     kind: type[_Opened], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(proof, "_other_ways", [])
+    monkeypatch.setattr(report, "ledger", Ledger())
     door.install()
     fake: Any = ModuleType("safetensors")
     fake.safe_open, fake.__version__ = kind, "77.7"
     proof.try_safetensors(fake)
     assert proof.other_ways() == ["safetensors 77.7"]
     report.write("-")
-    assert "safetensors 77.7" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "no weights were opened" in told
+    assert "safetensors 77.7" in told
 
 
 def test_this_safetensors_and_this_torch_go_our_way(monkeypatch: pytest.MonkeyPatch) -> None:

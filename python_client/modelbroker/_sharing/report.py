@@ -75,10 +75,9 @@ def _append(path: str, lines: str) -> None:
 
 
 def _for_people(records: list[FileRecord]) -> str:
-    if not records:
-        return f"modelbroker: no weights were opened in this process (pid {os.getpid()})\n"
-    shared = [record for record in records if record.shared]
-    head = f"modelbroker: {len(shared)} of {len(records)} files shared (pid {os.getpid()})\n"
+    shared = sum(record.shared for record in records)
+    opened = f"{shared} of {len(records)} files shared" if records else "no weights were opened"
+    head = f"modelbroker: {opened} (pid {os.getpid()})\n"
     return head + "".join(map(_line, records)) + "".join(map(_other_way, proof.other_ways()))
 
 
