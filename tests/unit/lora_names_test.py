@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from modelbroker._lora import family
+from modelbroker._lora import family, keys
 from modelbroker._lora.names import Finder, Place
 
 # ---- every layer of real UNets and text encoders, in every spelling
@@ -268,6 +268,34 @@ def test_compiled_modules_and_those_of_peft_keep_their_names() -> None:
         assert Finder({"text_encoder": target}).find(f"lora_te1_{flat(TEXT[0])}") == place
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings", "roles"),
+    [
+        ("LoraConfig", {"r": 2}, {"down", "up"}),
+        ("LoraConfig", {"r": 2, "use_dora": True}, {"down", "up", "dora_scale"}),
+        ("LoHaConfig", {"r": 2}, {f"hada_w{n}_{half}" for n in "12" for half in "ab"}),
+        ("LoKrConfig", {"r": 1, "decompose_both": True}, {"lokr_w1", "lokr_w2"}),
+    ],
+)
+@pytest.mark.parametrize("saved", [True, False])
+def test_every_key_that_peft_writes_is_read(
+    kind: str, settings: dict[str, Any], roles: set[str], saved: bool
+) -> None:
+    import peft
+
+    root = tree(*TEXT)
+    finder = Finder({"": root})
+    config = getattr(peft, kind)(target_modules=["q_proj"], **settings)
+    wrapped = peft.get_peft_model(root, config)
+    names = peft.get_peft_model_state_dict(wrapped) if saved else wrapped.state_dict()
+    found = [key for name in names if (key := keys.split(name))]
+    assert {key.role for key in found} == roles
+    for key in found:
+        place = finder.find(key.module)
+        assert isinstance(place, Place), key
+        assert place.path == TEXT[0]
+
+
 def test_what_pefts_layer_holds_is_not_a_name_of_its_own() -> None:
     root = tree("a.base_layer", "a.lora_A.default", "b._orig_mod.c")
     finder = Finder({"": root})
@@ -276,11 +304,16 @@ def test_what_pefts_layer_holds_is_not_a_name_of_its_own() -> None:
     assert finder.find("b.c") == Place("", "b.c", root.get_submodule("b._orig_mod.c"))
 
 
-@pytest.mark.timeout(20)  # a name that is compared with every module would take minutes
+@pytest.mark.timeout(60)  # a name that is compared with every module would take minutes
 def test_many_long_names_cost_a_lookup_each() -> None:
     finder = Finder({"unet": tree(*(f"blocks.{i}.layer" for i in range(2000)))})
+    shapes = {}
     for i in range(10_000):
-        assert isinstance(finder.find(f"lora_unet_blocks_{i}_" + "a_" * 2000), str)
+        key = keys.split(f"lora_unet_blocks_{i}_{'a_' * 2000}.lora_down.weight")
+        assert key is not None
+        assert isinstance(finder.find(key.module), str)
+        shapes[key.module] = {"down": (1, 1)}
+    assert family.of_adapter(shapes) == ""
 
 
 # ---- families

@@ -1,1 +1,1 @@
-"""Adapters beside shared weights: what their files mean and how they are applied."""
+"""Adapters over shared weights: what their files mean and how they are applied."""

@@ -24,6 +24,7 @@ _UNET = re.compile(
 _EARLY = {("up", 0), ("output", 0), ("output", 1), ("output", 2)}  # SDXL: deep blocks attend
 _LATE = {("down", 0), ("input", 1), ("input", 2), ("up", 3)}  # SD 1 and 2: all but the deepest
 _LATE |= {("output", 9), ("output", 10), ("output", 11)}
+_LONGEST_NAME = 400  # of what is looked at: a model's names have up to 150 letters
 _REFINER_WIDTHS = {768, 1536}
 _SDXL_WIDTHS = {640, 1280}
 
@@ -36,7 +37,9 @@ _TEXT = re.compile(r"(lora_te[123]?_|text_encoder(?:_[23])?_).*(?:self_attn_|Sel
 
 def of_adapter(shapes: Shapes) -> str:
     """The family by module key, role and shape; "" where these do not tell it."""
-    flat = [(key.replace(".", "_"), roles) for key, roles in shapes.items()]
+    flat = [
+        (key.replace(".", "_"), roles) for key, roles in shapes.items() if len(key) <= _LONGEST_NAME
+    ]
     unet = [(found, roles) for key, roles in flat if (found := _UNET.search(key))]
     if unet:
         return _of_unet(unet)

@@ -37,7 +37,7 @@ _PREFIXES: dict[str, tuple[str, ...]] = {
     "lora_te1_": _TEXTS[:1],
     "lora_te2_": _TEXTS[1:2],
     "lora_te3_": ("text_encoder_3", "text_encoder_2"),  # T5, which is Flux' second
-    "lycoris_": (),  # LyCORIS' own, around whatever module it was given
+    "lycoris_": (),  # LyCORIS' own, for any module
     "diffusion_model.": _IMAGE,
     "model.diffusion_model.": _IMAGE,
     "text_encoders.clip_l.transformer.": _TEXTS[:1],
