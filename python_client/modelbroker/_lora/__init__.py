@@ -1,1 +1,1 @@
-"""Adapters over shared weights: what their files mean and how they are applied."""
+"""Adapters beside shared weights; the door is modelbroker.lora."""

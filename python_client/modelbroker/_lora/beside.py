@@ -1,0 +1,69 @@
+"""What runs beside a layer: it adds to the layer's output and never touches its weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .deltas import Delta
+from .operations import Operation
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Adds a change of the weight, and of the bias, times the weight of the adapter.
+
+    The forward of a layer with several: `y = base(x * (1 + sum of gains))`, or base(x) where there
+    is no gain; then `y = beside.add(y, x, plain, weight)` for each, where `plain` is W·x without
+    the bias and without gains, for those with `needs_plain`.
+    """
+
+    operation: Operation
+    delta: Delta | None
+    scale: float
+    bias: Tensor | None
+
+    needs_plain = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return self.tensors()[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.tensors()[0].device
+
+    def tensors(self) -> list[Tensor]:
+        """All that it needs."""
+        delta = [] if self.delta is None else self.delta.tensors()
+        return delta if self.bias is None else [*delta, self.bias]
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Beside:
+        """The same there; tensors that are there and in that dtype stay the same ones."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(device=device, dtype=dtype)
+
+        return replace(
+            self,
+            delta=None if self.delta is None else self.delta.changed(moved),
+            bias=None if self.bias is None else moved(self.bias),
+        )
+
+    def gain(self, weight: float) -> Tensor | None:  # noqa: ARG002 - of DoRA by columns
+        """What is added to 1 to make the factor on the layer's input."""
+        return None
+
+    def add(self, y: Tensor, x: Tensor, plain: Tensor | None, weight: float) -> Tensor:  # noqa: ARG002 - of DoRA by rows
+        """The layer's output with this adapter's part at this weight; x is the layer's input."""
+        total = y
+        if self.delta is not None:
+            inner = self.delta.run(self.operation, self.operation.cast(x, self.dtype))
+            total = total + inner * (self.scale * weight)
+        if self.bias is not None:
+            total = total + self.operation.spread(self.bias, y) * weight
+        return total.to(y.dtype)
