@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .deltas import Delta
+from .deltas import Change, Delta
 from .operations import Operation
 
 
@@ -45,25 +46,31 @@ class Beside:
     def to(self, device: torch.device, dtype: torch.dtype) -> Beside:
         """The same there; tensors that are there and in that dtype stay the same ones."""
 
-        def moved(tensor: Tensor) -> Tensor:
-            return tensor.to(device=device, dtype=dtype)
+        return replace(self, **self._changed(lambda tensor: tensor.to(device=device, dtype=dtype)))
 
-        return replace(
-            self,
-            delta=None if self.delta is None else self.delta.changed(moved),
-            bias=None if self.bias is None else moved(self.bias),
-        )
+    def _changed(self, change: Change) -> dict[str, Any]:
+        """Its fields that are computed with, after `change`."""
+        return {
+            "delta": None if self.delta is None else self.delta.changed(change),
+            "bias": None if self.bias is None else change(self.bias),
+        }
 
-    def gain(self, weight: float) -> Tensor | None:  # noqa: ARG002 - of DoRA by columns
+    def gain(self, weight: float) -> Tensor | None:  # noqa: ARG002 - for DoRA by columns
         """What is added to 1 to make the factor on the layer's input."""
         return None
 
-    def add(self, y: Tensor, x: Tensor, plain: Tensor | None, weight: float) -> Tensor:  # noqa: ARG002 - of DoRA by rows
+    def add(self, y: Tensor, x: Tensor, plain: Tensor | None, weight: float) -> Tensor:
         """The layer's output with this adapter's part at this weight; x is the layer's input."""
         total = y
         if self.delta is not None:
-            inner = self.delta.run(self.operation, self.operation.cast(x, self.dtype))
-            total = total + inner * (self.scale * weight)
+            total = self._add_change(y, self.operation.cast(x, self.dtype), plain, weight)
         if self.bias is not None:
             total = total + self.operation.spread(self.bias, y) * weight
         return total.to(y.dtype)
+
+    def _add_change(self, y: Tensor, x: Tensor, plain: Tensor | None, weight: float) -> Tensor:  # noqa: ARG002 - for DoRA by rows
+        return y + self._run(x) * (self.scale * weight)
+
+    def _run(self, x: Tensor) -> Tensor:
+        assert self.delta is not None
+        return self.delta.run(self.operation, x)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from .layers import Layer
@@ -34,7 +35,10 @@ class Delta(Protocol):
         """Views in the shapes that the layer's operation takes; where it has no misfit."""
 
     def run(self, operation: Operation, x: Tensor) -> Tensor:
-        """What it adds to the layer's output. Of a fitted one, as is `dense`."""
+        """What it adds to the layer's output. Of a fitted one, as are the two below."""
+
+    def low_rank(self) -> tuple[Tensor, Tensor] | None:
+        """Its change as a product of [out, rank] and [rank, in, *kernel], if that is small."""
 
     def dense(self) -> Tensor:
         """The change itself, [out, in, *kernel]."""
@@ -111,20 +115,17 @@ class Factors:
             inner = operation.apply(operation.pointwise(x, self.down), self.mid)
         return operation.pointwise(inner, self.up, self.up_bias)
 
-    def dense(self) -> Tensor:
+    def low_rank(self) -> tuple[Tensor, Tensor]:
         """As Delta says."""
-        down = self.down.flatten(1)
         up = self.up.flatten(1)
         if self.mid is None:
-            return (up @ down).reshape(up.shape[0], *self.down.shape[1:])
-        wide, rank, *kernel = self.mid.shape
-        inner = self.mid.reshape(wide, rank, -1).permute(0, 2, 1) @ down
-        whole = up @ inner.reshape(wide, -1)
-        return (
-            whole.reshape(up.shape[0], -1, down.shape[1])
-            .transpose(1, 2)
-            .reshape(up.shape[0], down.shape[1], *kernel)
-        )
+            return up, self.down
+        return up, torch.einsum("mn...,ni->mi...", self.mid, self.down.flatten(1))
+
+    def dense(self) -> Tensor:
+        """As Delta says."""
+        up, down = self.low_rank()
+        return (up @ down.flatten(1)).reshape(up.shape[0], *down.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,10 @@ class Whole:
     def run(self, operation: Operation, x: Tensor) -> Tensor:
         """As Delta says."""
         return operation.apply(x, self.diff)
+
+    def low_rank(self) -> None:
+        """As Delta says."""
+        return
 
     def dense(self) -> Tensor:
         """As Delta says."""

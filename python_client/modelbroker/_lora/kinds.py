@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .._errors import InvalidArgumentError
+from .._errors import FailedPreconditionError
+from . import dora
 from .beside import Beside
-from .deltas import Delta, Factors, Whole, shape_text
+from .deltas import Delta, Factors, Whole
+from .groups import Group, change_of
 from .layers import COMPUTED, Layer
+from .operations import Lookup
+
+
+@dataclass(frozen=True)
+class Magnitude:
+    """DoRA's learned lengths, one a row or one a column."""
+
+    vector: Tensor
+    columns: bool
+    peft: bool  # a weight between 0 and 1 is read as PEFT reads it
 
 
 @dataclass(frozen=True)
@@ -21,47 +34,144 @@ class Part:
 
     name: str  # the module's, as in the file
     kind: str
-    delta_of_weight: Delta | None
+    change: Delta | None
     scale: float = 1.0
     bias: Tensor | None = None  # added to the layer's
+    magnitude: Magnitude | None = None
+    _lengths: WeakKeyDictionary[nn.Module, tuple[object, dora.Lengths]] = field(
+        default_factory=WeakKeyDictionary, repr=False, compare=False
+    )
 
     def tensors(self) -> list[Tensor]:
         """All that it is made of."""
-        delta = [] if self.delta_of_weight is None else self.delta_of_weight.tensors()
-        return delta + [tensor for tensor in (self.bias,) if tensor is not None]
+        change = [] if self.change is None else self.change.tensors()
+        magnitude = None if self.magnitude is None else self.magnitude.vector
+        return change + [tensor for tensor in (self.bias, magnitude) if tensor is not None]
 
     def misfit(self, layer: Layer) -> str:
         """Why it cannot be applied to this layer, or ''."""
-        is_norm = layer.norm is not None
-        if is_norm and not isinstance(self.delta_of_weight, Whole | None):
-            return f"a {self.kind} cannot be applied to a norm"
+        if layer.norm is not None and not isinstance(self.change, (Whole, type(None))):
+            return f"{self.kind} cannot be applied to a norm"
         if self.bias is not None and self.bias.numel() != layer.out_features:
             return (
                 f"it changes a bias of {self.bias.numel()} values, "
                 f"and this {layer.what} has {layer.out_features} outputs"
             )
-        return "" if self.delta_of_weight is None else self.delta_of_weight.misfit(layer)
+        misfit = "" if self.change is None else self.change.misfit(layer)
+        return misfit or self._misfit_of_magnitude(layer)
+
+    def _misfit_of_magnitude(self, layer: Layer) -> str:
+        if self.magnitude is None:
+            return ""
+        columns, has = self.magnitude.columns, self.magnitude.vector.numel()
+        if layer.norm is not None or (columns and isinstance(layer.operation, Lookup)):
+            return f"DoRA {'by columns ' if columns else ''}cannot be applied to a {layer.what}"
+        wanted = layer.in_features if columns else layer.out_features
+        if has == wanted:
+            return ""
+        sides = "inputs" if columns else "outputs"
+        return f"DoRA has {has} lengths, and this {layer.what} has {wanted} {sides}"
 
     def delta(self, layer: Layer, dtype: torch.dtype) -> Tensor:
-        """What it adds to the layer's weight at weight 1, as the module keeps it; a new tensor."""
-        if self.delta_of_weight is None:
-            return torch.zeros(layer.stored_shape, dtype=dtype)
-        delta = self.delta_of_weight.fitted(layer).changed(lambda tensor: tensor.to(dtype))
-        return layer.stored(delta.dense() * self.scale)
+        """What it adds to the layer's weight at weight 1, as the module keeps it; a new tensor.
+
+        Without DoRA's lengths. On the device of the adapter's tensors.
+        """
+        if self.change is None:
+            return torch.zeros(layer.stored_shape, dtype=dtype, device=self.tensors()[0].device)
+        change = self.change.fitted(layer).changed(lambda tensor: tensor.to(dtype))
+        return layer.stored(change.dense() * self.scale)
 
     def delta_of_bias(self, dtype: torch.dtype) -> Tensor | None:
-        """What it adds to the layer's bias at weight 1."""
+        """What it adds to the layer's bias at weight 1; without DoRA's lengths, as `delta`."""
         total = None if self.bias is None else self.bias.to(dtype)
-        if isinstance(self.delta_of_weight, Factors) and self.delta_of_weight.up_bias is not None:
-            scaled = self.delta_of_weight.up_bias.to(dtype) * self.scale
+        if isinstance(self.change, Factors) and self.change.up_bias is not None:
+            scaled = self.change.up_bias.to(dtype) * self.scale
             total = scaled if total is None else total + scaled
         return total
 
     def beside(self, layer: Layer, base_weight: Tensor | None) -> Beside:
-        """What runs beside this layer, in the dtype and on the device of its weight."""
-        delta = None if self.delta_of_weight is None else self.delta_of_weight.fitted(layer)
-        made = Beside(layer.operation, delta, self.scale, self.bias)
+        """What runs beside this layer, in the dtype and on the device of its weight.
+
+        `base_weight` is the weight as the module keeps it, or None where it is packed: DoRA alone
+        needs its values, and reads them once for a layer.
+        """
+        change = None if self.change is None else self.change.fitted(layer)
+        made = Beside(layer.operation, change, self.scale, self.bias)
+        if self.magnitude is not None:
+            made = dora.beside(
+                made,
+                self.magnitude.vector,
+                self._lengths_beside(layer, base_weight),
+                columns=self.magnitude.columns,
+                peft=self.magnitude.peft,
+            )
         return made.to(*_computed_in(self.tensors()[0], base_weight))
+
+    def _lengths_beside(self, layer: Layer, weight: Tensor | None) -> dora.Lengths:
+        """Made once for a layer, as long as its weight is the same tensor unchanged."""
+        if weight is None or weight.device.type == "meta" or weight.dtype not in COMPUTED:
+            raise FailedPreconditionError(
+                f"{self.name}: DoRA needs the values of the layer's weight, and this "
+                f"{layer.what} has none that can be read (packed, or not loaded): load the weights "
+                "unquantised, or use the adapter without DoRA"
+            )
+        assert self.change is not None
+        assert self.magnitude is not None
+        mark = _mark(weight)
+        known = self._lengths.get(layer.module)
+        if known is not None and known[0] == mark:
+            return known[1]
+        matrix = layer.stored(weight.detach())
+        lengths = dora.lengths_of(
+            matrix, self.change.fitted(layer), self.scale, columns=self.magnitude.columns
+        )
+        self._lengths[layer.module] = (mark, lengths)
+        return lengths
+
+
+def read(
+    name: str, group: Mapping[str, Tensor], *, alpha: float | None, rslora: bool, peft: bool
+) -> Part:
+    """What the module `name` gets by these tensors, by their roles.
+
+    `alpha` None means a scale of 1; 0 is legal. `peft`: the file is PEFT's, whose DoRA is by rows
+    and whose weight between 0 and 1 means another blend. Raises InvalidArgumentError, which names
+    the module, where the tensors do not belong together.
+    """
+    tensors = Group(name, group)
+    found = change_of(tensors)
+    bias = tensors.vector("diff_b" if "diff_b" in tensors else "b_norm")
+    if found is None:
+        if bias is None or "dora_scale" in tensors:
+            raise tensors.fault(f"no change of a weight in {sorted(tensors)}")
+        return Part(name, "norm" if "b_norm" in tensors else "bias", None, 1.0, bias)
+    kind, change, rank = found
+    scale = _scale(alpha, rank, rslora)
+    magnitude = _magnitude(tensors, change, peft)
+    return Part(name, kind if magnitude is None else "DoRA", change, scale, bias, magnitude)
+
+
+def _scale(alpha: float | None, rank: int, rslora: bool) -> float:
+    if alpha is None or not rank:
+        return 1.0
+    return alpha / (math.sqrt(rank) if rslora else rank)
+
+
+def _magnitude(group: Group, change: Delta, peft: bool) -> Magnitude | None:
+    """By rows or by columns, which the shape tells: [out, 1, ...] or [1, in, ...].
+
+    PEFT has [out] and, for convolutions, [1, out, 1, ...]: rows both.
+    """
+    vector = group.vector("dora_scale")
+    if vector is None:
+        return None
+    shape = group.tensor("dora_scale").shape
+    if vector.numel() == 1:
+        columns = change.out_features != 1
+    else:
+        columns = len(shape) > 1 and shape[0] == 1 and not (peft and len(shape) > 2)
+    return Magnitude(vector, columns, peft)
 
 
 def _computed_in(own: Tensor, base: Tensor | None) -> tuple[torch.device, torch.dtype]:
@@ -74,88 +184,7 @@ def _computed_in(own: Tensor, base: Tensor | None) -> tuple[torch.device, torch.
     return device, base.dtype if base.dtype in COMPUTED else dtype
 
 
-class _Group:
-    """The tensors of one module by role; remembers which were asked for."""
-
-    def __init__(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        self.name = name
-        self._tensors = tensors
-
-    def __contains__(self, role: str) -> bool:
-        return role in self._tensors
-
-    def fault(self, words: str) -> InvalidArgumentError:
-        """An error that names the module."""
-        return InvalidArgumentError(f"{self.name}: {words}")
-
-    def matrix(self, role: str, *, with_kernel: bool = True) -> Tensor:
-        """A tensor of two dimensions, or more where it may have a kernel."""
-        tensor = self._tensors.get(role)
-        if tensor is None:
-            there = " and ".join(repr(there) for there in sorted(self._tensors) if there != "alpha")
-            raise self.fault(f"{role!r} is missing, with {there} there")
-        most = 5 if with_kernel else 2
-        if not 2 <= tensor.dim() <= most or not tensor.numel():
-            raise self.fault(f"{role!r} must be a matrix, and is {shape_text(tuple(tensor.shape))}")
-        return tensor
-
-    def optional(self, role: str) -> Tensor | None:
-        """A tensor that may be absent."""
-        return self._tensors.get(role)
-
-    def vector(self, role: str) -> Tensor | None:
-        """One value an output; absent is None."""
-        tensor = self._tensors.get(role)
-        if tensor is None:
-            return None
-        if not tensor.dim() or max(tensor.shape) != tensor.numel() or not tensor.numel():
-            raise self.fault(f"{role!r} must be a vector, and is {shape_text(tuple(tensor.shape))}")
-        return tensor.reshape(-1)
-
-
-def read(
-    name: str,
-    group: Mapping[str, Tensor],
-    *,
-    alpha: float | None,
-    rslora: bool,
-    peft: bool,  # noqa: ARG001 - of DoRA
-) -> Part:
-    """What the module `name` gets by these tensors, by their roles.
-
-    `alpha` None means a scale of 1; 0 is legal. Raises InvalidArgumentError, which names the
-    module, where the tensors do not belong together.
-    """
-    tensors = _Group(name, group)
-    kind, delta, rank = _factors(tensors)
-    return Part(name, kind, delta, _scale(alpha, rank, rslora), bias=tensors.vector("diff_b"))
-
-
-def _scale(alpha: float | None, rank: int, rslora: bool) -> float:
-    if alpha is None:
-        return 1.0
-    return alpha / (math.sqrt(rank) if rslora else rank)
-
-
-def _factors(group: _Group) -> tuple[str, Delta, int]:
-    down, up = group.matrix("down"), group.matrix("up")
-    mid = group.matrix("mid") if "mid" in group else None
-    wide = mid.shape[0] if mid is not None else down.shape[0]
-    inner = mid.shape[1] if mid is not None else up.shape[1]
-    if up.shape[1] != wide or down.shape[0] != inner:
-        raise group.fault(
-            f"the ranks disagree: 'down' is {shape_text(tuple(down.shape))}, "
-            f"'up' is {shape_text(tuple(up.shape))}"
-            + (f", 'mid' is {shape_text(tuple(mid.shape))}" if mid is not None else "")
-        )
-    if any(size != 1 for size in up.shape[2:]):
-        raise group.fault(f"'up' must be a matrix, and is {shape_text(tuple(up.shape))}")
-    if mid is not None and any(size != 1 for size in down.shape[2:]):
-        raise group.fault(
-            f"'down' must be a matrix, with a 'mid' there, and is {shape_text(tuple(down.shape))}"
-        )
-    delta = Factors(down, up, mid, group.vector("up_bias"))
-    if mid is not None:
-        return "Tucker", delta, down.shape[0]
-    has_kernel = any(size != 1 for size in down.shape[2:])
-    return "LoCon" if has_kernel else "LoRA", delta, down.shape[0]
+def _mark(weight: Tensor) -> object:
+    """Another one where the weight is another tensor or was written to."""
+    version = -1 if weight.is_inference() else weight._version
+    return weight.data_ptr(), weight.device, weight.dtype, weight.stride(), version

@@ -23,6 +23,10 @@ _CONVOLUTIONS: dict[int, Any] = {
 class Operation(Protocol):
     """A layer's own linear operation; holds settings only, so that a copied layer can keep it."""
 
+    @property
+    def channel_dimension(self) -> int:
+        """Where inputs and outputs have their channels, from the end."""
+
     def apply(self, x: Tensor, weight: Tensor) -> Tensor:
         """The layer's output for this weight, without a bias."""
 
@@ -42,6 +46,11 @@ class Operation(Protocol):
 @dataclass(frozen=True)
 class Linear:
     """y = x·Wᵀ over the last dimension."""
+
+    @property
+    def channel_dimension(self) -> int:
+        """As Operation says."""
+        return -1
 
     def apply(self, x: Tensor, weight: Tensor) -> Tensor:
         """As Operation says."""
@@ -74,6 +83,11 @@ class Convolution:
     dilation: tuple[int, ...]
     padding_mode: str
     padding_of_input: tuple[int, ...]  # for functional.pad, where the mode is not "zeros"
+
+    @property
+    def channel_dimension(self) -> int:
+        """As Operation says."""
+        return -1 - self.dimensions
 
     def apply(self, x: Tensor, weight: Tensor) -> Tensor:
         """As Operation says."""
@@ -109,6 +123,11 @@ class Lookup:
 
     factor: float = 1.0  # what some embeddings multiply their output by
 
+    @property
+    def channel_dimension(self) -> int:
+        """As Operation says."""
+        return -1
+
     def apply(self, x: Tensor, weight: Tensor) -> Tensor:
         """As Operation says."""
         found = functional.embedding(x, weight.t())
@@ -134,6 +153,11 @@ class Lookup:
 class _Norm:
     """What all norms share: they have one value a channel and mix no channels."""
 
+    @property
+    def channel_dimension(self) -> int:
+        """A norm has no matrix."""
+        raise NotImplementedError
+
     def pointwise(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """A norm has no matrix."""
         raise NotImplementedError
@@ -141,10 +165,6 @@ class _Norm:
     def shaped(self, matrix: Tensor) -> Tensor:
         """A norm has no matrix."""
         raise NotImplementedError
-
-    def spread(self, vector: Tensor, like: Tensor) -> Tensor:  # noqa: ARG002 - last dimensions
-        """As Operation says."""
-        return vector
 
     def cast(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """As Operation says."""
@@ -161,6 +181,10 @@ class LayerNorm(_Norm):
     def apply(self, x: Tensor, weight: Tensor) -> Tensor:
         """As Operation says."""
         return functional.layer_norm(x, self.shape, weight, None, self.epsilon)
+
+    def spread(self, vector: Tensor, like: Tensor) -> Tensor:  # noqa: ARG002 - last dimensions
+        """As Operation says."""
+        return vector.reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -193,6 +217,10 @@ class RootMeanSquare(_Norm):
         dimensions = tuple(range(-len(self.shape), 0))
         mean = wide.pow(2).mean(dimensions, keepdim=True)
         return (wide * torch.rsqrt(mean + epsilon)).to(x.dtype) * weight
+
+    def spread(self, vector: Tensor, like: Tensor) -> Tensor:  # noqa: ARG002 - last dimensions
+        """As Operation says."""
+        return vector.reshape(self.shape)
 
 
 def elements(shape: tuple[int, ...]) -> int:
