@@ -1,0 +1,143 @@
+"""The tensors of an adapter's file: over the broker's block, or read here where there is none."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from .._broker import Broker, absolute
+from .._errors import (
+    BrokerHangsError,
+    DataLossError,
+    InvalidArgumentError,
+    ModelBrokerError,
+    NotFoundError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+from .words import shown
+
+Tensors: TypeAlias = "dict[str, Any]"
+
+_CONFIG = "adapter_config.json"
+_IN_FOLDERS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+_LARGEST_CONFIG = 10_000_000
+# Where the broker cannot serve: the file is read here, which costs memory and works.
+_WITHOUT_BROKER = (UnavailableError, BrokerHangsError, ResourceExhaustedError)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What `add` was asked for: a file (and a PEFT folder's configuration), or a broker's name."""
+
+    label: str
+    file: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    identity: tuple[Any, ...] = ()  # by which it is the same one when it is added again
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """Its tensors, which keep the block."""
+
+    label: str
+    identity: tuple[Any, ...]
+    tensors: Tensors
+    metadata: Mapping[str, str]
+    config: Mapping[str, Any]
+    blocks: tuple[tuple[int, int], ...] = ()  # (first, end) addresses of shared memory
+
+    def is_shared(self, tensor: Any) -> bool:
+        """Whether its bytes are the broker's."""
+        if tensor.device.type != "cpu":
+            return False
+        address = tensor.data_ptr()
+        return any(first <= address < end for first, end in self.blocks)
+
+
+def find(path_or_name: str | os.PathLike[str]) -> Source:
+    """Without reading it. A word that is no file or folder is taken for a name at the broker."""
+    text = os.fspath(path_or_name)
+    if not isinstance(text, str) or not text:
+        raise InvalidArgumentError(f"{path_or_name!r} is not the path or name of an adapter")
+    try:
+        if os.path.isdir(text):
+            return _folder(Path(absolute(text)))
+        if os.path.exists(text):
+            return _file(absolute(text), {})
+    except ValueError as error:  # a zero byte in it
+        raise InvalidArgumentError(f"{shown(text)}: {error}") from None
+    if not isinstance(path_or_name, str) or text.startswith(("/", "./", "../")):
+        raise NotFoundError(f"{shown(text)}: there is no such file or folder")
+    return Source(shown(text), identity=("name", text))
+
+
+def _file(path: str, config: Mapping[str, Any]) -> Source:
+    found = os.stat(path)
+    identity = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    return Source(shown(path), path, config, ("file", *identity, json.dumps(config)))
+
+
+def _folder(folder: Path) -> Source:
+    files = [folder / name for name in _IN_FOLDERS if (folder / name).is_file()]
+    files = files or sorted(folder.glob("*.safetensors"))
+    if len(files) != 1:
+        raise InvalidArgumentError(
+            f"{shown(str(folder))} holds {len(files)} .safetensors files, and none that is "
+            f"called {' or '.join(_IN_FOLDERS)}: name the file"
+            if files
+            else f"{shown(str(folder))} holds no .safetensors file"
+        )
+    return _file(str(files[0]), _config(folder / _CONFIG))
+
+
+def _config(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        with path.open("rb") as file:
+            config = json.loads(file.read(_LARGEST_CONFIG))
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgumentError(f"{shown(str(path))} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise InvalidArgumentError(f"{shown(str(path))} holds no JSON object")
+    return config
+
+
+def open_source(source: Source, broker: Callable[[], Broker]) -> AdapterFile:
+    """`broker` gives one, or says by an error that there is none."""
+    try:
+        return _attached(source, broker())
+    except _WITHOUT_BROKER as error:
+        if not source.file:
+            raise
+        return _read_here(source, error)
+
+
+def _attached(source: Source, broker: Broker) -> AdapterFile:
+    weights = broker.attach(Path(source.file) if source.file else source.identity[1])
+    identity = source.identity if source.file else (*source.identity, weights.generation)
+    blocks = tuple(
+        (memory.address, memory.address + memory.size) for memory, _ in weights.blocks()
+    )
+    return AdapterFile(
+        source.label, identity, weights.state_dict(), weights.metadata, source.config, blocks
+    )
+
+
+def _read_here(source: Source, why: ModelBrokerError) -> AdapterFile:
+    try:
+        import safetensors
+    except ImportError:
+        raise why from None
+    try:
+        with safetensors.safe_open(source.file, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no dict
+            metadata = file.metadata() or {}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise DataLossError(f"{source.label}: {error}") from None
+    return AdapterFile(source.label, source.identity, tensors, metadata, source.config)
