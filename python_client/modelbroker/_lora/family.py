@@ -24,7 +24,7 @@ _UNET = re.compile(
 _EARLY = {("up", 0), ("output", 0), ("output", 1), ("output", 2)}  # SDXL: deep blocks attend
 _LATE = {("down", 0), ("input", 1), ("input", 2), ("up", 3)}  # SD 1 and 2: all but the deepest
 _LATE |= {("output", 9), ("output", 10), ("output", 11)}
-_LONGEST_NAME = 400  # of what is looked at: a model's names have up to 150 letters
+_LONGEST_NAME = 400  # that is examined: a model's names have up to 150 letters
 _REFINER_WIDTHS = {768, 1536}
 _SDXL_WIDTHS = {640, 1280}
 
@@ -32,18 +32,23 @@ _DIT = re.compile(
     r"(?:^|_)(single_transformer_blocks|transformer_blocks|joint_blocks|double_blocks"
     r"|single_blocks|blocks|layers)_([0-9]{1,3})_(.+)"
 )
+_WAN = re.compile(r"(?:self|cross)_attn_[qkvo]|ffn_[02]|attn[12]_to_(?:[qkv]|out_0)")
 _TEXT = re.compile(r"(lora_te[123]?_|text_encoder(?:_[23])?_).*(?:self_attn_|SelfAttention_)")
 
 
 def of_adapter(shapes: Shapes) -> str:
     """The family by module key, role and shape; "" where these do not tell it."""
-    flat = [
-        (key.replace(".", "_"), roles) for key, roles in shapes.items() if len(key) <= _LONGEST_NAME
-    ]
+    flat = [(_flat(key), roles) for key, roles in shapes.items() if len(key) <= _LONGEST_NAME]
     unet = [(found, roles) for key, roles in flat if (found := _UNET.search(key))]
     if unet:
         return _of_unet(unet)
     return _of_transformer(flat) or _of_text(flat)
+
+
+def _flat(key: str) -> str:
+    """As trainers write it, without the component's name, which may read as a block's."""
+    key = key.removeprefix("base_model.model.").removeprefix("transformer.")
+    return key.removeprefix("lora_transformer_").replace(".", "_")
 
 
 def of_components(components: Mapping[str, torch.nn.Module]) -> str:
@@ -127,8 +132,8 @@ def _of_block(kind: str, part: str, roles: Roles, last: Counter[str]) -> str:
             return "qwen-image"
         if part.startswith("attn_add_") and width in (1536, 2432):
             return "sd3"
-    if kind == "blocks" and width in (1536, 3072, 5120):
-        return "wan" if re.fullmatch(r"(self|cross)_attn_[qkvo]|ffn_[02]", part) else ""
+    if kind == "blocks" and width in (1536, 3072, 5120) and _WAN.fullmatch(part):
+        return "wan"
     if kind == "layers" and part.startswith(("attention_to_", "attention_qkv", "feed_forward_")):
         return {3840: "z-image", 2304: "lumina2"}.get(width, "")
     return ""
