@@ -385,12 +385,17 @@ def test_the_family_is_told_from_shapes(expected: str, shapes: dict[str, Any]) -
 
 
 def test_the_family_of_models(trees: dict[str, Any]) -> None:
-    assert family.of_components(trees["sdxl"]) == "sdxl"
-    assert family.of_components(trees["sd1"]) == "sd1"
-    assert family.of_components({"": trees["sd1"]["unet"]}) == "sd1"
-    assert family.of_components({"": trees["sdxl"]["text_encoder"]}) == ""
-    assert family.of_components({"": nn.Linear(2, 2)}) == ""
-    assert family.of_components({}) == ""
+    models: list[tuple[str, dict[str, nn.Module]]] = [
+        ("sdxl", trees["sdxl"]),
+        ("sd1", trees["sd1"]),
+        ("sd1", {"": trees["sd1"]["unet"]}),
+        ("", {"": trees["sdxl"]["text_encoder"]}),
+        ("", {"": nn.Linear(2, 2)}),
+        ("", {}),
+    ]
+    for expected, components in models:
+        assert family.of_components(components) == expected
+        assert family.of_trees(Finder(components).trees) == expected
 
 
 def test_an_adapter_of_a_model_is_of_the_models_family(trees: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ _UNET = re.compile(
 _EARLY = {("up", 0), ("output", 0), ("output", 1), ("output", 2)}  # SDXL: deep blocks attend
 _LATE = {("down", 0), ("input", 1), ("input", 2), ("up", 3)}  # SD 1 and 2: all but the deepest
 _LATE |= {("output", 9), ("output", 10), ("output", 11)}
+_IMAGE_MODELS = ("unet", "transformer", "")
 _LONGEST_NAME = 400  # that is examined: a model's names have up to 150 letters
 _REFINER_WIDTHS = {768, 1536}
 _SDXL_WIDTHS = {640, 1280}
@@ -53,23 +54,31 @@ def _flat(key: str) -> str:
 
 def of_components(components: Mapping[str, torch.nn.Module]) -> str:
     """The family of the model that has these, by the same rules; "" where they do not tell it."""
-    for name in ("unet", "transformer", ""):
+    from .tree import Tree  # which imports torch
+
+    for name in _IMAGE_MODELS:
         if name in components:
-            return of_adapter(dict(_as_adapter(components[name])))
+            return of_modules(Tree(components[name]).modules)
     return ""
 
 
-def _as_adapter(model: torch.nn.Module) -> Iterator[tuple[str, Roles]]:
-    """The model as if it were a difference of each of its weights."""
-    from .tree import Tree  # which imports torch
+def of_trees(trees: Mapping[str, Mapping[str, torch.nn.Module]]) -> str:
+    """As `of_components`, from the modules that a Finder has found already."""
+    return next((of_modules(trees[name]) for name in _IMAGE_MODELS if name in trees), "")
 
-    for path, module in Tree(model).modules.items():
-        weight = module._parameters.get("weight")
-        if weight is not None:
-            features = module.__dict__  # of a quantised layer, whose weight is packed
-            inputs, outputs = features.get("in_features"), features.get("out_features")
-            shape = (outputs, inputs) if inputs and outputs else tuple(weight.shape)
-            yield path, {"diff": shape}
+
+def of_modules(modules: Mapping[str, torch.nn.Module]) -> str:
+    """Of one component, whose layers are read as an adapter with a difference for each."""
+    return of_adapter(dict(_as_adapter(modules)))
+
+
+def _as_adapter(modules: Mapping[str, torch.nn.Module]) -> Iterator[tuple[str, Roles]]:
+    for path, module in modules.items():
+        values = module.__dict__  # asking a module for what it lacks is slow
+        if values.get("in_features") and values.get("out_features"):  # the weight may be packed
+            yield path, {"diff": (values["out_features"], values["in_features"])}
+        elif "in_channels" in values and (weight := module._parameters.get("weight")) is not None:
+            yield path, {"diff": tuple(weight.shape)}
 
 
 def _of_unet(found: list[tuple[re.Match[str], Roles]]) -> str:

@@ -88,8 +88,9 @@ def brief(name: str) -> str:
 
 def _with_role(key: str, name: str, tensor: str) -> Key | None:
     module, _, word = name.rpartition(".")
-    _refuse_unimplemented(key, module, word, tensor)
     role = _role(word, tensor)
+    if role is None:
+        _refuse_unimplemented(key, module, word, tensor)
     if role is None or not module:
         return None
     if role == "alpha":

@@ -57,6 +57,11 @@ class Finder:
         self._components = {name: _Names(name, root, places) for name, root in components.items()}
         self._alone = self._components.get("")
 
+    @property
+    def trees(self) -> dict[str, Mapping[str, torch.nn.Module]]:
+        """Each component's modules by their paths, for family.of_trees."""
+        return {name: names.modules for name, names in self._components.items()}
+
     def find(self, module_key: str) -> Place | str:
         """The module that `module_key` means, or the reason why there is none."""
         key = module_key.removeprefix(_PEFT)
@@ -117,7 +122,7 @@ class _Names:
         self._component = component
         self._places = places
         tree = Tree(root)
-        self._modules, self._unreachable = tree.modules, tree.unreachable
+        self.modules, self._unreachable = tree.modules, tree.unreachable
 
     def look(self, name: str) -> Place | str | None:
         """The module, the reason why it cannot be had, or None where no module is called so."""
@@ -129,7 +134,7 @@ class _Names:
     def _at(self, path: str) -> Place | str | None:
         if path in self._unreachable:
             return READ_WITHOUT_A_CALL
-        module = self._modules.get(path)
+        module = self.modules.get(path)
         if module is None:
             return None
         place = self._places.get(id(module))
@@ -156,7 +161,7 @@ class _Names:
         dot = "." if "." in name else "_"
         if name.startswith(f"text_model{dot}"):  # which transformers 5 left out of CLIPTextModel
             yield name[len("text_model") + 1 :]
-        elif "text_model" in self._modules:
+        elif "text_model" in self.modules:
             yield f"text_model{dot}{name}"
         if ".processor." in name:
             yield name.replace(".processor.", ".")
@@ -165,20 +170,20 @@ class _Names:
     def _flat(self) -> dict[str, tuple[str, ...]]:
         """More than one path where more than one module with weights has the name."""
         found: dict[str, tuple[str, ...]] = {}
-        for path in (*self._modules, *self._unreachable):
+        for path in (*self.modules, *self._unreachable):
             flat = path.replace(".", "_")
             found[flat] = self._likelier(found[flat], path) if flat in found else (path,)
         return found
 
     def _likelier(self, paths: tuple[str, ...], path: str) -> tuple[str, ...]:
         """A container is not what an adapter is for, and one module of two names is one."""
-        both = {id(self._modules.get(each)): each for each in (*paths, path)}
+        both = {id(self.modules.get(each)): each for each in (*paths, path)}
         return tuple(each for each in both.values() if self._has_weights(each)) or paths
 
     def _has_weights(self, path: str) -> bool:
-        module = self._modules.get(path)
+        module = self.modules.get(path)
         return module is None or any(w is not None for w in module._parameters.values())
 
     @cached_property
     def _sgm(self) -> sgm.Blocks:
-        return sgm.Blocks(self._modules)
+        return sgm.Blocks(self.modules)
