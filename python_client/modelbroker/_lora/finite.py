@@ -4,35 +4,34 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from .source import AdapterFile
 
-_GAP = 64  # bytes between tensors that are looked at together: alignment, of zeros
-
 
 def first_bad(file: AdapterFile, tensors: Mapping[str, Any]) -> str | None:
     """The name of one of these tensors of the file that holds NaN or Inf.
 
-    Neighbours in a block are looked at in one call: it is the number of calls that costs.
+    Those of one dtype that fill a block are looked at in one call: it is the number of calls that
+    costs.
     """
-    own: list[str] = []
-    shared: list[str] = []
+    by_dtype: dict[torch.dtype, list[str]] = {}
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and tensor.numel():
-            (shared if file.is_shared(tensor) else own).append(name)
-    for run in _runs(shared, tensors):
-        if len(run) == 1:
-            own += run
-        elif not _is_finite(_over(tensors[run[0]], tensors[run[-1]])):
-            own += run  # one of them, or what lies between them
-    return next((name for name in own if not _is_finite(tensors[name])), None)
+        by_dtype.setdefault(tensor.dtype, []).append(name)
+    for dtype, names in by_dtype.items():
+        if dtype.is_floating_point and not _fill_a_block_finitely(file, names, tensors):
+            for name in names:
+                if not _is_finite(tensors[name]):
+                    return name
+    return None
 
 
 def _is_finite(tensor: Any) -> bool:
+    if not tensor.numel():
+        return True
     try:
         # Passes a NaN on, and takes a tenth of the time of isfinite().
         low, high = torch.aminmax(tensor)
@@ -41,26 +40,17 @@ def _is_finite(tensor: Any) -> bool:
     return math.isfinite(low) and math.isfinite(high)
 
 
-def _runs(names: list[str], tensors: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Those of one dtype that lie one behind the other."""
-    run: list[str] = []
-    end, dtype = 0, None
-    for name in sorted(names, key=lambda name: tensors[name].data_ptr()):
-        tensor = tensors[name]
-        address = tensor.data_ptr()
-        if run and (dtype is not tensor.dtype or not 0 <= address - end <= _GAP):
-            yield run
-            run = []
-        run.append(name)
-        end, dtype = address + tensor.nbytes, tensor.dtype
-    if run:
-        yield run
-
-
-def _over(first: Any, last: Any) -> Any:
-    """One tensor over all of the memory from the first to the last, in a block that both keep."""
-    start = first.data_ptr()
-    size = last.data_ptr() + last.nbytes - start
-    words = size // first.itemsize
-    memory = (ctypes.c_char * (words * first.itemsize)).from_address(start)
-    return torch.frombuffer(memory, dtype=first.dtype)
+def _fill_a_block_finitely(file: AdapterFile, names: list[str], tensors: Mapping[str, Any]) -> bool:
+    """False where it is not known: of several blocks, with much between them, or a NaN there."""
+    if len(file.blocks) != 1 or len(names) < 2:
+        return False
+    addresses = [tensors[name].data_ptr() for name in names]
+    first, last = tensors[names[0]], tensors[names[addresses.index(max(addresses))]]
+    start, end = min(addresses), last.data_ptr() + last.nbytes
+    (from_, to), used = file.blocks[0], sum(tensors[name].nbytes for name in names)
+    if not from_ <= start < end <= to or end - start > 2 * used:
+        return False
+    # The tensors keep the block, and nothing of it is written by anybody.
+    count = (end - start) // first.itemsize
+    memory = (ctypes.c_char * (count * first.itemsize)).from_address(start)
+    return _is_finite(torch.frombuffer(memory, dtype=first.dtype))

@@ -13,10 +13,12 @@ import torch
 from .._broker import Broker, connect
 from .._errors import InvalidArgumentError, NotFoundError, ResourceExhaustedError
 from . import adapter as adapters
+from . import foreign
 from . import source as sources
 from . import weights as weighting
 from .adapter import Adapter, Added
 from .layers import Layer
+from .plan import Layers
 from .side import Active, Side
 from .weights import Weight, Weights
 from .words import shown
@@ -72,7 +74,7 @@ class Loras:
         self._broker: Broker | None = None
         self._max_adapters: int | None = None
         self._memory_limit: float | None = None
-        self._components = components
+        self._layers = Layers(components, None)
         self._sides = {key: Side(module) for key, module in components.items()}
         self._adapters: dict[str, Adapter] = {}
         self._weights: dict[str, Weight] = {}
@@ -112,7 +114,7 @@ class Loras:
         says to apply the layers that fit. After an error everything is as it was.
         """
         began = time.perf_counter()
-        weight = weighting.checked(self._both(weight, te_weight), self._components)
+        weight = weighting.checked(self._both(weight, te_weight), self._sides)
         if not isinstance(name, str) or not name:
             raise InvalidArgumentError(f"{name!r:.80} is not a name for an adapter")
         source = sources.find(path_or_name)
@@ -123,7 +125,8 @@ class Loras:
             if held is None or held.file.identity != source.identity:
                 file = sources.open_source(source, self._connected)
                 if held is None or held.file.identity != file.identity:
-                    held = adapters.make(file, self._components, force=force)
+                    file = foreign.translated(file, self._target, self._layers)
+                    held = adapters.make(file, self._layers, force=force)
             with self._lock:
                 self._check_limits(name, held)
                 self._change({**self._adapters, name: held}, {**self._weights, name: weight})
@@ -171,8 +174,8 @@ class Loras:
     def _both(self, weight: Weight, te_weight: float | None) -> Weight:
         if te_weight is None:
             return weight
-        encoders = [key for key in self._components if key.startswith("text_encoder")]
-        others = [key for key in self._components if not key.startswith("text_encoder")]
+        encoders = [key for key in self._sides if key.startswith("text_encoder")]
+        others = [key for key in self._sides if not key.startswith("text_encoder")]
         if isinstance(weight, Mapping):
             return {**weight, **dict.fromkeys(encoders, te_weight)}
         return {**dict.fromkeys(others, weight), **dict.fromkeys(encoders, te_weight)}
@@ -208,30 +211,29 @@ class Loras:
             for name in weights:
                 self._check_name(name)
             checked = {
-                name: weighting.checked(value, self._components) for name, value in weights.items()
+                name: weighting.checked(value, self._sides) for name, value in weights.items()
             }
             self._weights = {**self._weights, **checked}
             self._activate()
 
     def _look_again(self) -> None:
         """Puts the adapters beside what has taken another layer's or component's place since."""
-        components = _components(self._target)
-        present = {id(module) for component in components.values() for module in component.modules()}
-        layers = [layer for needed in self._needed(self._adapters.values()).values() for layer in needed.values()]
-        if components == self._components and all(id(layer.module) in present for layer in layers):
+        before = self._layers
+        self._layers = layers = Layers(_components(self._target), before)
+        same = before.components == layers.components
+        if same and all(layers.has(held.targets) for held in self._adapters.values()):
             return
         again = {
-            name: adapters.make(held.file, components, force=True)
+            name: adapters.make(held.file, layers, force=True)
             for name, held in self._adapters.items()
         }
         for key, side in list(self._sides.items()):
-            if components.get(key) is not side.component:
+            if layers.components.get(key) is not side.component:
                 side.end()
                 del self._sides[key]
-        self._components = components
-        self._sides = {
-            key: self._sides.get(key) or Side(component) for key, component in components.items()
-        }
+        for key, component in layers.components.items():
+            if key not in self._sides:
+                self._sides[key] = Side(component)
         self._change(again, self._weights)
 
     def _change(self, adapters: dict[str, Adapter], weights: dict[str, Weight]) -> None:
