@@ -205,11 +205,17 @@ def loha_of_cores(layer: Layer) -> Group:
     }
 
 
+def _divided(size: int) -> tuple[int, int]:
+    """As LyCORIS divides a size: by the largest divisor that is at most its root."""
+    least = max(divisor for divisor in range(1, math.isqrt(size) + 1) if size % divisor == 0)
+    return least, size // least
+
+
 def lokr(first: str, second: str) -> Maker:
     """Each half `whole` or by `factors`, the second by a `core` too."""
 
     def make(layer: Layer) -> Group:
-        outs, ins = (4, layer.out_features // 4), (3, layer.in_features // 3)
+        outs, ins = _divided(layer.out_features), _divided(layer.in_features)
         group: Group = {}
         if first == "whole":
             group["lokr_w1"] = random(outs[0], ins[0])
@@ -426,8 +432,12 @@ def forward(
     x: Tensor,
 ) -> Tensor:
     """The forward of a layer with adapters."""
-    gains = [gain for beside, weight in besides if (gain := beside.gain(weight)) is not None]
-    y = module(x * (1 + sum(gains))) if gains else module(x)
+    total = None
+    for beside, weight in besides:
+        gain = beside.gain(weight)
+        if gain is not None:
+            total = gain if total is None else total + gain
+    y = module(x) if total is None else module(x * (1 + total))
     wants_plain = any(beside.needs_plain for beside, _ in besides)
     plain = layer.without_bias(module(x)) if wants_plain else None
     for beside, weight in besides:
