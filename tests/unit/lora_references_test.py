@@ -195,3 +195,15 @@ def test_equals_dora_of_peft(name: str) -> None:
         wrapped.set_scale("default", strength)
         got = cases.forward(layer.module, layer, [(beside, strength)], x)
         assert cases.relative(got, wrapped(x)) <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["linear", "conv2d", "embedding"])
+def test_is_bit_equal_to_peft_in_autocast(name: str) -> None:
+    wrapped, layer, x, group = in_peft(PEFT_BASES[name], torch.float32)
+    part = kinds.read("m", group, alpha=6.0, rslora=False, peft=True)
+    beside = part.beside(layer, wrapped.base_layer.weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = cases.forward(layer.module, layer, [(beside, 1.0)], x)
+        wanted = wrapped(x)
+    assert got.dtype == wanted.dtype
+    assert torch.equal(got, wanted)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +14,14 @@ from .deltas import Change, Delta
 from .operations import Operation
 
 
-@dataclass(frozen=True)
+@contextmanager
+def plain_tensors() -> Iterator[None]:
+    """What is made here can be used with gradients later, whatever mode the caller is in."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+@dataclass(frozen=True, eq=False)
 class Beside:
     """Adds a change of the weight, and of the bias, times the weight of the adapter.
 
@@ -46,7 +55,9 @@ class Beside:
     def to(self, device: torch.device, dtype: torch.dtype) -> Beside:
         """The same there; tensors that are there and in that dtype stay the same ones."""
 
-        return replace(self, **self._changed(lambda tensor: tensor.to(device=device, dtype=dtype)))
+        with plain_tensors():
+            changed = self._changed(lambda tensor: tensor.to(device=device, dtype=dtype))
+            return replace(self, **changed)
 
     def _changed(self, change: Change) -> dict[str, Any]:
         """Its fields that are computed with, after `change`."""

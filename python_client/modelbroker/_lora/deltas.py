@@ -49,7 +49,7 @@ def shape_text(shape: tuple[int, ...]) -> str:
     return str(list(shape)) if shape else "a scalar"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Factors:
     """up · [mid ·] down: LoRA, LoCon and Tucker."""
 
@@ -128,7 +128,7 @@ class Factors:
         return (up @ down.flatten(1)).reshape(up.shape[0], *down.shape[1:])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Whole:
     """The change as it is: full `diff`, and a norm's."""
 

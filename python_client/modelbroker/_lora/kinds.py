@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from .._errors import FailedPreconditionError
 from . import dora
-from .beside import Beside
+from .beside import Beside, plain_tensors
 from .deltas import Delta, Factors, Whole
 from .groups import Group, change_of
 from .layers import COMPUTED, Layer
 from .operations import Lookup
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Magnitude:
     """DoRA's learned lengths, one a row or one a column."""
 
@@ -28,7 +28,7 @@ class Magnitude:
     peft: bool  # a weight between 0 and 1 is read as PEFT reads it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Part:
     """What one module gets. Its tensors are views of the file's."""
 
@@ -65,7 +65,7 @@ class Part:
             return ""
         columns, has = self.magnitude.columns, self.magnitude.vector.numel()
         if layer.norm is not None or (columns and isinstance(layer.operation, Lookup)):
-            return f"DoRA {'by columns ' if columns else ''}cannot be applied to a {layer.what}"
+            return f"DoRA {'by columns ' if columns else ''}cannot be applied to {layer.what}"
         wanted = layer.in_features if columns else layer.out_features
         if has == wanted:
             return ""
@@ -96,17 +96,18 @@ class Part:
         `base_weight` is the weight as the module keeps it, or None where it is packed: DoRA alone
         needs its values, and reads them once for a layer.
         """
-        change = None if self.change is None else self.change.fitted(layer)
-        made = Beside(layer.operation, change, self.scale, self.bias)
-        if self.magnitude is not None:
-            made = dora.beside(
-                made,
-                self.magnitude.vector,
-                self._lengths_beside(layer, base_weight),
-                columns=self.magnitude.columns,
-                peft=self.magnitude.peft,
-            )
-        return made.to(*_computed_in(self.tensors()[0], base_weight))
+        with plain_tensors():
+            change = None if self.change is None else self.change.fitted(layer)
+            made = Beside(layer.operation, change, self.scale, self.bias)
+            if self.magnitude is not None:
+                made = dora.beside(
+                    made,
+                    self.magnitude.vector,
+                    self._lengths_beside(layer, base_weight),
+                    columns=self.magnitude.columns,
+                    peft=self.magnitude.peft,
+                )
+            return made.to(*_computed_in(self.tensors()[0], base_weight))
 
     def _lengths_beside(self, layer: Layer, weight: Tensor | None) -> dora.Lengths:
         """Made once for a layer, as long as its weight is the same tensor unchanged."""

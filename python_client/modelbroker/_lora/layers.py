@@ -91,7 +91,7 @@ def _linear(module: Any) -> Layer | str:
     out_features = getattr(module, "out_features", None)
     in_features = getattr(module, "in_features", None)
     if not isinstance(out_features, int) or not isinstance(in_features, int):
-        return f"adapters cannot run beside a {type(module).__name__}"
+        return f"adapters cannot run beside {type(module).__name__}"
     return Layer(module, operations.Linear(), out_features, in_features)
 
 
