@@ -22,6 +22,7 @@ PAGES = (
     "docs/examples.md",
     "docs/sharing.md",
     "docs/migrating.md",
+    "docs/lora.md",
 )
 BLOCKS = {page: documents.blocks_of(page, (ROOT / page).read_text()) for page in PAGES}
 # The folders that a reader of these pages has.
@@ -35,7 +36,16 @@ PAINTER = """
 small_models.sdxl(pathlib.Path("painter"))
 small_models.ldm_single_file(pathlib.Path("painter"), pathlib.Path("painter.safetensors"))
 """
-MODELS = {"docs/sharing.md": "", "docs/migrating.md": PAINTER}
+STYLES = """
+import make_adapters, torch
+from safetensors.torch import save_file
+small_models.sdxl(pathlib.Path("pipeline"))
+import diffusers
+unet = diffusers.UNet2DConditionModel.from_pretrained("pipeline/unet")
+for seed, name in enumerate(("oil", "ink")):
+    save_file(make_adapters.adapter({"unet": unet}, seed=seed), f"{name}.safetensors")
+"""
+MODELS = {"docs/sharing.md": "", "docs/migrating.md": PAINTER, "docs/lora.md": STYLES}
 NOT_RUN = [block for blocks in BLOCKS.values() for block in blocks if block.not_run]
 
 
