@@ -49,6 +49,11 @@ def shape_text(shape: tuple[int, ...]) -> str:
     return str(list(shape)) if shape else "a scalar"
 
 
+def viewed(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The tensor in another shape: itself where it has that one, which is quicker than a view."""
+    return tensor if tensor.shape == shape else tensor.reshape(shape)
+
+
 @dataclass(frozen=True, eq=False)
 class Factors:
     """up · [mid ·] down: LoRA, LoCon and Tucker."""
@@ -97,15 +102,14 @@ class Factors:
 
     def fitted(self, layer: Layer) -> Factors:
         """As Delta says."""
-        shaped = layer.operation.shaped
         rank, wide = self.down.shape[0], self.up.shape[1]
-        up = shaped(self.up.reshape(layer.out_features, wide))
+        ones = (1,) * len(layer.kernel)
+        up = viewed(self.up, (layer.out_features, wide, *ones))
         if self.mid is None:
-            down = self.down.reshape(rank, layer.in_features, *layer.kernel)
+            down = viewed(self.down, (rank, layer.in_features, *layer.kernel))
             return Factors(down, up, None, self.up_bias)
-        down = shaped(self.down.reshape(rank, layer.in_features))
-        mid = self.mid.reshape(wide, rank, *layer.kernel)
-        return Factors(down, up, mid, self.up_bias)
+        down = viewed(self.down, (rank, layer.in_features, *ones))
+        return Factors(down, up, self.mid, self.up_bias)
 
     def run(self, operation: Operation, x: Tensor) -> Tensor:
         """As Delta says."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .beside import Beside
+from .beside import Beside, plain_tensors
 from .deltas import Change, Delta
 from .products import Kronecker
 
@@ -98,16 +98,16 @@ class PeftRows(Beside):
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Beside:
         """As Beside says; the lengths stay wide: half precision would leave little of them."""
-        moved = replace(
-            self,
-            magnitude=self.magnitude.to(device),
-            lengths=Lengths(
-                self.lengths.base.to(device),
-                self.lengths.cross.to(device),
-                self.lengths.change.to(device),
-            ),
-        )
-        return super(PeftRows, moved).to(device, dtype)
+        lengths = self.lengths
+        with plain_tensors():
+            own: dict[str, Any] = {
+                "magnitude": self.magnitude.to(device),
+                "lengths": Lengths(
+                    lengths.base.to(device), lengths.cross.to(device), lengths.change.to(device)
+                ),
+            }
+            changed = self._changed(lambda tensor: tensor.to(device=device, dtype=dtype))
+            return replace(self, **own, **changed)
 
     def _add_change(self, y: Tensor, x: Tensor, plain: Tensor | None, weight: float) -> Tensor:
         assert plain is not None

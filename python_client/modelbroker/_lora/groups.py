@@ -159,7 +159,7 @@ def _norm(group: Group) -> Read:
 
 
 def _has_kernel(tensor: Tensor) -> bool:
-    return any(size != 1 for size in tensor.shape[2:])
+    return tensor.dim() > 2 and any(size != 1 for size in tensor.shape[2:])
 
 
 _READERS: dict[str, Callable[[Group], Read]] = {

@@ -26,6 +26,9 @@ class Magnitude:
     vector: Tensor
     columns: bool
     peft: bool  # a weight between 0 and 1 is read as PEFT reads it
+    known: WeakKeyDictionary[nn.Module, tuple[object, dora.Lengths]] = field(
+        default_factory=WeakKeyDictionary
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +41,6 @@ class Part:
     scale: float = 1.0
     bias: Tensor | None = None  # added to the layer's
     magnitude: Magnitude | None = None
-    _lengths: WeakKeyDictionary[nn.Module, tuple[object, dora.Lengths]] = field(
-        default_factory=WeakKeyDictionary, repr=False, compare=False
-    )
 
     def tensors(self) -> list[Tensor]:
         """All that it is made of."""
@@ -96,20 +96,21 @@ class Part:
         `base_weight` is the weight as the module keeps it, or None where it is packed: DoRA alone
         needs its values, and reads them once for a layer.
         """
-        with plain_tensors():
-            change = None if self.change is None else self.change.fitted(layer)
-            made = Beside(layer.operation, change, self.scale, self.bias)
-            if self.magnitude is not None:
-                made = dora.beside(
-                    made,
-                    self.magnitude.vector,
-                    self._lengths_beside(layer, base_weight),
-                    columns=self.magnitude.columns,
-                    peft=self.magnitude.peft,
-                )
-            return made.to(*_computed_in(self.tensors()[0], base_weight))
+        change = None if self.change is None else self.change.fitted(layer)
+        made = Beside(layer.operation, change, self.scale, self.bias)
+        if self.magnitude is not None:
+            made = self._with_lengths(made, self.magnitude, layer, base_weight)
+        return made.to(*_computed_in(self.tensors()[0], base_weight))
 
-    def _lengths_beside(self, layer: Layer, weight: Tensor | None) -> dora.Lengths:
+    def _with_lengths(
+        self, made: Beside, magnitude: Magnitude, layer: Layer, weight: Tensor | None
+    ) -> Beside:
+        with plain_tensors():
+            lengths = self._lengths(magnitude, layer, weight)
+            columns, peft = magnitude.columns, magnitude.peft
+            return dora.beside(made, magnitude.vector, lengths, columns=columns, peft=peft)
+
+    def _lengths(self, magnitude: Magnitude, layer: Layer, weight: Tensor | None) -> dora.Lengths:
         """Made once for a layer, as long as its weight is the same tensor unchanged."""
         if weight is None or weight.device.type == "meta" or weight.dtype not in COMPUTED:
             raise FailedPreconditionError(
@@ -117,17 +118,14 @@ class Part:
                 f"{layer.what} has none that can be read (packed, or not loaded): load the weights "
                 "unquantised, or use the adapter without DoRA"
             )
-        assert self.change is not None
-        assert self.magnitude is not None
         mark = _mark(weight)
-        known = self._lengths.get(layer.module)
+        known = magnitude.known.get(layer.module)
         if known is not None and known[0] == mark:
             return known[1]
-        matrix = layer.stored(weight.detach())
-        lengths = dora.lengths_of(
-            matrix, self.change.fitted(layer), self.scale, columns=self.magnitude.columns
-        )
-        self._lengths[layer.module] = (mark, lengths)
+        assert self.change is not None
+        matrix, change = layer.stored(weight.detach()), self.change.fitted(layer)
+        lengths = dora.lengths_of(matrix, change, self.scale, columns=magnitude.columns)
+        magnitude.known[layer.module] = (mark, lengths)
         return lengths
 
 

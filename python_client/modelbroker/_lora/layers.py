@@ -69,6 +69,8 @@ class Layer:
 
 def layer_of(module: nn.Module) -> Layer | str:
     """The module as adapters see it, or why nothing can run beside it."""
+    if type(module) is nn.Linear:  # most are
+        return _linear(module)
     name = type(module).__name__
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return "its weight is read without calling it"
