@@ -117,6 +117,8 @@ class _Binding:
         self._file = adapter.file
         self._plan = plan
         self._configuration = Configuration(adapter.file)
+        # Most of what is computed with are the file's own tensors: quicker than their addresses.
+        self._shared = {id(held) for held in adapter.file.tensors.values()} if adapter.file.blocks else set()
 
     def run(self, *, force: bool) -> None:
         found: list[tuple[Target, kinds.Part]] = []
@@ -185,7 +187,7 @@ class _Binding:
         adapter.targets.append(target)
         adapter.kinds[part.kind] = adapter.kinds.get(part.kind, 0) + 1
         for tensor in beside.tensors():
-            if self._file.is_shared(tensor):
+            if id(tensor) in self._shared or self._file.is_shared(tensor):
                 adapter.shared_bytes += tensor.nbytes
             else:
                 adapter.private_bytes += tensor.nbytes

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from .._broker import Broker, connect
+from .._broker import Broker
 from .._errors import InvalidArgumentError, NotFoundError, ResourceExhaustedError
+from .._sharing.attacher import attacher
 from . import adapter as adapters
 from . import foreign
 from . import source as sources
@@ -57,7 +58,7 @@ class Loras:
     ) -> None:
         """`target`: a diffusers pipeline (an object with `components`) or a torch module.
 
-        Files are read by `broker`, else by the user's own, as connect() finds it. Limits count for
+        Files are read by `broker`, else by the user's own, as connect() finds it, which is waited for once in a process. Limits count for
         later adds: `max_adapters`, and `memory_limit_mb` of all adapters' tensors together.
         """
         with self._lock:
@@ -181,9 +182,7 @@ class Loras:
         return {**dict.fromkeys(others, weight), **dict.fromkeys(encoders, te_weight)}
 
     def _connected(self) -> Broker:
-        if self._broker is None:
-            self._broker = connect()
-        return self._broker
+        return self._broker or attacher(None).broker()
 
     def _check_name(self, name: str) -> None:
         if name not in self._adapters:

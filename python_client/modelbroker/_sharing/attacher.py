@@ -35,7 +35,7 @@ class Attacher:
 
     def attach(self, descriptor: int, path: str, *, load: bool) -> Weights:
         """Of an open file; any ModelBrokerError means: not shared."""
-        broker = self._connected()
+        broker = self.broker()
         try:
             return broker.attach_open_file(descriptor, path, load=load)
         except BrokerHangsError as error:
@@ -45,7 +45,8 @@ class Attacher:
             self._wait_no_more(broker)
             raise
 
-    def _connected(self) -> Broker:
+    def broker(self) -> Broker:
+        """Connected; a ModelBrokerError where none can be had now."""
         if self._pid != os.getpid():
             self._forked()
         with self._lock:
