@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from modelbroker._lora import dora, kinds
 from support import lora_cases as cases
+from support import lora_formulae as formulae
 from support.lora_cases import ALPHA, Base, Case
 
 
@@ -39,12 +40,12 @@ def test_is_within_four_roundings_of_float64(case: Case, dtype: torch.dtype) -> 
     group = {role: tensor.to(dtype) for role, tensor in case.make(layer).items()}
     part = kinds.read("module", group, alpha=ALPHA, rslora=False, peft=case.peft)
     own: Any = module.weight
-    got = cases.forward(module, layer, [(part.beside(layer, own), 0.3)], x)
+    got = formulae.forward(module, layer, [(part.beside(layer, own), 0.3)], x)
     assert got.dtype == dtype
 
     exact, exact_layer, _ = cases.made(base)
     exact.load_state_dict(module.state_dict())
-    changed = cases.changed_weights(
+    changed = formulae.changed_weights(
         exact,
         exact_layer,
         {role: tensor.double() for role, tensor in group.items()},
@@ -52,8 +53,8 @@ def test_is_within_four_roundings_of_float64(case: Case, dtype: torch.dtype) -> 
         strength=0.3,
         peft=case.peft,
     )
-    wanted = cases.with_weights(exact, *changed, x if base.entries else x.double())
-    assert cases.relative(got, wanted) <= 4 * torch.finfo(dtype).eps
+    wanted = formulae.with_weights(exact, *changed, x if base.entries else x.double())
+    assert formulae.relative(got, wanted) <= 4 * torch.finfo(dtype).eps
 
 
 COMPILED = [
@@ -86,7 +87,7 @@ def test_compiles_whole_and_at_most_twice(name: str, layer_name: str) -> None:
         return graph.forward
 
     def plain(x: Tensor, strength: float) -> Tensor:
-        return cases.forward(module, layer, [(beside, strength)], x)
+        return formulae.forward(module, layer, [(beside, strength)], x)
 
     torch._dynamo.reset()
     compiled = torch.compile(plain, fullgraph=True, backend=backend)
@@ -112,12 +113,12 @@ def test_several_add_up() -> None:
         group = make(layer)
         part = kinds.read("module", group, alpha=ALPHA, rslora=False, peft=False)
         besides.append((part.beside(layer, own), strength))
-        changed = cases.changed_weights(module, layer, group, alpha=ALPHA, strength=strength)
+        changed = formulae.changed_weights(module, layer, group, alpha=ALPHA, strength=strength)
         weight += changed[0] - own
         assert changed[1] is not None
         bias += changed[1] - own_bias
-    wanted = cases.with_weights(module, weight, bias, x)
-    assert cases.relative(cases.forward(module, layer, besides, x), wanted) <= 1e-12
+    wanted = formulae.with_weights(module, weight, bias, x)
+    assert formulae.relative(formulae.forward(module, layer, besides, x), wanted) <= 1e-12
 
 
 class Made(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
@@ -161,7 +162,7 @@ def test_never_makes_a_tensor_of_the_weights_size(
     made = Made()  # type: ignore[no-untyped-call]  # torch's
     with made:
         beside = part.beside(layer, own)
-        cases.forward(module, layer, [(beside, 0.5)], x)
+        formulae.forward(module, layer, [(beside, 0.5)], x)
     assert 0 < made.most <= own.numel() / 5
 
 
@@ -182,9 +183,9 @@ def test_lengths_of_dora_are_made_once_for_a_weight(monkeypatch: pytest.MonkeyPa
         part.beside(layer, own)
     assert len(calls) == 1
     own.mul_(2)
-    changed = cases.changed_weights(module, layer, group, alpha=ALPHA, strength=1.0)
-    got = cases.forward(module, layer, [(part.beside(layer, own), 1.0)], x)
-    assert cases.relative(got, cases.with_weights(module, *changed, x)) <= 1e-12
+    changed = formulae.changed_weights(module, layer, group, alpha=ALPHA, strength=1.0)
+    got = formulae.forward(module, layer, [(part.beside(layer, own), 1.0)], x)
+    assert formulae.relative(got, formulae.with_weights(module, *changed, x)) <= 1e-12
     assert len(calls) == 2
 
 
@@ -196,7 +197,7 @@ def test_a_row_that_dora_leaves_nothing_of_is_zero() -> None:
     group["up"][2] = 0
     for is_peft in (False, True):
         part = kinds.read("module", group, alpha=ALPHA, rslora=False, peft=is_peft)
-        y = cases.forward(module, layer, [(part.beside(layer, own), 1.0)], x)
+        y = formulae.forward(module, layer, [(part.beside(layer, own), 1.0)], x)
         assert torch.count_nonzero(y[..., 2]) == 0
         assert y.isfinite().all()
 
@@ -226,7 +227,7 @@ def test_is_used_with_gradients_after_it_was_made_in_inference_mode() -> None:
         beside = part.beside(layer, own)
     with torch.enable_grad():
         x.requires_grad_(True)
-        total = cases.forward(module, layer, [(beside, 1.0)], x).sum()
+        total = formulae.forward(module, layer, [(beside, 1.0)], x).sum()
         total.backward()  # type: ignore[no-untyped-call]  # torch's
     assert x.grad is not None
 

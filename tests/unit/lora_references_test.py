@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from modelbroker._lora import kinds
 from modelbroker._lora.layers import Layer
 from support import lora_cases as cases
-from support.lora_cases import ALPHA, Base, Case, Group
+from support import lora_formulae as formulae
+from support.lora_cases import ALPHA, Base, Case
+from support.lora_formulae import Group
 
 
 @pytest.fixture(autouse=True)
@@ -77,10 +79,10 @@ def test_equals_the_functions_of_lycoris(case: Case, base: Base) -> None:
     if "dora_scale" in group:
         by_rows = group["dora_scale"].shape[0] != 1
         weight = general.weight_decompose(weight, group["dora_scale"], 1, by_rows)
-    bias = cases.changed_weights(module, layer, group, alpha=ALPHA, strength=1.0)[1]
-    wanted = cases.with_weights(module, layer.stored(weight), bias, x)
+    bias = formulae.changed_weights(module, layer, group, alpha=ALPHA, strength=1.0)[1]
+    wanted = formulae.with_weights(module, layer.stored(weight), bias, x)
     beside = part.beside(layer, old)
-    assert cases.relative(cases.forward(module, layer, [(beside, 1.0)], x), wanted) <= 1e-12
+    assert formulae.relative(formulae.forward(module, layer, [(beside, 1.0)], x), wanted) <= 1e-12
 
 
 KEYS = {"down": "lora_down.weight", "up": "lora_up.weight", "mid": "lora_mid.weight"}
@@ -121,13 +123,13 @@ def test_equals_the_merge_of_lycoris(kind: str, make: cases.Maker, name: str, al
     reference = lycoris_modules.make_module(found, tensors, "m", module)
     weight, bias = reference.get_merged_weight(1, shape=layer.shape)
     own_bias: Any = module.bias
-    wanted = cases.with_weights(module, weight, own_bias if bias is None else bias, x)
+    wanted = formulae.with_weights(module, weight, own_bias if bias is None else bias, x)
 
     part = kinds.read("m", group, alpha=alpha, rslora=False, peft=False)
     assert part.kind == kind
     own: Any = module.weight
-    got = cases.forward(module, layer, [(part.beside(layer, own), 1.0)], x)
-    assert cases.relative(got, wanted) <= 1e-5
+    got = formulae.forward(module, layer, [(part.beside(layer, own), 1.0)], x)
+    assert formulae.relative(got, wanted) <= 1e-5
 
 
 # PEFT gives its convolutions neither the layer's dilation nor its padding mode.
@@ -173,7 +175,7 @@ def test_is_bit_equal_to_peft(name: str, dtype: torch.dtype) -> None:
     assert {id(tensor) for tensor in part.tensors()} == {id(tensor) for tensor in group.values()}
     for strength in (1.0, 0.5, -2.0):
         wrapped.set_scale("default", strength)
-        got = cases.forward(layer.module, layer, [(beside, strength)], x)
+        got = formulae.forward(layer.module, layer, [(beside, strength)], x)
         assert torch.equal(got, wrapped(x))
 
 
@@ -182,7 +184,7 @@ def test_is_bit_equal_to_peft_with_options(options: dict[str, bool]) -> None:
     wrapped, layer, x, group = in_peft(cases.LINEAR, torch.float32, **options)
     part = kinds.read("m", group, alpha=6.0, rslora="use_rslora" in options, peft=True)
     beside = part.beside(layer, wrapped.base_layer.weight)
-    assert torch.equal(cases.forward(layer.module, layer, [(beside, 1.0)], x), wrapped(x))
+    assert torch.equal(formulae.forward(layer.module, layer, [(beside, 1.0)], x), wrapped(x))
 
 
 @pytest.mark.parametrize("name", PEFT_BASES)
@@ -193,8 +195,8 @@ def test_equals_dora_of_peft(name: str) -> None:
     beside = part.beside(layer, wrapped.base_layer.weight)
     for strength in (1.0, 0.5, -2.0):
         wrapped.set_scale("default", strength)
-        got = cases.forward(layer.module, layer, [(beside, strength)], x)
-        assert cases.relative(got, wrapped(x)) <= 1e-5
+        got = formulae.forward(layer.module, layer, [(beside, strength)], x)
+        assert formulae.relative(got, wrapped(x)) <= 1e-5
 
 
 @pytest.mark.parametrize("name", ["linear", "conv2d", "embedding"])
@@ -203,7 +205,7 @@ def test_is_bit_equal_to_peft_in_autocast(name: str) -> None:
     part = kinds.read("m", group, alpha=6.0, rslora=False, peft=True)
     beside = part.beside(layer, wrapped.base_layer.weight)
     with torch.autocast("cpu", torch.bfloat16):
-        got = cases.forward(layer.module, layer, [(beside, 1.0)], x)
+        got = formulae.forward(layer.module, layer, [(beside, 1.0)], x)
         wanted = wrapped(x)
     assert got.dtype == wanted.dtype
     assert torch.equal(got, wanted)
