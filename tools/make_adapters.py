@@ -23,9 +23,8 @@ def layers(component: torch.nn.Module, convolutions: bool = False) -> Iterator[t
     """The linear layers of its transformer blocks, with their paths; or all, and convolutions."""
     for path, module in component.named_modules():
         in_block = ".transformer_blocks." in path or ".proj_" in path or ".layers." in path
-        if isinstance(module, torch.nn.Linear) and (in_block or convolutions):
-            yield path, module
-        elif isinstance(module, torch.nn.Conv2d) and convolutions:
+        wanted = torch.nn.Linear if in_block else ()
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d) if convolutions else wanted):
             yield path, module
 
 

@@ -139,7 +139,12 @@ def _linear() -> torch.nn.Module:
 CONFIGURATIONS: dict[str, Callable[[], dict[str, Any]]] = {
     "alpha": lambda: {"r": 4, "lora_alpha": 16},
     "rslora": lambda: {"r": 4, "lora_alpha": 8, "use_rslora": True},
-    "patterns": lambda: {"r": 4, "lora_alpha": 8, "alpha_pattern": {"2": 32}, "rank_pattern": {"2": 2}},
+    "patterns": lambda: {
+        "r": 4,
+        "lora_alpha": 8,
+        "alpha_pattern": {"2": 32},
+        "rank_pattern": {"2": 2},
+    },
     "DoRA": lambda: {"r": 4, "lora_alpha": 8, "use_dora": True},
     "biases": lambda: {"r": 4, "lora_bias": True},
 }

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 import modelbroker
 from modelbroker.lora import Loras
 from support import lora_cases as cases
+from support import lora_formulae as formulae
 from support.broker import BrokerProcess
 from support.lora_cases import ALPHA, Base, Case
 
@@ -42,15 +43,21 @@ FORMS: dict[str, tuple[str, dict[str, str]]] = {
 
 
 def in_a_tree(layer: torch.nn.Module) -> torch.nn.Module:
-    """With the layer where a UNet has the first one of its second block's attention."""
-    module = layer
-    for name in reversed(_OWN.split(".")):
-        outer = torch.nn.Module()
-        outer.add_module(name, module)
-        module = outer
-    # What tells an SDXL UNet's numbers of blocks.
-    module.get_submodule("down_blocks").add_module("0", torch.nn.Module())
-    return module
+    """In the place of an SDXL UNet's layer, with the resnets by which its blocks are counted."""
+    root = torch.nn.Module()
+    for path in (
+        "down_blocks.0.resnets.0",
+        "down_blocks.0.resnets.1",
+        "down_blocks.1.resnets.0",
+        _OWN.removesuffix(".proj_in"),
+    ):
+        module = root
+        for name in path.split("."):
+            if name not in module._modules:
+                module.add_module(name, torch.nn.Module())
+            module = module.get_submodule(name)
+    module.add_module("proj_in", layer)
+    return root
 
 
 def each() -> list[Any]:
@@ -97,18 +104,17 @@ def test_files_equal_changed_weights(
     plain, before = module(x), weight.clone()
     loras = Loras(in_a_tree(module), client)
     added = loras.add(path, "one")
-    client.unload(path)
     assert (dict(added.kinds), added.skipped) == ({case.kind: 1}, {})
     for strength in cases.STRENGTHS:
         loras.weights = {"one": strength}
-        wanted = cases.with_weights(
+        wanted = formulae.with_weights(
             module_without_ours(module),
-            *cases.changed_weights(
+            *formulae.changed_weights(
                 module, layer, group, alpha=ALPHA, strength=strength, peft=case.peft
             ),
             x,
         )
-        assert cases.relative(module(x), wanted) <= (1e-12 if base.exact else 1e-6)
+        assert formulae.relative(module(x), wanted) <= (1e-12 if base.exact else 1e-6)
     loras.clear()
     assert torch.equal(module(x), plain)
     assert torch.equal(weight, before)
@@ -120,3 +126,34 @@ def module_without_ours(module: torch.nn.Module) -> torch.nn.Module:
     copy: torch.nn.Module = other(type(module))
     copy.__dict__.update({k: v for k, v in module.__dict__.items() if k != "forward"})
     return copy
+
+
+def test_doras_lengths_are_kept_until_the_weight_changes(
+    client: modelbroker.Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from modelbroker._lora import dora
+
+    calls: list[int] = []
+    real = dora.lengths_of
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        calls.append(1)
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(dora, "lengths_of", counted)
+    module, layer, x = cases.made(cases.LINEAR)
+    group = cases.dora(cases.lora, "rows")(layer)
+    path = tmp_path / "adapter.safetensors"
+    save_file({f"lora_unet_fc.{_KOHYA.get(role) or role}": t for role, t in group.items()}, path)
+    loras = Loras(torch.nn.ModuleDict({"fc": module}), client)
+    for _ in range(2):
+        loras.add(path, "one")
+        loras.remove("one")
+    assert len(calls) == 1
+    weight: Any = module.weight
+    weight.data.mul_(2)  # as PEFT fuses: no version of torch's changes
+    loras.add(path, "one")
+    assert len(calls) == 2
+    changed = formulae.changed_weights(module, layer, group, alpha=formulae.RANK, strength=1.0)
+    wanted = formulae.with_weights(module_without_ours(module), *changed, x)
+    assert formulae.relative(module(x), wanted) <= 1e-12

@@ -41,7 +41,9 @@ class Studio:
         words = "-".join(f"{key}-{value}" for key, value in options.items())
         path = self.folder / f"{names}-{seed}{words}.safetensors"
         if not path.exists():
-            made = make_adapters.adapter({"unet": self._shapes()}, names=names, seed=seed, **options)
+            made = make_adapters.adapter(
+                {"unet": self._shapes()}, names=names, seed=seed, **options
+            )
             save_file(made, path)
         return path
 

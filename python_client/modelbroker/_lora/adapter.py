@@ -96,7 +96,7 @@ def make(file: AdapterFile, layers: Layers, *, force: bool) -> Adapter:
             "force=True applies the layers that fit"
         )
     with torch.inference_mode(mode=False), torch.no_grad():  # usable in any mode later
-        _Binding(adapter, plan).run(force=force)
+        _Binding(adapter, plan, layers.lengths(file.identity)).run(force=force)
     return adapter
 
 
@@ -112,13 +112,16 @@ def _family(file: AdapterFile, plan: Plan) -> str:
 class _Binding:
     """Makes what lies beside each layer."""
 
-    def __init__(self, adapter: Adapter, plan: Plan) -> None:
+    def __init__(self, adapter: Adapter, plan: Plan, known: dict[str, kinds.KnownLengths]) -> None:
+        self._known = known
         self._adapter = adapter
         self._file = adapter.file
         self._plan = plan
         self._configuration = Configuration(adapter.file)
         # Most of what is computed with are the file's own tensors: quicker than their addresses.
-        self._shared = {id(held) for held in adapter.file.tensors.values()} if adapter.file.blocks else set()
+        self._shared = (
+            {id(held) for held in adapter.file.tensors.values()} if adapter.file.blocks else set()
+        )
 
     def run(self, *, force: bool) -> None:
         found: list[tuple[Target, kinds.Part]] = []
@@ -149,7 +152,8 @@ class _Binding:
             role: self._file.tensors[name] for role, name in group.items() if role != "alpha"
         }
         peft = _is_peft(group)
-        return kinds.read(target.module, tensors, alpha=alpha, rslora=rslora, peft=peft)
+        part = kinds.read(target.module, tensors, alpha=alpha, rslora=rslora, peft=peft)
+        return part.knowing(self._known)
 
     def _alpha(self, name: str) -> float:
         tensor = self._file.tensors[name]

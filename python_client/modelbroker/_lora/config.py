@@ -1,4 +1,4 @@
-"""What PEFT's configuration says of a module's scale: beside the file, or in diffusers' metadata."""
+"""What PEFT's configuration, or diffusers' metadata, says of the scale of a module."""
 
 from __future__ import annotations
 

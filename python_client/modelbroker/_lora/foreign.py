@@ -1,4 +1,4 @@
-"""Names that diffusers alone can read: for a family with fused layers its pipeline translates them."""
+"""Names that diffusers alone can read: a pipeline with fused layers translates them."""
 
 from __future__ import annotations
 

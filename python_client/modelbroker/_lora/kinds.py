@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,6 +19,9 @@ from .groups import Group, change_of
 from .layers import COMPUTED, Layer
 from .operations import Lookup
 
+# Of DoRA for one module of a file: by the layer, with what its weight was.
+KnownLengths: TypeAlias = "WeakKeyDictionary[nn.Module, tuple[object, dora.Lengths]]"
+
 
 @dataclass(frozen=True, eq=False)
 class Magnitude:
@@ -26,9 +30,7 @@ class Magnitude:
     vector: Tensor
     columns: bool
     peft: bool  # a weight between 0 and 1 is read as PEFT reads it
-    known: WeakKeyDictionary[nn.Module, tuple[object, dora.Lengths]] = field(
-        default_factory=WeakKeyDictionary
-    )
+    known: KnownLengths = field(default_factory=WeakKeyDictionary)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +73,13 @@ class Part:
             return ""
         sides = "inputs" if columns else "outputs"
         return f"DoRA has {has} lengths, and this {layer.what} has {wanted} {sides}"
+
+    def knowing(self, known: dict[str, KnownLengths]) -> Part:
+        """With what an earlier part of the same file found out for DoRA, by the module's name."""
+        if self.magnitude is None:
+            return self
+        held = known.setdefault(self.name, self.magnitude.known)
+        return replace(self, magnitude=replace(self.magnitude, known=held))
 
     def delta(self, layer: Layer, dtype: torch.dtype) -> Tensor:
         """What it adds to the layer's weight at weight 1, as the module keeps it; a new tensor.
@@ -184,6 +193,11 @@ def _computed_in(own: Tensor, base: Tensor | None) -> tuple[torch.device, torch.
 
 
 def _mark(weight: Tensor) -> object:
-    """Another one where the weight is another tensor or was written to."""
+    """Another one where the weight is another tensor or was written to.
+
+    A write through `.data`, as by PEFT's fusing, counts nowhere: some of the values tell.
+    """
     version = -1 if weight.is_inference() else weight._version
-    return weight.data_ptr(), weight.device, weight.dtype, weight.stride(), version
+    steps = tuple(slice(None, None, max(1, size // 16)) for size in weight.shape)
+    some = tuple(weight.detach()[steps].flatten().tolist())
+    return weight.data_ptr(), weight.device, weight.dtype, weight.stride(), version, some

@@ -38,6 +38,10 @@ class Loras:
     goes by one state, the old or the new.
     """
 
+    _broker: Broker | None
+    _max_adapters: int | None
+    _memory_limit: float | None
+
     def __new__(cls, target: Any, *_: Any, **__: Any) -> Loras:
         target = _unwrapped(target)
         with _making:
@@ -58,8 +62,9 @@ class Loras:
     ) -> None:
         """`target`: a diffusers pipeline (an object with `components`) or a torch module.
 
-        Files are read by `broker`, else by the user's own, as connect() finds it, which is waited for once in a process. Limits count for
-        later adds: `max_adapters`, and `memory_limit_mb` of all adapters' tensors together.
+        Files are read by `broker`, else by the user's own, as connect() finds it; it is waited
+        for once in a process. Limits count for later adds: `max_adapters`, and `memory_limit_mb`
+        of all adapters' tensors together.
         """
         with self._lock:
             if broker is not None:
@@ -72,9 +77,8 @@ class Loras:
     def _begin(self, target: Any) -> None:
         components = _components(target)
         self._target = target
-        self._broker: Broker | None = None
-        self._max_adapters: int | None = None
-        self._memory_limit: float | None = None
+        self._broker = None
+        self._max_adapters = self._memory_limit = None
         self._layers = Layers(components, None)
         self._sides = {key: Side(module) for key, module in components.items()}
         self._adapters: dict[str, Adapter] = {}
@@ -182,7 +186,7 @@ class Loras:
         return {**dict.fromkeys(others, weight), **dict.fromkeys(encoders, te_weight)}
 
     def _connected(self) -> Broker:
-        return self._broker or attacher(None).broker()
+        return self._broker or attacher(os.environ.get("MODELBROKER_ENDPOINT") or None).broker()
 
     def _check_name(self, name: str) -> None:
         if name not in self._adapters:
@@ -284,11 +288,12 @@ def _unwrapped(target: Any) -> Any:
 
 def _dictionary(target: Any) -> dict[str, Any]:
     try:
-        return vars(target)
+        held: dict[str, Any] = vars(target)
     except TypeError:
         raise InvalidArgumentError(
             f"{type(target).__name__} is not a torch module or a pipeline with components"
         ) from None
+    return held
 
 
 def _components(target: Any) -> dict[str, torch.nn.Module]:

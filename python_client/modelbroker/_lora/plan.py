@@ -1,4 +1,4 @@
-"""Which layers the keys of a file are for. It depends on names alone: styles of one trainer share it.
+"""Which layers the keys of a file are for: by their names alone, so styles of one trainer share it.
 
 Imports torch.
 """
@@ -13,12 +13,14 @@ import torch
 
 from . import family as families
 from . import keys
+from .kinds import KnownLengths
 from .layers import Layer, layer_of
 from .names import Finder, Place
 from .words import shown
 
 Group: TypeAlias = "dict[str, str]"  # the file's key by its role
 
+_KEPT = 8  # files of whose names and numbers something is remembered
 _SGM = ("input_blocks", "middle_block", "output_blocks")
 
 
@@ -50,6 +52,9 @@ class Layers:
         self._finder = Finder(components)
         self._plans: list[Plan] = []
         self._family: str | None = None
+        self._lengths: dict[tuple[object, ...], dict[str, KnownLengths]] = {}
+        if before is not None:
+            self._lengths = before._lengths
         if before is not None and before.components == self.components:
             self._family = before._family
             self._plans = [plan for plan in before._plans if self.has(plan.targets)]
@@ -69,6 +74,12 @@ class Layers:
             self._family = families.of_trees(self._finder.trees)
         return self._family
 
+    def lengths(self, file: tuple[object, ...]) -> dict[str, KnownLengths]:
+        """What was found out for the DoRA of this file, by its identity: it takes seconds."""
+        known = self._lengths.pop(file, {})
+        self._lengths = dict([*self._lengths.items(), (file, known)][-_KEPT:])
+        return known
+
     def plan(self, names: Iterable[str]) -> Plan:
         """For a file with these keys; UnimplementedError for kinds that are not known."""
         wanted = tuple(names)
@@ -76,7 +87,7 @@ class Layers:
             if plan.keys == wanted:
                 return plan
         plan = _Making(wanted, self._finder).plan
-        self._plans = [plan, *self._plans[:3]]
+        self._plans = [plan, *self._plans[: _KEPT - 1]]
         return plan
 
 

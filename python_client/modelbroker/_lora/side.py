@@ -160,7 +160,9 @@ class _ComponentForward(_Forward):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         side = self._side
         if torch.compiler.is_compiling():
-            return self.base(*args, **kwargs)  # one graph: its guards are looked at once, at its top
+            return self.base(
+                *args, **kwargs
+            )  # one graph: its guards are looked at once, at its top
         taken = side.taken
         before = taken.active
         side.enter()

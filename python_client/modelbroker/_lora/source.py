@@ -121,9 +121,7 @@ def open_source(source: Source, broker: Callable[[], Broker]) -> AdapterFile:
 def _attached(source: Source, broker: Broker) -> AdapterFile:
     weights = broker.attach(Path(source.file) if source.file else source.identity[1])
     identity = source.identity if source.file else (*source.identity, weights.generation)
-    blocks = tuple(
-        (memory.address, memory.address + memory.size) for memory, _ in weights.blocks()
-    )
+    blocks = tuple((memory.address, memory.address + memory.size) for memory, _ in weights.blocks())
     return AdapterFile(
         source.label, identity, weights.state_dict(), weights.metadata, source.config, blocks
     )
