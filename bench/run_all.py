@@ -22,6 +22,7 @@ PROGRAMS = {
     "four_workers": "P4",
     "attach_latency": "P5",
     "round_trip": "P6",
+    "lora": "P9",
     "restart": "P10",
     "unload": "P12",
     "sharing_door": "P13",

@@ -1,7 +1,8 @@
 """Adapters of random numbers for a module's layers, named as trainers name them.
 
 make_adapters.py PIPELINE FILE [--rank 16] [--names kohya] [--seed 1] writes one for the UNet (and,
-with --text-encoders, theirs) of a folder that DiffusionPipeline.save_pretrained wrote.
+with --text-encoders, theirs) of a folder that DiffusionPipeline.save_pretrained wrote. With --dora
+it is a DoRA: kohya's names have a length for each column, the others, as PEFT, for each row.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ def adapter(
     dtype: torch.dtype = torch.float32,
     convolutions: bool = False,
     size: float = 0.5,
+    dora: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Tensors by name. `size`: how much it changes what a layer gives, roughly, to 1."""
     generator = torch.Generator().manual_seed(seed)
@@ -55,7 +57,20 @@ def adapter(
             made[f"{key}.{first}.weight"], made[f"{key}.{second}.weight"] = down, up
             if names == "kohya":
                 made[f"{key}.alpha"] = torch.tensor(float(rank), dtype=dtype)
+            if dora:
+                name, shape, length = _lengths(names, out, inner, [1 for _ in kernel])
+                lengths = 1 + 0.2 * torch.rand(shape, generator=generator)
+                made[f"{key}.{name}"] = (lengths * length).to(dtype)
     return made
+
+
+def _lengths(
+    names: str, out: int, inner: int, ones: list[int]
+) -> tuple[str, tuple[int, ...], float]:
+    """Of DoRA: the name, the shape, and how long rows or columns of a new linear layer are."""
+    if names == "kohya":
+        return "dora_scale", (1, inner, *ones), (out / inner / 3) ** 0.5
+    return "lora_magnitude_vector", (1, out, *ones) if ones else (out,), 3**-0.5
 
 
 def _key(names: str, component: str, path: str) -> str:
@@ -74,13 +89,16 @@ def main() -> None:
     parser.add_argument("--names", choices=NAMES, default="kohya")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--text-encoders", action="store_true", help="for them, too")
+    parser.add_argument("--dora", action="store_true", help="with learned lengths")
     arguments = parser.parse_args()
     import diffusers  # takes seconds
 
     pipeline: Any = diffusers.DiffusionPipeline.from_pretrained(arguments.pipeline)
     wanted = tuple(_KOHYA) if arguments.text_encoders else ("unet",)
     components = {name: pipeline.components[name] for name in wanted}
-    made = adapter(components, arguments.rank, arguments.names, seed=arguments.seed)
+    made = adapter(
+        components, arguments.rank, arguments.names, seed=arguments.seed, dora=arguments.dora
+    )
     save_file(made, arguments.file)
     print(f"{arguments.file}: {len(made)} tensors, {sum(t.nbytes for t in made.values())} bytes")
 

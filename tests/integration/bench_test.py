@@ -90,6 +90,7 @@ _LONG = (
     "attach_latency",
     "sharing_door",
     "sharing_programs",
+    "lora",
 )
 
 
