@@ -20,6 +20,7 @@ from typing import Any
 
 import compiled_model
 import demo_cpp
+import demo_lora
 import demo_sharing
 import generate_model
 from demo_broker import DemoBroker
@@ -258,7 +259,9 @@ def main() -> int:
             kill_a_worker(broker, workers, claims)
             clean_up(broker, workers, claims)
             say("Programs that know nothing of modelbroker (one thread each)")
-            demo_sharing.show(arguments.broker, folder, claims)
+            pipeline = demo_sharing.show(arguments.broker, folder, claims)
+            say("Styles (LoRA) over shared weights, switched while a picture is painted")
+            demo_lora.show(arguments.broker, folder, pipeline, claims, arguments.quick)
         finally:
             for worker in workers:
                 worker.kill()

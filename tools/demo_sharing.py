@@ -22,7 +22,12 @@ _PROGRAMS = _TOOLS.parent / "examples" / "unmodified"
 _RUN = ("-m", "modelbroker.run", "--report")
 _WIDE = "3"  # of the pipeline: 280 MB
 _STEPS = ("--steps", "10")
-_QUIET = {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+QUIET = {
+    "HF_HUB_OFFLINE": "1",
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+}
 
 
 class Program:
@@ -94,8 +99,8 @@ class _Acts:
 
     def __init__(self, broker: DemoBroker, folder: Path, claims: Claims) -> None:
         self._broker, self._folder, self._claims = broker, folder, claims
-        self._environment = {**broker.environment, **_QUIET, "OMP_NUM_THREADS": "1"}
-        self._pipeline = folder / "pipeline"
+        self._environment = {**broker.environment, **QUIET, "OMP_NUM_THREADS": "1"}
+        self.pipeline = folder / "pipeline"
         self.programs: list[Program] = []
 
     def start(self, *command: str | Path) -> Program:
@@ -104,7 +109,7 @@ class _Acts:
 
     def _start_painting(self, name: str, *launcher: str) -> Program:
         picture = self._folder / name
-        return self.start(*launcher, _PROGRAMS / "paint.py", self._pipeline, picture, *_STEPS)
+        return self.start(*launcher, _PROGRAMS / "paint.py", self.pipeline, picture, *_STEPS)
 
     def _picture(self, name: str) -> bytes:
         path = self._folder / name
@@ -131,7 +136,7 @@ class _Acts:
         self._claims.check(same, "embed.py prints what it prints without modelbroker")
         self._claims.check("1 of 1 files shared" in report, "and its model is shared")
         painting.go_on()
-        self._stock = _peak([painting], str(self._pipeline))
+        self._stock = _peak([painting], str(self.pipeline))
         painting.end()
 
     def two_at_once(self) -> None:
@@ -159,7 +164,7 @@ class _Acts:
         self._claims.check(same, f"the next broker has the same {len(before)} blocks")
 
     def _compare(self, most: int, all_shared: bool) -> None:
-        size = sum(file.stat().st_size for file in self._pipeline.rglob("*.safetensors"))
+        size = sum(file.stat().st_size for file in self.pipeline.rglob("*.safetensors"))
         self._claims.check(
             all_shared and 0.95 * size < most < 1.06 * size,
             f"two at once hold {most / size:.2f} copies of {size / 1e6:.0f} MB (PSS of the blocks)",
@@ -168,8 +173,8 @@ class _Acts:
         say("  page cache, for as long as the kernel keeps them.")
 
 
-def show(binary: str, folder: Path, claims: Claims) -> None:
-    """All of it, in a folder below this one."""
+def show(binary: str, folder: Path, claims: Claims) -> Path:
+    """All of it, in a folder below this one. Returns the pipeline that it made there."""
     own = Path(tempfile.mkdtemp(prefix="s-", dir=folder))
     broker = DemoBroker(binary, own, "-sharing")
     acts = _Acts(broker, own, claims)
@@ -181,3 +186,4 @@ def show(binary: str, folder: Path, claims: Claims) -> None:
         for program in acts.programs:
             program.kill()
         broker.stop()
+    return acts.pipeline

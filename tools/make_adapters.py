@@ -1,8 +1,9 @@
 """Adapters of random numbers for a module's layers, named as trainers name them.
 
-make_adapters.py PIPELINE FILE [--rank 16] [--names kohya] [--seed 1] writes one for the UNet (and,
-with --text-encoders, theirs) of a folder that DiffusionPipeline.save_pretrained wrote. With --dora
-it is a DoRA: kohya's names have a length for each column, the others, as PEFT, for each row.
+make_adapters.py PIPELINE FILE [FILE ...] [--rank 16] [--names kohya] [--seed 1] writes one for the
+UNet (and, with --text-encoders, theirs) of a folder that DiffusionPipeline.save_pretrained wrote;
+each file with numbers of its own. With --dora it is a DoRA: kohya's names have a length for each
+column, the others, as PEFT, for each row.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ def layers(component: torch.nn.Module, convolutions: bool = False) -> Iterator[t
     """The linear layers of its transformer blocks, with their paths; or all, and convolutions."""
     for path, module in component.named_modules():
         in_block = ".transformer_blocks." in path or ".proj_" in path or ".layers." in path
-        wanted = torch.nn.Linear if in_block else ()
-        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d) if convolutions else wanted):
+        kinds = (torch.nn.Linear, torch.nn.Conv2d) if convolutions else (torch.nn.Linear,)
+        if isinstance(module, kinds) and (in_block or convolutions):
             yield path, module
 
 
@@ -84,7 +85,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("pipeline", type=Path)
-    parser.add_argument("file", type=Path)
+    parser.add_argument("files", type=Path, nargs="+", metavar="file")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--names", choices=NAMES, default="kohya")
     parser.add_argument("--seed", type=int, default=1)
@@ -96,11 +97,10 @@ def main() -> None:
     pipeline: Any = diffusers.DiffusionPipeline.from_pretrained(arguments.pipeline)
     wanted = tuple(_KOHYA) if arguments.text_encoders else ("unet",)
     components = {name: pipeline.components[name] for name in wanted}
-    made = adapter(
-        components, arguments.rank, arguments.names, seed=arguments.seed, dora=arguments.dora
-    )
-    save_file(made, arguments.file)
-    print(f"{arguments.file}: {len(made)} tensors, {sum(t.nbytes for t in made.values())} bytes")
+    for seed, file in enumerate(arguments.files, arguments.seed):
+        made = adapter(components, arguments.rank, arguments.names, seed=seed, dora=arguments.dora)
+        save_file(made, file)
+        print(f"{file}: {len(made)} tensors, {sum(t.nbytes for t in made.values())} bytes")
 
 
 if __name__ == "__main__":

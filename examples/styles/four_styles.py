@@ -30,7 +30,7 @@ _EXAMPLES = """examples:
 
 without a pipeline or styles at hand, for small ones of random numbers:
   python tools/small_models.py FOLDER pipeline --wide 3
-  python tools/make_adapters.py FOLDER/pipeline FOLDER/ink.safetensors --seed 1
+  python tools/make_adapters.py FOLDER/pipeline FOLDER/ink.safetensors FOLDER/oil.safetensors
 """
 
 
@@ -57,6 +57,12 @@ class Worker:
         if "error" in heard:
             raise RuntimeError(f"worker {self.process.pid}: {heard['error']}")
         return heard
+
+    def hear_adds(self) -> list[float]:
+        """When it has added its styles, and is ready: milliseconds of each."""
+        times = [self.hear()["ms"] for _ in self.styles]
+        self.hear()
+        return times
 
     def tell(self, line: str) -> None:
         """Does not wait for the answer."""
@@ -110,8 +116,7 @@ def each(workers: Sequence[Worker], ask: Callable[[Worker], Any]) -> list[Any]:
 
 def show(workers: Sequence[Worker], size: int) -> bool:
     """`size`: of the files. Whether each picture was painted again, bit for bit."""
-    ready = each(workers, Worker.hear)
-    adds = [style["ms"] for told in ready for style in told["styles"].values()]
+    adds = [ms for times in each(workers, Worker.hear_adds) for ms in times]
     print(f"{len(workers)} workers, {len(workers[0].styles)} styles in each:")
     print(f"  a style was added in {statistics.median(adds):.1f} ms")
     first = each(workers, Worker.paint)

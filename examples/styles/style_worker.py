@@ -2,6 +2,7 @@
 
 It reads commands from its standard input, a line each:
 
+    add NAME FILE         a LoRA file as a style, with weight 0
     paint FILE            begin a picture; the answer comes when FILE is written
     style NAME [WEIGHT]   from the next call of the UNet on, also for the picture that is begun
     style                 no style
@@ -27,7 +28,7 @@ from beside_diffusers import compare
 from diffusers import StableDiffusionXLPipeline
 
 import modelbroker
-from modelbroker.lora import Loras
+from modelbroker.lora import Added, Loras
 
 _EXAMPLES = """examples:
   modelbroker serve &
@@ -51,14 +52,15 @@ class StyleWorker:
             self.pipeline: Any = StableDiffusionXLPipeline.from_pretrained(arguments.pipeline)
         self.pipeline.set_progress_bar_config(disable=True)
         self.loras = Loras(self.pipeline)
-        self.files: dict[str, str] = dict(arguments.style)
-        self.added = [self.loras.add(file, name, weight=0) for name, file in self.files.items()]
+        self.files: dict[str, str] = {}
+        self.added: dict[str, Added] = {}
         self.step = 0  # of the picture that is being painted; 0 between pictures
         self.painter = ThreadPoolExecutor(max_workers=1)
 
     def obey(self, line: str) -> None:
         """Does one command; what is wrong with it is the answer."""
         commands: dict[str, Callable[..., None]] = {
+            "add": self.add,
             "paint": self.paint,
             "style": self.style,
             "check": self.check,
@@ -71,6 +73,16 @@ class StyleWorker:
             commands[command](*words)
         except (TypeError, ValueError, modelbroker.ModelBrokerError) as error:
             answer(error=str(error))
+
+    def add(self, name: str, file: str) -> None:
+        added = self.loras.add(file, name, weight=0)
+        self.files[name], self.added[name] = file, added
+        answer(
+            added=name,
+            layers=added.applied,
+            ms=added.seconds * 1000,
+            private_bytes=added.private_bytes,
+        )
 
     def style(self, name: str = "", weight: str = "1") -> None:
         began = time.perf_counter()
@@ -103,11 +115,13 @@ class StyleWorker:
 
     def check(self) -> None:
         found = modelbroker.shared(self.pipeline)
-        own = sum(added.private_bytes for added in self.added)
+        added = self.added.values()
         answer(
             sha256=weights_hash(self.pipeline),
-            shared_bytes=found.shared_bytes + sum(added.shared_bytes for added in self.added),
-            private_bytes=found.copied_bytes + found.written_bytes + own,
+            shared_bytes=found.shared_bytes + sum(one.shared_bytes for one in added),
+            private_bytes=found.copied_bytes
+            + found.written_bytes
+            + sum(one.private_bytes for one in added),
             written_bytes=found.written_bytes,
         )
 
@@ -155,13 +169,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # several workers share the cores
     worker = StyleWorker(arguments)
-    answer(
-        ready=True,
-        styles={
-            name: {"layers": added.applied, "ms": added.seconds * 1000}
-            for name, added in zip(worker.files, worker.added, strict=True)
-        },
-    )
+    for name, file in arguments.style:
+        worker.add(name, file)
+    answer(ready=True)
     for line in sys.stdin:
         if line.strip():
             worker.obey(line)

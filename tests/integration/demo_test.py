@@ -29,3 +29,4 @@ def test_every_claim_of_the_demo_holds_on_a_small_file() -> None:
     assert done.stdout.count("[ok]") >= 12
     assert "[ok] a C++ worker embeds alike" in done.stdout
     assert "[ok] broker SIGKILLed while both paint" in done.stdout
+    assert "of shared weights are what they were: 0 bytes written" in done.stdout
