@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 import sys
 import tempfile
 import time
@@ -45,7 +46,7 @@ class _Act:
         self._worker = worker = LineWorker(command, self._environment)
         worker.hear()
         self._making.end()
-        added = [worker.ask(f"add {file.stem} {file}") for file in self._files]
+        added = [worker.ask(shlex.join(["add", file.stem, str(file)])) for file in self._files]
         self._claims.check(
             sum(style["private_bytes"] for style in added) == 0,
             f"{len(added)} styles beside {min(style['layers'] for style in added)} layers each: "
@@ -78,16 +79,19 @@ class _Act:
             f"{after['written_bytes']} bytes written",
         )
 
+    def _paint(self, picture: str) -> str:
+        return shlex.join(["paint", str(self._folder / picture)])
+
     def _painted(self, worker: LineWorker, style: str) -> str:
         worker.ask(f"style {style}")
-        painted: str = worker.ask(f"paint {self._folder / 'out.png'}")["sha256"]
+        painted: str = worker.ask(self._paint("out.png"))["sha256"]
         return painted
 
     def _switch_while_painting(self, worker: LineWorker) -> list[dict[str, Any]]:
         styles = itertools.cycle(_STYLES)
         done: list[dict[str, Any]] = []
         while len(done) < _SWITCHES:
-            worker.prompt(f"paint {self._folder / 'switched.png'}")
+            worker.prompt(self._paint("switched.png"))
             while "painted" not in (heard := worker.ask(f"style {next(styles)}")):
                 if heard["step"]:  # of the picture: the worker is painting it
                     done.append(heard)

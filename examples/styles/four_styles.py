@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -64,28 +65,28 @@ class Worker:
         self.hear()
         return times
 
-    def tell(self, line: str) -> None:
-        """Does not wait for the answer."""
+    def tell(self, *words: str | Path) -> None:
+        """A command; does not wait for the answer."""
         assert self.process.stdin is not None
-        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.write(f"{shlex.join(map(str, words))}\n")
         self.process.stdin.flush()
 
-    def ask(self, line: str) -> dict[str, Any]:
-        self.tell(line)
+    def ask(self, *words: str | Path) -> dict[str, Any]:
+        self.tell(*words)
         return self.hear()
 
     def paint(self) -> str:
         """In the style of its own: a hash of the picture."""
-        self.ask(f"style {self.own}")
-        painted: str = self.ask(f"paint {self.picture}")["sha256"]
+        self.ask("style", self.own)
+        painted: str = self.ask("paint", self.picture)["sha256"]
         return painted
 
     def switch_while_painting(self) -> list[float]:
         """Through all styles, for as long as one picture takes: milliseconds of each switch."""
-        self.tell(f"paint {self.picture.with_suffix('.switched.png')}")
+        self.tell("paint", self.picture.with_suffix(".switched.png"))
         times: list[float] = []
         number = 0
-        while "painted" not in (heard := self.ask(f"style {self.styles[number]}")):
+        while "painted" not in (heard := self.ask("style", self.styles[number])):
             if heard["step"]:  # of the picture: it is being painted
                 times.append(heard["ms"])
             number = (number + 1) % len(self.styles)
@@ -160,12 +161,16 @@ def main() -> int:
     arguments = parser.parse_args()
     if min(arguments.workers, arguments.steps, arguments.rounds) < 1 or len(arguments.styles) < 2:
         parser.error("give two styles or more, and one or more of all else")
+    if len({path.stem for path in arguments.styles}) < len(arguments.styles):
+        parser.error("styles are called as their files: give each file another name")
     arguments.pictures.mkdir(parents=True, exist_ok=True)
     files = [*Path(arguments.pipeline).rglob("*.safetensors"), *arguments.styles]
     workers = [Worker(number, arguments) for number in range(arguments.workers)]
     try:
         same = show(workers, sum(file.stat().st_size for file in files))
-        show_times(workers[0].ask(f"compare {arguments.rounds}"))
+        show_times(workers[0].ask("compare", str(arguments.rounds)))
+    except RuntimeError as error:  # a worker's answer: a style of another family, for example
+        sys.exit(f"four_styles.py: {error}")
     finally:
         for worker in workers:
             worker.end()

@@ -1,6 +1,6 @@
 """Paints with a Stable Diffusion XL pipeline, in styles that are switched also while it paints.
 
-It reads commands from its standard input, a line each:
+It reads commands from its standard input, a line each, quoted as for a shell:
 
     add NAME FILE         a LoRA file as a style, with weight 0
     paint FILE            begin a picture; the answer comes when FILE is written
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -67,7 +68,7 @@ class StyleWorker:
             "compare": self.compare,
         }
         try:
-            command, *words = line.split()
+            command, *words = shlex.split(line)
             if command not in commands:
                 raise ValueError(f"{command!r} is not a command: give {', '.join(commands)}")
             commands[command](*words)
@@ -170,7 +171,7 @@ def main() -> None:
     torch.set_num_threads(1)  # several workers share the cores
     worker = StyleWorker(arguments)
     for name, file in arguments.style:
-        worker.add(name, file)
+        worker.obey(shlex.join(["add", name, file]))
     answer(ready=True)
     for line in sys.stdin:
         if line.strip():
