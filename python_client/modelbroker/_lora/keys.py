@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .._errors import UnimplementedError
+from .words import shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +82,6 @@ def split(key: str) -> Key | None:
     return found
 
 
-def brief(name: str) -> str:
-    """For messages: names of thousands of characters are cut in the middle."""
-    return name if len(name) <= 120 else f"{name[:70]}...{name[-40:]}"
-
-
 def _with_role(key: str, name: str, tensor: str) -> Key | None:
     module, _, word = name.rpartition(".")
     role = _role(word, tensor)
@@ -133,6 +129,6 @@ def _refuse_unimplemented(key: str, module: str, word: str, tensor: str) -> None
         kind = "GLoRA"
     if kind is not None:
         raise UnimplementedError(
-            f"{brief(key)!r}: this version cannot apply {kind}; it applies LoRA, LoCon, LoHa, "
+            f"{shown(key)}: this version cannot apply {kind}; it applies LoRA, LoCon, LoHa, "
             "LoKr, DoRA and differences of weights, biases and norms: convert it to one of these"
         )

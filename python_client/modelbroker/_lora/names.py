@@ -10,8 +10,8 @@ from functools import cached_property
 import torch
 
 from . import sgm
-from .keys import brief
 from .tree import Tree
+from .words import shown
 
 READ_WITHOUT_A_CALL = "its weight is read without calling it"
 
@@ -111,7 +111,7 @@ class Finder:
 
 
 def _nowhere(name: str) -> str:
-    return f"no module has the name {brief(name)!r}"
+    return f"no module has the name {shown(name)}"
 
 
 class _Names:
@@ -146,7 +146,7 @@ class _Names:
         """By a name as trainers write it, with `_` for each dot."""
         paths = self._flat.get(flat, ())
         if len(paths) > 1:
-            return f"{brief(flat)!r} may be {' or '.join(map(brief, paths))}"
+            return f"{shown(flat)} may be {' or '.join(map(shown, paths))}"
         return self._at(paths[0]) if paths else None
 
     def _by_other_spelling(self, name: str) -> Place | str | None:
