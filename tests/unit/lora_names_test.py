@@ -228,7 +228,7 @@ def test_underscores_are_read_as_the_tree_has_them() -> None:
         assert finder.find(f"lora_unet_{flat(path)}") == Place(
             "unet", path, root.get_submodule(path)
         )
-    assert finder.find("lora_unet_x_y_z_w") == "'x_y_z_w' may be x.y_z.w or x_y.z.w"
+    assert finder.find("lora_unet_x_y_z_w") == "'x_y_z_w' may be 'x.y_z.w' or 'x_y.z.w'"
     assert isinstance(finder.find("unet.x_y.z.w"), Place)
     assert isinstance(finder.find("unet.a.b.c"), str)  # dots mean themselves
 
