@@ -22,7 +22,9 @@ EITHER = {"stock": STOCK, "shared": SHARED}
 def environment(broker: Broker) -> dict[str, str]:
     """Of a program that finds this broker, with modules compiled as an installation has them."""
     of_ours = ("PYTHONDONTWRITEBYTECODE", "MODELBROKER_AUTO")
-    return {name: x for name, x in broker.environment.items() if name not in of_ours}
+    kept = {name: x for name, x in broker.environment.items() if name not in of_ours}
+    # torch makes this folder at some imports; the broker's goes at the end.
+    return {**kept, "TORCHINDUCTOR_CACHE_DIR": str(broker.folder / "inductor")}
 
 
 def start(run: Run, broker: Broker, way: str, script: str, *arguments: str | Path) -> LineWorker:
