@@ -20,6 +20,7 @@ generate                    steps until the next line; how many
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import hashlib
 import json
@@ -219,6 +220,7 @@ class Program:
 
     def memory(self) -> Said:
         gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed before would hide what comes now
         return {"private": private_tensors(), "anonymous": anonymous_memory()}
 
     def step(self, times: int) -> Said:
