@@ -58,7 +58,7 @@ class Adapter:
     """An adapter that fits a target. It does not change; deep copies of the target share it."""
 
     file: AdapterFile
-    family: str
+    family: str  # first the base's
     skipped: dict[str, str]
     targets: list[Target] = field(default_factory=list)
     bound: dict[str, Bound] = field(default_factory=dict)  # by component
@@ -89,12 +89,7 @@ def make(file: AdapterFile, layers: Layers, *, force: bool) -> Adapter:
     if not plan.groups:
         first = f"its first key is {shown(plan.keys[0])}" if plan.keys else "it is empty"
         raise InvalidArgumentError(f"{file.label} holds no adapter: {first}")
-    adapter = Adapter(file, _family(file, plan), dict(plan.skipped))
-    if adapter.family and layers.family and adapter.family != layers.family and not force:
-        raise FailedPreconditionError(
-            f"{file.label} is an adapter for {adapter.family}, and this is {layers.family}: "
-            "force=True applies the layers that fit"
-        )
+    adapter = Adapter(file, layers.family, dict(plan.skipped))
     with torch.inference_mode(mode=False), torch.no_grad():  # usable in any mode later
         _Binding(adapter, plan, layers.lengths(file.identity)).run(force=force)
     return adapter
@@ -119,9 +114,8 @@ class _Binding:
         self._plan = plan
         self._configuration = Configuration(adapter.file)
         # Most of what is computed with are the file's own tensors: quicker than their addresses.
-        self._shared = (
-            {id(held) for held in adapter.file.tensors.values()} if adapter.file.blocks else set()
-        )
+        own = adapter.file.tensors.values() if adapter.file.all_shared else ()
+        self._shared = {id(tensor) for tensor in own}
 
     def run(self, *, force: bool) -> None:
         found: list[tuple[Target, kinds.Part]] = []
@@ -134,6 +128,7 @@ class _Binding:
                 self._adapter.skipped.update(dict.fromkeys(target.group.values(), misfit))
             else:
                 found.append((target, part))
+        self._check_family(force=force)
         self._check_fit(len(found), misfits, force=force)
         self._check_numbers()
         for target, part in found:
@@ -163,6 +158,18 @@ class _Binding:
                 f"{list(tensor.shape)}"
             )
         return float(tensor)
+
+    def _check_family(self, *, force: bool) -> None:
+        """Where all of it fits, it is for this base; to tell it by shapes takes milliseconds."""
+        adapter, base = self._adapter, self._adapter.family
+        if base and not adapter.skipped:
+            return
+        adapter.family = _family(self._file, self._plan)
+        if adapter.family and base and adapter.family != base and not force:
+            raise FailedPreconditionError(
+                f"{self._file.label} is an adapter for {adapter.family}, and this is {base}: "
+                "force=True applies the layers that fit"
+            )
 
     def _check_fit(self, fitting: int, misfits: list[str], *, force: bool) -> None:
         label = self._file.label

@@ -21,7 +21,7 @@ def plain_tensors() -> Iterator[None]:
         yield
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Beside:
     """Adds a change of the weight, and of the bias, times the weight of the adapter.
 

@@ -54,7 +54,7 @@ def viewed(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     return tensor if tensor.shape == shape else tensor.reshape(shape)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Factors:
     """up · [mid ·] down: LoRA, LoCon and Tucker."""
 
@@ -132,7 +132,7 @@ class Factors:
         return (up @ down.flatten(1)).reshape(up.shape[0], *down.shape[1:])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Whole:
     """The change as it is: full `diff`, and a norm's."""
 

@@ -22,7 +22,7 @@ from .products import Kronecker
 _CHUNK_ELEMENTS = 1 << 22
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Lengths:
     """The three vectors, for rows or for columns, in float32 (float64 for a float64 weight)."""
 
@@ -36,7 +36,7 @@ class Lengths:
         return torch.where(squared > 0, squared, 1.0).sqrt()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Factored(Beside):
     """With m / |W + sD|, which does not depend on the adapter's weight: the blend is linear."""
 
@@ -55,7 +55,7 @@ class _Factored(Beside):
         return {**super()._changed(change), **own}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Rows(_Factored):
     """By rows: each output has its factor."""
 
@@ -69,7 +69,7 @@ class Rows(_Factored):
         return y + stretched + spread(self.factor, y) * inner
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Columns(_Factored):
     """By columns: each input has its factor."""
 
@@ -81,7 +81,7 @@ class Columns(_Factored):
         return y + self._run(x * self.operation.spread(self.factor, x)) * (self.scale * weight)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class PeftRows(Beside):
     """By rows, as PEFT reads its weight: W' at that weight, so that the lengths depend on it."""
 

@@ -23,7 +23,7 @@ from .operations import Lookup
 KnownLengths: TypeAlias = "WeakKeyDictionary[nn.Module, tuple[object, dora.Lengths]]"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Magnitude:
     """DoRA's learned lengths, one a row or one a column."""
 
@@ -33,7 +33,7 @@ class Magnitude:
     known: KnownLengths = field(default_factory=WeakKeyDictionary)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Part:
     """What one module gets. Its tensors are views of the file's."""
 

@@ -12,7 +12,7 @@ from .layers import Layer
 from .operations import Lookup, Operation, elements
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Hadamard:
     """(w1_a·w1_b) times (w2_a·w2_b), element by element: LoHa.
 
@@ -106,7 +106,7 @@ class Hadamard:
         return matrix.reshape(matrix.shape[0], -1, *self.kernel)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Half:
     """One side of a Kronecker product: whole, or two factors, or these and a core (Tucker)."""
 
@@ -174,7 +174,7 @@ class Half:
         return operation.pointwise(inner, operation.shaped(a.t()))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Kronecker:
     """The Kronecker product of two halves: LoKr. The second has the kernel."""
 

@@ -50,6 +50,7 @@ class AdapterFile:
     metadata: Mapping[str, str]
     config: Mapping[str, Any]
     blocks: tuple[tuple[int, int], ...] = ()  # (first, end) addresses of shared memory
+    all_shared: bool = False  # all tensors are over these
 
     def is_shared(self, tensor: Any) -> bool:
         """Whether its bytes are the broker's."""
@@ -123,7 +124,7 @@ def _attached(source: Source, broker: Broker) -> AdapterFile:
     identity = source.identity if source.file else (*source.identity, weights.generation)
     blocks = tuple((memory.address, memory.address + memory.size) for memory, _ in weights.blocks())
     return AdapterFile(
-        source.label, identity, weights.state_dict(), weights.metadata, source.config, blocks
+        source.label, identity, weights.state_dict(), weights.metadata, source.config, blocks, True
     )
 
 
