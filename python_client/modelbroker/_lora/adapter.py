@@ -192,6 +192,8 @@ class _Binding:
     def _bind(self, target: Target, part: kinds.Part) -> None:
         adapter, place = self._adapter, target.place
         weight: Any = getattr(place.module, "weight", None)
+        if not isinstance(weight, torch.Tensor):  # of a quantised layer it may be a method
+            weight = None
         beside = part.beside(target.layer, weight)
         bound = adapter.bound.setdefault(place.component, Bound({}, {}))
         bound.parts[place.path], bound.layers[place.path] = beside, target.layer
