@@ -71,7 +71,7 @@ SCALES: dict[str, tuple[dict[str, Any], float]] = {
 
 
 @pytest.mark.parametrize(("config", "scale"), SCALES.values(), ids=SCALES)
-@pytest.mark.parametrize("where", ["metadata", "folder"])
+@pytest.mark.parametrize("where", ["metadata", "folder", "file of a folder"])
 def test_the_scale(
     client: modelbroker.Broker,
     where: str,
@@ -88,6 +88,8 @@ def test_the_scale(
         path = tmp_path
         peft_file(tmp_path / "adapter_model.safetensors", None, "base_model.model.")
         (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+        if where != "folder":
+            path = path / "adapter_model.safetensors"
     module = Pipeline() if where == "metadata" else network()
     loras = Loras(module, client)
     loras.add(path, "one")
@@ -133,7 +135,8 @@ def test_alpha_of_zero_adds_nothing(client: modelbroker.Broker, tmp_path: Path) 
 
 @pytest.mark.filterwarnings("ignore")  # torch wants its own quantisation to be replaced
 def test_a_quantised_layer(client: modelbroker.Broker, tmp_path: Path) -> None:
-    quantised: Any = torch.ao.quantization.quantize_dynamic(network(), {torch.nn.Linear})
+    quantise: Any = torch.ao.quantization
+    quantised = quantise.quantize_dynamic(network(), {torch.nn.Linear})
     assert callable(quantised["fc"].weight)
     loras = Loras(quantised, client)
     assert loras.add(peft_file(tmp_path / "m.safetensors"), "one").applied == 1

@@ -220,7 +220,7 @@ def test_weights_by_block_are_diffusers(place: Studio, pipeline: Any) -> None:
         "unet": {
             "down": 0.9,
             "mid": 0.0,
-            "up": {"block_0": 0.6, "block_1": [0.4, 0.8, 1.0]},
+            "up": {"block_0": [0.6], "block_1": [0.4, 0.8, 1.0]},
         }
     }
     loras = Loras(pipeline)
@@ -235,10 +235,15 @@ def test_weights_by_block_are_diffusers(place: Studio, pipeline: Any) -> None:
 WRONG_WEIGHTS = {
     "NaN": math.nan,
     "endless": math.inf,
-    "a word": "much",
+    "a word": "0.5",
     "a missing component": {"unet_2": 1.0},
-    "a missing block": {"unet": {"left": 1.0}},
+    "a side without its component": {"down": 1.0},
+    "a missing side": {"unet": {"left": 1.0}},
     "a block's name": {"unet": {"down": {"first": 1.0}}},
+    "a missing block": {"unet": {"down": {"block_9": 1.0}}},
+    "too many attentions": {"unet": {"up": {"block_1": [1.0, 1.0]}}},
+    "attentions of other blocks": {"unet": {"up": [1.0, 1.0]}},
+    "sides of a text encoder": {"text_encoder": {"down": 1.0}},
 }
 
 
@@ -253,7 +258,26 @@ def test_a_weight_that_is_none_changes_nothing(place: Studio, pipeline: Any, wro
         loras.weights["style"] = wrong
     with pytest.raises(InvalidArgumentError):
         loras.weights = {"style": wrong}
+    with pytest.raises(modelbroker.ModelBrokerError):
+        loras.weights.update({"style": 1.0, "other": wrong})
     assert loras.weights == {"style": 0.5}
+
+
+@pytest.mark.parametrize("wrong", [None, 3, ["style"], "style"])
+def test_weights_are_a_mapping(place: Studio, pipeline: Any, wrong: Any) -> None:
+    loras = Loras(pipeline)
+    loras.add(place.style(), "style", 0.5)
+    with pytest.raises(InvalidArgumentError):
+        loras.weights = wrong
+    assert loras.weights == {"style": 0.5}
+
+
+def test_weights_that_are_read_are_copies(place: Studio, pipeline: Any) -> None:
+    loras = Loras(pipeline)
+    loras.add(place.style(), "style", {"unet": {"down": 0.5}})
+    read: Any = loras.weights["style"]
+    read["unet"]["down"] = 0.1
+    assert loras.weights == {"style": {"unet": {"down": 0.5}}}
 
 
 def test_any_finite_weight_counts(place: Studio, pipeline: Any) -> None:
@@ -404,8 +428,14 @@ def test_a_truncated_file_and_none(place: Studio, pipeline: Any, tmp_path: Path)
         loras.add(short, "style")
     with pytest.raises(NotFoundError):
         loras.add(tmp_path / "none.safetensors", "style")
-    with pytest.raises(NotFoundError):
+    with pytest.raises(NotFoundError, match="is not a file or folder here"):
         loras.add("no-model-of-the-broker", "style")
+    with pytest.raises(NotFoundError, match="no such file"):
+        loras.add("none.safetensors", "style")
+    wrongs: list[Any] = [None, 3, {}, ""]
+    for wrong in wrongs:
+        with pytest.raises(InvalidArgumentError):
+            loras.add(wrong, "style")
     (tmp_path / "folder").mkdir()
     with pytest.raises(InvalidArgumentError, match=r"holds no \.safetensors file"):
         loras.add(tmp_path / "folder", "style")
@@ -637,6 +667,83 @@ def test_a_compiled_component(place: Studio) -> None:
     assert Loras(compiled) is Loras(encoder)
 
 
+WRAPPED: dict[str, Callable[[Any], Any]] = {
+    "the component": lambda unet: unet,
+    "a layer": lambda unet: unet.mid_block.attentions[0].proj_in,
+}
+
+
+@pytest.mark.parametrize("which", WRAPPED)
+def test_other_programs_may_wrap_what_we_put(place: Studio, pipeline: Any, which: str) -> None:
+    """As caches of steps do. What is beneath such a wrapper stays there, and adds nothing twice."""
+    loras, plain = Loras(pipeline), step(pipeline.unet)
+    loras.add(place.style(), "style")
+    expected = step(pipeline.unet)
+    module = WRAPPED[which](pipeline.unet)
+    ours = module.forward
+    module.forward = lambda *args, **kwargs: ours(*args, **kwargs)
+    for _ in range(2):
+        loras.add(place.style(2), "style")
+        loras.remove("style")
+        assert torch.equal(step(pipeline.unet), plain)
+        loras.add(place.style(), "style")
+        assert torch.equal(step(pipeline.unet), expected)
+    module.forward = ours
+    assert torch.equal(step(pipeline.unet), expected)
+    loras.clear()
+    assert torch.equal(step(pipeline.unet), plain)
+
+
+def test_two_objects_for_one_component(place: Studio, pipeline: Any) -> None:
+    """As pipelines made by from_pipe have: their adapters add up."""
+    plain = step(pipeline.unet)
+    one, two = Loras(pipeline), Loras(pipeline.unet)
+    one.add(place.style(1), "s1")
+    expected = step(pipeline.unet)
+    for _ in range(2):
+        two.add(place.style(2), "s2")
+        one.add(place.style(1), "s1")
+        both = step(pipeline.unet)
+        one.clear()
+        assert not torch.equal(step(pipeline.unet), plain)
+        two.clear()
+        assert torch.equal(step(pipeline.unet), plain)
+        one.add(place.style(1), "s1")
+        assert torch.equal(step(pipeline.unet), expected)
+        assert not torch.equal(both, expected)
+
+
+def test_copies_of_a_component_alone(place: Studio, tmp_path: Path) -> None:
+    pipeline = place.pipeline()
+    plain = step(pipeline.unet)
+    Loras(pipeline).add(place.style(), "style", 0.5)
+    expected = step(pipeline.unet)
+    twin = copy.deepcopy(pipeline.unet)
+    torch.save(pipeline.unet, tmp_path / "unet.pt")
+    loaded = torch.load(tmp_path / "unet.pt", weights_only=False)
+    for other in (twin, loaded):
+        torch.testing.assert_close(step(other), expected)
+        loras = Loras(other)
+        assert loras.weights == {"style": 0.5}
+        torch.testing.assert_close(step(other), expected)
+        loras.clear()
+        torch.testing.assert_close(step(other), plain)
+    other = place.pipeline()
+    other.unet = copy.deepcopy(pipeline.unet)
+    assert Loras(other).weights == {"style": 0.5}
+    Loras(other).clear()
+    torch.testing.assert_close(step(other.unet), plain)
+
+
+def test_a_layer_that_is_called_by_keyword(place: Studio, pipeline: Any) -> None:
+    Loras(pipeline).add(place.style(), "style")
+    layer = pipeline.unet.mid_block.attentions[0].proj_in
+    x = torch.randn(2, layer.in_features)
+    assert torch.equal(layer(input=x), layer(x))
+    with pytest.raises(TypeError, match="input"):
+        layer()
+
+
 def test_deep_copies(place: Studio, pipeline: Any) -> None:
     loras, plain = Loras(pipeline), step(pipeline.unet)
     loras.add(place.style(), "style")
@@ -736,6 +843,14 @@ def test_a_component_that_is_replaced(place: Studio) -> None:
     assert not torch.equal(step(pipeline.unet), expected)
     loras.add(place.style(), "style")
     assert torch.equal(step(pipeline.unet), expected)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"broker": "ipc://x"}, {"max_adapters": "3"}, {"memory_limit_mb": -1}], ids=str
+)
+def test_wrong_settings(pipeline: Any, wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgumentError):
+        Loras(pipeline, **wrong)
 
 
 @pytest.mark.parametrize("wrong", [3, None, {}, object()])

@@ -6,13 +6,19 @@ Imports torch.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 
-from .._errors import DataLossError, FailedPreconditionError, InvalidArgumentError
+from .._errors import (
+    DataLossError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    UnimplementedError,
+)
 from . import family as families
 from . import kinds
 from .beside import Beside
@@ -81,6 +87,17 @@ class Adapter:
             self.private_bytes,
             time.perf_counter() - began,
         )
+
+
+@contextmanager
+def named_in_errors(file: AdapterFile) -> Iterator[None]:
+    """What is wrong with a key says in which file."""
+    try:
+        yield
+    except (InvalidArgumentError, UnimplementedError, FailedPreconditionError) as error:
+        if file.label in str(error):
+            raise
+        raise type(error)(f"{file.label}: {error}") from None
 
 
 def make(file: AdapterFile, layers: Layers, *, force: bool) -> Adapter:

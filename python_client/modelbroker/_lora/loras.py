@@ -12,7 +12,6 @@ import torch
 
 from .._broker import Broker
 from .._errors import InvalidArgumentError, NotFoundError, ResourceExhaustedError
-from .._sharing.attacher import attacher
 from . import adapter as adapters
 from . import foreign
 from . import source as sources
@@ -20,7 +19,7 @@ from . import weights as weighting
 from .adapter import Adapter, Added
 from .layers import Layer
 from .plan import Layers
-from .side import Active, Side
+from .side import Active, Side, orphan_of
 from .weights import Weight, Weights
 from .words import shown
 
@@ -64,8 +63,15 @@ class Loras:
 
         Files are read by `broker`, else by the user's own, as connect() finds it; it is waited
         for once in a process. Limits count for later adds: `max_adapters`, and `memory_limit_mb`
-        of all adapters' tensors together.
+        of all adapters' tensors together; None leaves them as they are, math.inf lifts them.
         """
+        if not isinstance(broker, (Broker, type(None))):
+            raise InvalidArgumentError(
+                f"broker={broker!r:.80} must be a Broker: connect() gives one"
+            )
+        for word, limit in (("max_adapters", max_adapters), ("memory_limit_mb", memory_limit_mb)):
+            if limit is not None and not (isinstance(limit, (int, float)) and limit >= 0):
+                raise InvalidArgumentError(f"{word}={limit!r:.80} must be a number of 0 or more")
         with self._lock:
             if broker is not None:
                 self._broker = broker
@@ -80,10 +86,14 @@ class Loras:
         self._broker = None
         self._max_adapters = self._memory_limit = None
         self._layers = Layers(components, None)
-        self._sides = {key: Side(module) for key, module in components.items()}
+        self._sides: dict[str, Side] = {}
         self._adapters: dict[str, Adapter] = {}
         self._weights: dict[str, Weight] = {}
         self._locks()
+        for component in components.values():
+            for name, held, weight in _taken_over(component):
+                self._adapters[name], self._weights[name] = held, weight
+        self._rebuild(self._layers)
 
     def _locks(self) -> None:
         self._adding = threading.Lock()  # the longer one: files are read under it
@@ -98,6 +108,8 @@ class Loras:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        for side in self._sides.values():
+            side.is_owned = True
         self._locks()
 
     # ---- the verbs
@@ -119,7 +131,7 @@ class Loras:
         says to apply the layers that fit. After an error everything is as it was.
         """
         began = time.perf_counter()
-        weight = weighting.checked(self._both(weight, te_weight), self._sides)
+        weight = weighting.checked(self._both(weight, te_weight), self._layers.components)
         if not isinstance(name, str) or not name:
             raise InvalidArgumentError(f"{name!r:.80} is not a name for an adapter")
         source = sources.find(path_or_name)
@@ -128,10 +140,11 @@ class Loras:
                 self._look_again()
             held = self._adapters.get(name)
             if held is None or held.file.identity != source.identity:
-                file = sources.open_source(source, self._connected)
+                file = sources.open_source(source, self._broker)
                 if held is None or held.file.identity != file.identity:
-                    file = foreign.translated(file, self._target, self._layers)
-                    held = adapters.make(file, self._layers, force=force)
+                    with adapters.named_in_errors(file):
+                        file = foreign.translated(file, self._target, self._layers)
+                        held = adapters.make(file, self._layers, force=force)
             with self._lock:
                 self._check_limits(name, held)
                 self._change({**self._adapters, name: held}, {**self._weights, name: weight})
@@ -163,10 +176,12 @@ class Loras:
         the others off (weight 0: nothing of them is computed). A value is a number, or diffusers'
         dictionary: {"unet": {"down": 0.5, "up": {"block_1": [0.2, 1.0]}}, "text_encoder": 0.3}.
         """
-        return Weights(lambda: self._weights, lambda name, value: self._weigh({name: value}))
+        return Weights(lambda: self._weights, self._weigh)
 
     @weights.setter
     def weights(self, weights: Mapping[str, Weight]) -> None:
+        if not isinstance(weights, Mapping):
+            raise InvalidArgumentError(f"weights must be a mapping by name, not {weights!r:.80}")
         with self._lock:
             others = dict.fromkeys(self._adapters.keys() - weights.keys(), 0.0)
             self._weigh({**others, **weights})
@@ -184,9 +199,6 @@ class Loras:
         if isinstance(weight, Mapping):
             return {**weight, **dict.fromkeys(encoders, te_weight)}
         return {**dict.fromkeys(others, weight), **dict.fromkeys(encoders, te_weight)}
-
-    def _connected(self) -> Broker:
-        return self._broker or attacher(os.environ.get("MODELBROKER_ENDPOINT") or None).broker()
 
     def _check_name(self, name: str) -> None:
         if name not in self._adapters:
@@ -214,7 +226,8 @@ class Loras:
             for name in weights:
                 self._check_name(name)
             checked = {
-                name: weighting.checked(value, self._sides) for name, value in weights.items()
+                name: weighting.checked(value, self._layers.components)
+                for name, value in weights.items()
             }
             self._weights = {**self._weights, **checked}
             self._activate()
@@ -226,6 +239,9 @@ class Loras:
         same = before.components == layers.components
         if same and all(layers.has(held.targets) for held in self._adapters.values()):
             return
+        self._rebuild(layers)
+
+    def _rebuild(self, layers: Layers) -> None:
         again = {
             name: adapters.make(held.file, layers, force=True)
             for name, held in self._adapters.items()
@@ -236,6 +252,7 @@ class Loras:
                 del self._sides[key]
         for key, component in layers.components.items():
             if key not in self._sides:
+                _taken_over(component)
                 self._sides[key] = Side(component)
         self._change(again, self._weights)
 
@@ -263,7 +280,9 @@ class Loras:
         return needed
 
     def _activate(self) -> None:
+        named = tuple((name, held, self._weights[name]) for name, held in self._adapters.items())
         for key, side in self._sides.items():
+            side.named = named
             side.active = tuple(
                 active
                 for name, held in self._adapters.items()
@@ -279,6 +298,15 @@ def _active(held: Adapter, weight: Weight, component: str) -> Active | None:
     if by_path is not None:
         return Active(bound.parts, number, {path: by_path(path) for path in bound.parts})
     return Active(bound.parts, number, None) if number != 0.0 else None
+
+
+def _taken_over(component: torch.nn.Module) -> tuple[tuple[str, Adapter, Weight], ...]:
+    """What the copy of a component brought along, which ends here: its new owner applies it."""
+    orphan = orphan_of(component)
+    if orphan is None:
+        return ()
+    orphan.end()
+    return orphan.named
 
 
 def _unwrapped(target: Any) -> Any:

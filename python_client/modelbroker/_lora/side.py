@@ -9,6 +9,7 @@ Threads: any. Imports torch.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -20,6 +21,15 @@ from .beside import Beside
 from .layers import Layer
 
 _HOOKED = "_old_forward"  # where accelerate's hooks keep the forward that they call
+
+
+def orphan_of(component: torch.nn.Module) -> Side | None:
+    """What a component that was copied by itself has, and nobody weighs."""
+    for place in ("forward", _HOOKED):
+        held = component.__dict__.get(place)
+        if isinstance(held, _ComponentForward) and not held.side.is_owned:
+            return held.side
+    return None
 
 
 class Active(NamedTuple):
@@ -54,6 +64,8 @@ class Side:
 
     def __init__(self, component: torch.nn.Module) -> None:
         self.component = component
+        self.is_owned = True  # by a Loras; the deep copy of a component alone has none
+        self.named: tuple[tuple[str, Any, Any], ...] = ()  # adapters and weights, for an owner
         self.active: tuple[Active, ...] = ()
         self.taken = _Taken()
         self._layers: dict[str, _LayerForward] = {}
@@ -67,7 +79,7 @@ class Side:
         return {**self.__dict__, "_lock": None, "_running": 0}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
+        self.__dict__.update(state, _lock=threading.Lock(), is_owned=False)
 
     def need(self, layers: Mapping[str, Layer]) -> None:
         """Gives these layers our forward, which does nothing until what is active has them.
@@ -110,7 +122,8 @@ class Side:
     def _tidy(self) -> None:
         if self._running == 0 and len(self._layers) > len(self._needed):
             for path in self._layers.keys() - self._needed:
-                self._layers.pop(path).take_away()
+                if self._layers[path].take_away():
+                    del self._layers[path]
 
 
 class _Forward:
@@ -118,34 +131,55 @@ class _Forward:
 
     def __init__(self, module: torch.nn.Module) -> None:
         self.module = module
-        self.base: Callable[..., Any] = module.forward
+        # None for the class's own: a bound method would be pickled as "the module's forward",
+        # which is this.
+        self._base: Callable[..., Any] | None = None
+        self._is_put = False
 
     @property
     def __signature__(self) -> inspect.Signature:
-        return inspect.signature(self.base)
+        return inspect.signature(self._base or type(self.module).forward.__get__(self.module))
+
+    def base(self, *args: Any, **kwargs: Any) -> Any:
+        """What was there before this."""
+        if self._base is None:
+            return type(self.module).forward(self.module, *args, **kwargs)
+        return self._base(*args, **kwargs)
 
     def put(self) -> None:
-        """Idempotent."""
+        """Idempotent. Where another program has wrapped this, it is beneath, and stays there."""
         held = self.module.__dict__
-        if held.get("forward") is self or held.get(_HOOKED) is self:
+        if self._is_put and not self._was_removed():
             return
         place = _HOOKED if _HOOKED in held and "_hf_hook" in held else "forward"
-        self.base = held.get(place) or self.module.forward
+        found = held.get(place)
+        self._base = None if self._is_the_class_s(found) else found
         held[place] = self
+        self._is_put = True
 
-    def take_away(self) -> None:
-        """Where somebody has wrapped this meanwhile, it stays beneath, and does nothing."""
+    def take_away(self) -> bool:
+        """False where another program has wrapped it: then it stays, and does nothing."""
         held = self.module.__dict__
         if held.get(_HOOKED) is self:
-            held[_HOOKED] = self.base
-        elif held.get("forward") is not self:
-            pass
-        elif self._is_the_class_s(self.base):
-            del held["forward"]
-        else:
-            held["forward"] = self.base
+            held[_HOOKED] = self._base or type(self.module).forward.__get__(self.module)
+        elif held.get("forward") is self:
+            if self._base is None:
+                del held["forward"]
+            else:
+                held["forward"] = self._base
+        elif not self._was_removed():
+            return False
+        self._is_put = False
+        return True
+
+    def _was_removed(self) -> bool:
+        """By a program that gave the module its class's forward again."""
+        held = self.module.__dict__
+        return _HOOKED not in held and self._is_the_class_s(held.get("forward"))
 
     def _is_the_class_s(self, forward: Any) -> bool:
+        if forward is None:
+            return True
         of_class = getattr(forward, "__func__", None) is type(self.module).forward
         return of_class and forward.__self__ is self.module
 
@@ -155,10 +189,10 @@ class _ComponentForward(_Forward):
 
     def __init__(self, module: torch.nn.Module, side: Side) -> None:
         super().__init__(module)
-        self._side = side
+        self.side = side
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        side = self._side
+        side = self.side
         if torch.compiler.is_compiling():
             return self.base(
                 *args, **kwargs
@@ -183,7 +217,12 @@ class _LayerForward(_Forward):
         self._side = side
         self._path = path
 
-    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not args:
+            args, kwargs = _positional(type(self.module), kwargs)
+            if not args:
+                return self.base(**kwargs)
+        x, *others = args
         active = self._side.taken.active
         if active is None:
             active = self._side.active
@@ -198,8 +237,8 @@ class _LayerForward(_Forward):
                         part = adapter.parts[path] = part.to(x.device, part.dtype)
                     parts.append((part, weight))
         if not parts:
-            return self.base(x, *args, **kwargs)
-        y, plain = self._own(parts, x, args, kwargs)
+            return self.base(*args, **kwargs)
+        y, plain = self._own(parts, x, others, kwargs)
         for part, weight in parts:
             y = part.add(y, x, plain, weight)
         return y
@@ -221,3 +260,17 @@ class _LayerForward(_Forward):
         y = self.base((x * (1 + factor)).to(x.dtype), *args, **kwargs)
         plain = self.base(x, *args, **kwargs) if wants_plain else None
         return y, None if plain is None else self._layer.without_bias(plain)
+
+
+def _positional(kind: type, kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments with the first parameter's, the layer's input, before the others."""
+    name = _first_parameter(kind)
+    if name not in kwargs:
+        return (), kwargs  # the layer's own forward says what is missing
+    return (kwargs[name],), {key: value for key, value in kwargs.items() if key != name}
+
+
+@functools.cache
+def _first_parameter(kind: type) -> str:
+    names = list(inspect.signature(kind.forward).parameters)  # type: ignore[attr-defined]  # a module's
+    return names[1] if len(names) > 1 else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,13 +12,13 @@ from typing import Any, TypeAlias
 from .._broker import Broker, absolute
 from .._errors import (
     BrokerHangsError,
-    DataLossError,
     InvalidArgumentError,
     ModelBrokerError,
     NotFoundError,
     ResourceExhaustedError,
     UnavailableError,
 )
+from .._sharing.attacher import attacher
 from .words import shown
 
 Tensors: TypeAlias = "dict[str, Any]"
@@ -62,19 +62,26 @@ class AdapterFile:
 
 def find(path_or_name: str | os.PathLike[str]) -> Source:
     """Without reading it. A word that is no file or folder is taken for a name at the broker."""
-    text = os.fspath(path_or_name)
+    text: Any = os.fspath(path_or_name) if isinstance(path_or_name, os.PathLike) else path_or_name
     if not isinstance(text, str) or not text:
-        raise InvalidArgumentError(f"{path_or_name!r} is not the path or name of an adapter")
+        raise InvalidArgumentError(f"{path_or_name!r:.120} is not the path or name of an adapter")
     try:
         if os.path.isdir(text):
             return _folder(Path(absolute(text)))
         if os.path.exists(text):
-            return _file(absolute(text), {})
+            return _found(Path(absolute(text)))
     except ValueError as error:  # a zero byte in it
         raise InvalidArgumentError(f"{shown(text)}: {error}") from None
-    if not isinstance(path_or_name, str) or text.startswith(("/", "./", "../")):
+    is_path = not isinstance(path_or_name, str) or text.startswith(("/", "./", "../", "~"))
+    if is_path or text.endswith((".safetensors", ".sft")) or "://" in text:
         raise NotFoundError(f"{shown(text)}: there is no such file or folder")
     return Source(shown(text), identity=("name", text))
+
+
+def _found(path: Path) -> Source:
+    """PEFT's file has its configuration beside it."""
+    is_peft = path.name == _IN_FOLDERS[0]
+    return _file(str(path), _config(path.parent / _CONFIG) if is_peft else {})
 
 
 def _file(path: str, config: Mapping[str, Any]) -> Source:
@@ -109,23 +116,40 @@ def _config(path: Path) -> Mapping[str, Any]:
     return config
 
 
-def open_source(source: Source, broker: Callable[[], Broker]) -> AdapterFile:
-    """`broker` gives one, or says by an error that there is none."""
+def open_source(source: Source, broker: Broker | None) -> AdapterFile:
+    """By this broker, or by the one that programs which share use."""
     try:
-        return _attached(source, broker())
+        return _attached(source, broker)
     except _WITHOUT_BROKER as error:
-        if not source.file:
+        if source.file:
+            return _read_here(source, error)
+        raise type(error)(
+            f"{source.label} is not a file or folder here, and the broker: {error}"
+        ) from None
+    except NotFoundError as error:
+        if source.file:
             raise
-        return _read_here(source, error)
+        raise NotFoundError(f"{source.label} is not a file or folder here; {error}") from None
 
 
-def _attached(source: Source, broker: Broker) -> AdapterFile:
-    weights = broker.attach(Path(source.file) if source.file else source.identity[1])
+def _attached(source: Source, broker: Broker | None) -> AdapterFile:
+    usual = attacher(os.environ.get("MODELBROKER_ENDPOINT") or None)
+    if not source.file:
+        weights = (broker or usual.broker()).attach(source.identity[1])
+    elif broker is not None:
+        weights = broker.attach(Path(source.file))
+    else:
+        with open(source.file, "rb", opener=_opener) as file:
+            weights = usual.attach(file.fileno(), source.file, load=True)
     identity = source.identity if source.file else (*source.identity, weights.generation)
     blocks = tuple((memory.address, memory.address + memory.size) for memory, _ in weights.blocks())
     return AdapterFile(
         source.label, identity, weights.state_dict(), weights.metadata, source.config, blocks, True
     )
+
+
+def _opener(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)  # a fifo does not hold us up
 
 
 def _read_here(source: Source, why: ModelBrokerError) -> AdapterFile:
@@ -138,5 +162,7 @@ def _read_here(source: Source, why: ModelBrokerError) -> AdapterFile:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no dict
             metadata = file.metadata() or {}
     except (safetensors.SafetensorError, OSError) as error:
-        raise DataLossError(f"{source.label}: {error}") from None
+        raise InvalidArgumentError(
+            f"{source.label} is not a whole safetensors file: {error}"
+        ) from None
     return AdapterFile(source.label, source.identity, tensors, metadata, source.config)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .._errors import InvalidArgumentError
 from .words import shown
+
+if TYPE_CHECKING:
+    import torch
 
 Weight: TypeAlias = "float | Mapping[str, Any]"
 
@@ -15,52 +19,86 @@ _SIDES = ("down", "mid", "up")
 _BLOCK = "block_"
 
 
-def checked(value: Any, components: Iterable[str]) -> Weight:
+def checked(value: Any, components: Mapping[str, torch.nn.Module]) -> Weight:
     """What was given, copied; InvalidArgumentError for what is no weight, naming the part."""
     if not isinstance(value, Mapping):
         return _number(value, "the weight")
-    components = set(components)
-    return {key: _of_component(key, inner, components) for key, inner in value.items()}
+    alone = components.get("")
+    if alone is not None:
+        blocks: Weight = _of_component("the module", value, alone)
+        return blocks
+    unknown = [key for key in value if key not in components]
+    if unknown:
+        known = ", ".join(sorted(components))
+        raise InvalidArgumentError(f"there is no {unknown[0]!r:.80} to weight: it may be {known}")
+    return {
+        key: _of_component(repr(key), inner, components[key])
+        if isinstance(inner, Mapping)
+        else _number(inner, f"the weight of {key!r}")
+        for key, inner in value.items()
+    }
 
 
 def _number(value: Any, what: str) -> float:
     try:
-        number = float(value)
+        number = math.nan if isinstance(value, (str, bytes)) else float(value)
     except (TypeError, ValueError, OverflowError):
-        raise InvalidArgumentError(f"{what} must be a number, not {value!r:.80}") from None
+        number = math.nan
     if not math.isfinite(number):
-        raise InvalidArgumentError(f"{what} is {number}: only finite numbers are weights")
+        raise InvalidArgumentError(f"{what} must be a finite number, not {value!r:.80}")
     return number
 
 
-def _of_component(key: Any, value: Any, components: set[str]) -> Any:
-    if key in _SIDES:
-        return _of_side(key, value)
-    if key not in components:
-        known = ", ".join(sorted({*components, *_SIDES} - {""}))
-        raise InvalidArgumentError(f"there is no {key!r:.80} to weight: it may be {known}")
-    if not isinstance(value, Mapping):
-        return _number(value, f"the weight of {key!r}")
+def _of_component(what: str, value: Mapping[Any, Any], component: torch.nn.Module) -> Any:
+    """By sides, which are diffusers' blocks of a UNet."""
+    blocks = _blocks_of(component)
     for side in value:
-        if side not in _SIDES:
-            raise InvalidArgumentError(f"{side!r:.80} of {key!r} must be down, mid or up")
-    return {side: _of_side(side, inner) for side, inner in value.items()}
+        if side not in blocks:
+            has = f"it may be {', '.join(blocks)}" if blocks else "it has no blocks: give a number"
+            raise InvalidArgumentError(f"there is no {side!r:.80} in {what}: {has}")
+    return {side: _of_side(side, inner, blocks[side]) for side, inner in value.items()}
 
 
-def _of_side(side: str, value: Any) -> Any:
-    if not isinstance(value, Mapping):
-        return _of_block(side, value)
+def _blocks_of(component: torch.nn.Module) -> dict[str, dict[str, int]]:
+    """How many attentions each block has, by its side and name; the middle is one block."""
+    found: dict[str, dict[str, int]] = {}
+    for side in _SIDES:
+        held = getattr(component, f"{side}_block" if side == "mid" else f"{side}_blocks", None)
+        if held is not None:
+            blocks = [held] if side == "mid" else held
+            found[side] = {
+                f"{_BLOCK}{number}": len(getattr(block, "attentions", None) or ())
+                for number, block in enumerate(blocks)
+            }
+    return found
+
+
+def _of_side(side: str, value: Any, blocks: Mapping[str, int]) -> Any:
+    if side == "mid" or not isinstance(value, Mapping):
+        for block, attentions in blocks.items():
+            if attentions or side == "mid":
+                _of_block(side if side == "mid" else f"{side}.{block}", value, attentions)
+        return _of_block(side, value, None)
     for block in value:
-        number = str(block).removeprefix(_BLOCK)
-        if not (str(block).startswith(_BLOCK) and number.isdecimal()):
-            raise InvalidArgumentError(f"{block!r:.80} of {side!r} must be block_0, block_1, …")
-    return {block: _of_block(f"{side}.{block}", inner) for block, inner in value.items()}
+        if block not in blocks:
+            raise InvalidArgumentError(
+                f"there is no {block!r:.80} in {side!r}: it may be {', '.join(blocks)}"
+            )
+    return {
+        block: _of_block(f"{side}.{block}", inner, blocks[block]) for block, inner in value.items()
+    }
 
 
-def _of_block(name: str, value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return [_number(one, f"a weight of {shown(name)}") for one in value]
-    return _number(value, f"the weight of {shown(name)}")
+def _of_block(name: str, value: Any, attentions: int | None) -> Any:
+    """`attentions`: how many a list may name; None where that was looked at before."""
+    if not isinstance(value, (list, tuple)):
+        return _number(value, f"the weight of {shown(name)}")
+    if attentions is not None and len(value) not in (1, attentions):
+        raise InvalidArgumentError(
+            f"{shown(name)} has {attentions} attentions, and {len(value)} weights were given: give "
+            "one, or one for each"
+        )
+    return [_number(one, f"a weight of {shown(name)}") for one in value]
 
 
 def in_component(weight: Weight, component: str) -> tuple[float, Callable[[str], float] | None]:
@@ -70,9 +108,7 @@ def in_component(weight: Weight, component: str) -> tuple[float, Callable[[str],
     """
     if not isinstance(weight, Mapping):
         return weight, None
-    blocks = weight if any(side in weight for side in _SIDES) else weight.get(component, 1.0)
-    if component.startswith("text_encoder"):
-        blocks = weight.get(component, 1.0)
+    blocks = weight.get(component, 1.0) if component else weight
     if not isinstance(blocks, Mapping):
         return float(blocks), None
     return 1.0, lambda path: _in_blocks(blocks, path)
@@ -89,7 +125,7 @@ def _in_blocks(blocks: Mapping[str, Any], path: str) -> float:
     if side != "mid":
         rest = rest[1:]
     if isinstance(value, list):
-        at = rest[1] if len(rest) > 1 else ""
+        at = rest[1] if len(rest) > 1 and len(value) > 1 else "0"
         value = value[int(at)] if at.isdecimal() and int(at) < len(value) else 1.0
     return float(value)
 
@@ -98,15 +134,20 @@ class Weights(MutableMapping[str, Any]):
     """By the adapter's name. Setting one changes only that; see Loras.weights."""
 
     def __init__(
-        self, read: Callable[[], Mapping[str, Weight]], set_one: Callable[[str, Any], None]
+        self, read: Callable[[], Mapping[str, Weight]], write: Callable[[Mapping[str, Any]], None]
     ) -> None:
-        self._read, self._set_one = read, set_one
+        self._read, self._write = read, write
 
     def __getitem__(self, name: str) -> Weight:
-        return self._read()[name]
+        """A copy: a dictionary inside of it changes nothing."""
+        return copy.deepcopy(self._read()[name])
 
     def __setitem__(self, name: str, value: Weight) -> None:
-        self._set_one(name, value)
+        self._write({name: value})
+
+    def update(self, *others: Any, **more: Any) -> None:
+        """All in one step, or none."""
+        self._write(dict(*others, **more))
 
     def __delitem__(self, name: str) -> None:
         raise InvalidArgumentError(f"an adapter is taken away by remove({name!r}), not by del")
