@@ -13,6 +13,7 @@ from support import files
 from support.broker import BrokerProcess
 
 if TYPE_CHECKING:
+    from support.adapters import Studio
     from support.raw_wire import Town
 
 # A shell that runs us in the background ignores SIGINT for us and for all that we start.
@@ -61,3 +62,33 @@ def town() -> Iterator[Town]:
 
     with new_town() as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    """A small pipeline over shared weights, adapters for it, and a broker that connect() finds."""
+    from support.adapters import studio  # wants diffusers
+
+    with studio(tmp_path_factory.mktemp("studio")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Of torch's, so that networks of several tests do not wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def same_numbers(one_thread: None) -> Iterator[None]:  # noqa: ARG001  what it does
+    """Of torch's generator, in every run; without gradients."""
+    import torch
+
+    torch.manual_seed(0)
+    with torch.no_grad():
+        yield

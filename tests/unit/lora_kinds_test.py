@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,15 +15,7 @@ from support import lora_cases as cases
 from support import lora_formulae as formulae
 from support.lora_cases import ALPHA, Base, Case
 
-
-@pytest.fixture(autouse=True)
-def same_numbers() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("same_numbers")
 
 
 @pytest.mark.parametrize(("case", "base"), cases.each(library=False))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import peft
@@ -19,15 +18,7 @@ from support import lora_formulae as formulae
 from support.lora_cases import ALPHA, Base, Case
 from support.lora_formulae import Group
 
-
-@pytest.fixture(autouse=True)
-def same_numbers() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("same_numbers")
 
 
 @pytest.mark.parametrize(("case", "base"), cases.each(library=True))

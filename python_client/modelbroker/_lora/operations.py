@@ -118,32 +118,15 @@ class Convolution:
 
 
 @dataclass(frozen=True)
-class Lookup:
+class Lookup(Linear):
     """An embedding: its input are numbers of columns of the weight [width, entries]."""
 
     factor: float = 1.0  # what some embeddings multiply their output by
-
-    @property
-    def channel_dimension(self) -> int:
-        """As Operation says."""
-        return -1
 
     def apply(self, x: Tensor, weight: Tensor) -> Tensor:
         """As Operation says."""
         found = functional.embedding(x, weight.t())
         return found if self.factor == 1.0 else found * self.factor
-
-    def pointwise(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """As Operation says."""
-        return functional.linear(x, weight, bias)
-
-    def shaped(self, matrix: Tensor) -> Tensor:
-        """As Operation says."""
-        return matrix
-
-    def spread(self, vector: Tensor, like: Tensor) -> Tensor:  # noqa: ARG002 - last dimension always
-        """As Operation says."""
-        return vector
 
     def cast(self, x: Tensor, dtype: torch.dtype) -> Tensor:  # noqa: ARG002 - numbers stay numbers
         """As Operation says."""
