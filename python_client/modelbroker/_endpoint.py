@@ -35,14 +35,15 @@ class Endpoint:
 
     def refusal(self) -> str | None:
         """Why this user may not connect, and what to do about it; None if nothing forbids it."""
-        try:
-            os.stat(self.fds)
-            if os.access(self.fds, os.W_OK, effective_ids=True):
+        for _ in range(2):  # a broker that starts may make it anew between the two calls
+            try:
+                os.stat(self.fds)
+                if os.access(self.fds, os.W_OK, effective_ids=True):
+                    return None
+            except PermissionError:
+                pass
+            except OSError:
                 return None
-        except PermissionError:
-            pass
-        except OSError:
-            return None
         return f"you may not connect to {self.fds}: {_whom_it_serves(self.run_directory)}"
 
     @property

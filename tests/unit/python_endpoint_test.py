@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +22,28 @@ def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MODELBROKER_ENDPOINT", raising=False)
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     monkeypatch.setattr(os, "geteuid", lambda: 1234)
+
+
+def test_a_socket_that_is_made_anew_refuses_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a broker that starts: for a moment the path leads nowhere."""
+    endpoint = Endpoint(str(tmp_path))
+    socket = tmp_path / "fds.sock"
+    socket.touch()
+    real, looked = os.access, []
+
+    def access(*arguments: Any, **named: Any) -> bool:
+        looked.append(1)
+        if len(looked) == 1:
+            socket.unlink()
+        allowed = real(*arguments, **named)
+        socket.touch()
+        return allowed
+
+    monkeypatch.setattr(os, "access", access)
+    assert endpoint.refusal() is None
+    assert len(looked) == 2
 
 
 def test_an_endpoint_has_two_sockets() -> None:
