@@ -70,12 +70,13 @@ std::vector<Check> feature_checks(Os& os, const Config& config) {
 
 // ---- limits
 
-std::string shown(rlim_t limit) { return limit == RLIM_INFINITY ? "unlimited" : std::to_string(limit); }
+std::string limit_text(rlim_t limit) { return limit == RLIM_INFINITY ? "unlimited" : std::to_string(limit); }
 
 Check descriptors_check() {
   rlimit limit{};
   if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return {"descriptors", Verdict::kNote, "RLIMIT_NOFILE cannot be read"};
-  Check check{"descriptors", Verdict::kOk, "up to " + shown(limit.rlim_max) + " (a broker raises its limit to that)"};
+  Check check{"descriptors", Verdict::kOk,
+              "up to " + limit_text(limit.rlim_max) + " (a broker raises its limit to that)"};
   if (limit.rlim_max < 4096) {
     check.verdict = limit.rlim_max < 256 ? Verdict::kProblem : Verdict::kNote;
     check.cost = "a broker needs one per model and two per worker; without any left it refuses new workers";
@@ -88,7 +89,7 @@ Check memlock_check() {
   rlimit limit{};
   if (::getrlimit(RLIMIT_MEMLOCK, &limit) != 0)
     return {"locked_memory", Verdict::kNote, "RLIMIT_MEMLOCK cannot be read"};
-  return {"locked_memory", Verdict::kOk, shown(limit.rlim_max) + " bytes (this version locks none)"};
+  return {"locked_memory", Verdict::kOk, limit_text(limit.rlim_max) + " bytes (this version locks none)"};
 }
 
 // A block is one file.

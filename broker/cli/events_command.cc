@@ -80,7 +80,7 @@ void print_line(const Json& json) {
   std::printf("%s\n", json.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
 }
 
-void print(const EventStream::Snapshot& snapshot, bool json) {
+void print_snapshot(const EventStream::Snapshot& snapshot, bool json) {
   const wire::EventsSnapshotReply& state = snapshot.state;
   const double time = now();
   if (json) {
@@ -107,7 +107,7 @@ void print(const EventStream::Snapshot& snapshot, bool json) {
               state.draining.size(), tiers.c_str());
 }
 
-void print(const wire::Event& event, bool json) {
+void print_event(const wire::Event& event, bool json) {
   if (!json) {
     const std::string model = event.data.model.empty() ? "" : "  " + shown(event.data.model);
     std::printf("%s  %s%s%s\n", clock_text(event.time).c_str(), shown(event.type).c_str(), model.c_str(),
@@ -162,12 +162,12 @@ Result<void> events(const Common& common, const Arguments& arguments) {
     if (!item) continue;
     const EndAtSignal::Later later(end);
     if (const auto* snapshot = std::get_if<EventStream::Snapshot>(&*item)) {
-      print(*snapshot, common.json);
+      print_snapshot(*snapshot, common.json);
     } else if (const auto& event = std::get<wire::Event>(*item);
                arguments.types.empty() || std::ranges::any_of(arguments.types, [&](const std::string& pattern) {
                  return matches(pattern, event.type);
                })) {
-      print(event, common.json);
+      print_event(event, common.json);
     }
     if (std::fflush(stdout) != 0) return fail_errno(errno, "writing the output");
     if (arguments.snapshot_only) return {};
