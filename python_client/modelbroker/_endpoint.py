@@ -35,7 +35,7 @@ class Endpoint:
 
     def refusal(self) -> str | None:
         """Why this user may not connect, and what to do about it; None if nothing forbids it."""
-        for _ in range(2):  # a broker that starts may make it anew between the two calls
+        for _ in range(2):  # a starting broker may replace the socket between the two calls
             try:
                 os.stat(self.fds)
                 if os.access(self.fds, os.W_OK, effective_ids=True):

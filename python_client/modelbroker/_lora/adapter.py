@@ -21,7 +21,7 @@ from .._errors import (
 )
 from . import family as families
 from . import kinds
-from .beside import Beside
+from .beside import Beside, plain_tensors
 from .config import Configuration
 from .finite import first_bad
 from .layers import Layer
@@ -107,7 +107,7 @@ def make(file: AdapterFile, layers: Layers, *, force: bool) -> Adapter:
         first = f"its first key is {shown(plan.keys[0])}" if plan.keys else "it is empty"
         raise InvalidArgumentError(f"{file.label} holds no adapter: {first}")
     adapter = Adapter(file, layers.family, dict(plan.skipped))
-    with torch.inference_mode(mode=False), torch.no_grad():  # usable in any mode later
+    with plain_tensors():
         _Binding(adapter, plan, layers.lengths(file.identity)).run(force=force)
     return adapter
 
@@ -224,4 +224,5 @@ class _Binding:
 
 
 def _is_peft(group: Group) -> bool:
-    return any(".lora_magnitude_vector" in name for name in group.values())
+    """By its name for DoRA's lengths, of which alone the two kinds of files differ."""
+    return ".lora_magnitude_vector" in group.get("dora_scale", "")

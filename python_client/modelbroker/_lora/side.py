@@ -24,7 +24,7 @@ _HOOKED = "_old_forward"  # where accelerate's hooks keep the forward that they 
 
 
 def orphan_of(component: torch.nn.Module) -> Side | None:
-    """What a component that was copied by itself has, and nobody weighs."""
+    """The state of a component that was copied without its Loras."""
     for place in ("forward", _HOOKED):
         held = component.__dict__.get(place)
         if isinstance(held, _ComponentForward) and not held.side.is_owned:
@@ -33,7 +33,7 @@ def orphan_of(component: torch.nn.Module) -> Side | None:
 
 
 class Active(NamedTuple):
-    """An adapter that has a weight here. It never changes, whoever still computes with it."""
+    """An adapter that has a weight here. It never changes while a call still computes with it."""
 
     parts: dict[str, Beside]  # by the layer's path; what another device has is replaced
     weight: float

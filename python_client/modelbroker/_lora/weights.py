@@ -20,7 +20,7 @@ _BLOCK = "block_"
 
 
 def checked(value: Any, components: Mapping[str, torch.nn.Module]) -> Weight:
-    """What was given, copied; InvalidArgumentError for what is no weight, naming the part."""
+    """What was given, copied; InvalidArgumentError names the part that is not a weight."""
     if not isinstance(value, Mapping):
         return _number(value, "the weight")
     alone = components.get("")
