@@ -55,9 +55,8 @@ class Layers:
         self._lengths: dict[tuple[object, ...], dict[str, KnownLengths]] = {}
         if before is not None:
             self._lengths = before._lengths
-        if before is not None and before.components == self.components:
-            self._family = before._family
-            self._plans = [plan for plan in before._plans if self.has(plan.targets)]
+        if before is not None and before._finder.trees == self._finder.trees:
+            self._family, self._plans = before._family, before._plans
 
     def has(self, targets: Iterable[Target]) -> bool:
         """Whether these are still where they were."""
