@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from ._apply import AppliedReport, apply
 from ._block import Entry, Header, decode_manifest
-from ._dtypes import Bytes, for_torch, imported_torch, numpy_dtype, torch_maker
+from ._dtypes import DTYPES, Bytes, for_torch, imported_torch, numpy_dtype, torch_maker
 from ._errors import FailedPreconditionError, NotFoundError
 from ._writes import restore, restore_all, tensor_ranges, written_names
 
@@ -55,6 +56,20 @@ class Part(NamedTuple):
             for name, dtype, shape, offset, _ in entries.values()
             if name.startswith(prefix)
         }
+
+    def runs(self) -> list[torch.Tensor]:
+        """Its numbers as few flat tensors: one for those of a dtype that follow each other."""
+        pieces: list[tuple[str, int, int]] = []  # dtype, first and end offset
+        for _, dtype, _, offset, nbytes in sorted(self.entries.values(), key=itemgetter(3)):
+            if pieces and pieces[-1][0] == dtype and pieces[-1][2] == offset:
+                pieces[-1] = (dtype, pieces[-1][1], offset + nbytes)
+            else:
+                pieces.append((dtype, offset, offset + nbytes))
+        block, payload = for_torch(self.block), self.payload
+        return [
+            torch_maker(dtype)(((end - first) * 8 // DTYPES[dtype].bits,), payload + first, block)
+            for dtype, first, end in pieces
+        ]
 
 
 class TensorView:
@@ -286,6 +301,14 @@ class Weights(Mapping[str, TensorView]):
         if decoded is None:
             decoded = self._decoded = _decode(blocks)
         return decoded
+
+
+def flat_runs(weights: Weights) -> list[torch.Tensor]:
+    """All numbers as few flat tensors over the same memory, for code that reads every one.
+
+    UnimplementedError as in state_dict().
+    """
+    return [run for part in weights._parts() for run in part.runs()]
 
 
 def _decode(blocks: list[tuple[Memory, Header]]) -> tuple[dict[str, str], list[Part]]:

@@ -304,6 +304,28 @@ def test_what_pefts_layer_holds_is_not_a_name_of_its_own() -> None:
     assert finder.find("b.c") == Place("", "b.c", root.get_submodule("b._orig_mod.c"))
 
 
+@pytest.mark.parametrize(
+    ("change", "current"),
+    [
+        ("pass", True),
+        ("root.a.b.weight = nn.Parameter(torch.zeros(1, 1))", True),
+        ("root.a.b = nn.Linear(1, 1)", False),
+        ("root.a.c = nn.Linear(1, 1)", False),
+        ("del root.a.b", False),
+        ("root.a = nn.Sequential()", False),
+        ("root.a.b.inner = nn.Linear(1, 1)", False),  # a layer becomes a container
+        ("root.a = torch.nn.ModuleDict({'base_layer': root.a})", False),
+        ("root.w.base_layer = nn.Linear(1, 1)", False),
+        ("root.a._modules['b'], root.a._modules['d'] = root.a.d, root.a.b", False),
+    ],
+)
+def test_a_tree_tells_whether_it_is_current(change: str, current: bool) -> None:
+    root = tree("a.b", "a.d", "w.base_layer")
+    finder = Finder({"unet": root})
+    exec(change, {"root": root, "nn": nn, "torch": torch})
+    assert finder.is_current() is current
+
+
 @pytest.mark.timeout(60)  # a name that is compared with every module would take minutes
 def test_many_long_names_cost_a_lookup_each() -> None:
     finder = Finder({"unet": tree(*(f"blocks.{i}.layer" for i in range(2000)))})

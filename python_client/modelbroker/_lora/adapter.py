@@ -23,7 +23,8 @@ from . import family as families
 from . import kinds
 from .beside import Beside, plain_tensors
 from .config import Configuration
-from .finite import first_bad
+from .finite import Numbers
+from .forms import Forms
 from .layers import Layer
 from .plan import Group, Layers, Plan, Target
 from .source import AdapterFile
@@ -102,13 +103,14 @@ def named_in_errors(file: AdapterFile) -> Iterator[None]:
 
 def make(file: AdapterFile, layers: Layers, *, force: bool) -> Adapter:
     """Of a file for these layers; errors name what is wrong with it."""
+    numbers = Numbers(file)
     plan = layers.plan(file.tensors)
     if not plan.groups:
         first = f"its first key is {shown(plan.keys[0])}" if plan.keys else "it is empty"
         raise InvalidArgumentError(f"{file.label} holds no adapter: {first}")
     adapter = Adapter(file, layers.family, dict(plan.skipped))
     with plain_tensors():
-        _Binding(adapter, plan, layers.lengths(file.identity)).run(force=force)
+        _Binding(adapter, plan, numbers, layers.lengths(file.identity)).run(force=force)
     return adapter
 
 
@@ -124,22 +126,26 @@ def _family(file: AdapterFile, plan: Plan) -> str:
 class _Binding:
     """Makes what lies beside each layer."""
 
-    def __init__(self, adapter: Adapter, plan: Plan, known: dict[str, kinds.KnownLengths]) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        plan: Plan,
+        numbers: Numbers,
+        known: dict[str, kinds.KnownLengths],
+    ) -> None:
+        self._numbers = numbers
         self._known = known
+        self._forms = Forms()
         self._adapter = adapter
         self._file = adapter.file
         self._plan = plan
         self._configuration = Configuration(adapter.file)
-        # Most of what is computed with are the file's own tensors: quicker than their addresses.
-        own = adapter.file.tensors.values() if adapter.file.all_shared else ()
-        self._shared = {id(tensor) for tensor in own}
 
     def run(self, *, force: bool) -> None:
         found: list[tuple[Target, kinds.Part]] = []
         misfits: list[str] = []
         for target in self._plan.targets:
-            part = self._part(target)
-            misfit = part.misfit(target.layer)
+            part, misfit = self._part(target)
             if misfit:
                 misfits.append(misfit)
                 self._adapter.skipped.update(dict.fromkeys(target.group.values(), misfit))
@@ -151,7 +157,8 @@ class _Binding:
         for target, part in found:
             self._bind(target, part)
 
-    def _part(self, target: Target) -> kinds.Part:
+    def _part(self, target: Target) -> tuple[kinds.Part, str]:
+        """And why it does not fit its layer, or ''."""
         group = target.group
         alpha, rslora = self._configuration.rule(target.place.component, target.place.path)
         if "alpha" in group:
@@ -163,9 +170,10 @@ class _Binding:
         tensors = {
             role: self._file.tensors[name] for role, name in group.items() if role != "alpha"
         }
-        peft = _is_peft(group)
-        part = kinds.read(target.module, tensors, alpha=alpha, rslora=rslora, peft=peft)
-        return part.knowing(self._known)
+        part, misfit = self._forms.part(
+            target.module, tensors, target.layer, alpha=alpha, rslora=rslora, peft=_is_peft(group)
+        )
+        return part.knowing(self._known), misfit
 
     def _alpha(self, name: str) -> float:
         tensor = self._file.tensors[name]
@@ -201,26 +209,37 @@ class _Binding:
 
     def _check_numbers(self) -> None:
         skipped = self._adapter.skipped
-        used = {name: held for name, held in self._file.tensors.items() if name not in skipped}
-        bad = first_bad(self._file, used)
+        used = (name for name in self._file.tensors if name not in skipped)
+        bad = self._numbers.first_bad(used)
         if bad is not None:
             raise DataLossError(f"{self._file.label}: {shown(bad)} holds NaN or Inf")
 
     def _bind(self, target: Target, part: kinds.Part) -> None:
         adapter, place = self._adapter, target.place
-        weight: Any = getattr(place.module, "weight", None)
-        if not isinstance(weight, torch.Tensor):  # of a quantised layer it may be a method
-            weight = None
-        beside = part.beside(target.layer, weight)
-        bound = adapter.bound.setdefault(place.component, Bound({}, {}))
+        beside = part.beside(target.layer, _weight(place.module))
+        bound = adapter.bound.get(place.component)
+        if bound is None:
+            bound = adapter.bound[place.component] = Bound({}, {})
         bound.parts[place.path], bound.layers[place.path] = beside, target.layer
         adapter.targets.append(target)
         adapter.kinds[part.kind] = adapter.kinds.get(part.kind, 0) + 1
+        # Most computes with the file's own tensors: quicker told than by their addresses.
+        unchanged = (
+            self._file.all_shared and part.magnitude is None and beside.delta is part.change
+        ) and beside.bias is part.bias
         for tensor in beside.tensors():
-            if id(tensor) in self._shared or self._file.is_shared(tensor):
+            if unchanged or self._file.is_shared(tensor):
                 adapter.shared_bytes += tensor.nbytes
             else:
                 adapter.private_bytes += tensor.nbytes
+
+
+def _weight(module: torch.nn.Module) -> torch.Tensor | None:
+    """As the module keeps it; of a quantised layer it may be a method."""
+    weight: Any = module._parameters.get("weight")  # quicker than the module's own way
+    if weight is None:
+        weight = getattr(module, "weight", None)
+    return weight if isinstance(weight, torch.Tensor) else None
 
 
 def _is_peft(group: Group) -> bool:

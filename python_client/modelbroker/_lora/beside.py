@@ -55,7 +55,10 @@ class Beside:
     def to(self, device: torch.device, dtype: torch.dtype) -> Beside:
         """The same there; tensors that are there and in that dtype stay the same ones."""
 
-        if all(tensor.dtype == dtype and tensor.device == device for tensor in self.tensors()):
+        for tensor in self.tensors():
+            if tensor.dtype != dtype or tensor.device != device:
+                break
+        else:
             return self
         with plain_tensors():
             changed = self._changed(lambda tensor: tensor.to(device=device, dtype=dtype))

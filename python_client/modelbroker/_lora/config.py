@@ -19,6 +19,9 @@ class Rule(NamedTuple):
     rslora: bool
 
 
+_NO_RULE = Rule(None, rslora=False)
+
+
 class Configuration:
     """Of all modules of a file."""
 
@@ -33,7 +36,7 @@ class Configuration:
         """`path`: of the module in its component."""
         config = self._parts.get(component) or self._parts.get("")
         if config is None:
-            return Rule(None, rslora=False)
+            return _NO_RULE
         alpha = config.get("lora_alpha")
         patterns = config.get("alpha_pattern")
         if isinstance(patterns, dict):

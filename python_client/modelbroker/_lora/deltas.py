@@ -70,6 +70,8 @@ class Factors:
 
     def tensors(self) -> list[Tensor]:
         """As Delta says."""
+        if self.mid is None and self.up_bias is None:  # most
+            return [self.down, self.up]
         optional = (self.mid, self.up_bias)
         return [self.down, self.up, *(tensor for tensor in optional if tensor is not None)]
 
@@ -107,6 +109,8 @@ class Factors:
         up = viewed(self.up, (layer.out_features, wide, *ones))
         if self.mid is None:
             down = viewed(self.down, (rank, layer.in_features, *layer.kernel))
+            if down is self.down and up is self.up:
+                return self
             return Factors(down, up, None, self.up_bias)
         down = viewed(self.down, (rank, layer.in_features, *ones))
         return Factors(down, up, self.mid, self.up_bias)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,25 +12,36 @@ import torch
 from .source import AdapterFile
 
 
-def first_bad(file: AdapterFile, tensors: Mapping[str, Any]) -> str | None:
-    """The name of one of these tensors of the file that holds NaN or Inf.
+class Numbers:
+    """A file's numbers, read by a thread of its own while the names are read.
 
-    Those of one dtype that fill a block are looked at in one call: it is the number of calls that
-    costs.
+    It goes over all tensors of a dtype at once: the number of calls costs more than the bytes.
     """
-    by_dtype: dict[torch.dtype, list[str]] = {}
-    for name, tensor in tensors.items():
-        by_dtype.setdefault(tensor.dtype, []).append(name)
-    for dtype, names in by_dtype.items():
-        if dtype.is_floating_point and not _fill_a_block_finitely(file, names, tensors):
-            for name in names:
-                if not _is_finite(tensors[name]):
-                    return name
-    return None
+
+    def __init__(self, file: AdapterFile) -> None:
+        self._tensors: Mapping[str, Any] = file.tensors
+        self._runs = file.runs if file.all_shared else ()
+        self._are_finite = False  # False: not known
+        self._thread = threading.Thread(target=self._read, name="modelbroker-numbers", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:  # no threads are left
+            self._read()
+
+    def first_bad(self, names: Iterable[str]) -> str | None:
+        """The first of these tensors that holds NaN or Inf, or None."""
+        if self._thread.ident is not None:
+            self._thread.join()
+        if self._are_finite:
+            return None
+        return next((name for name in names if not _is_finite(self._tensors[name])), None)
+
+    def _read(self) -> None:
+        self._are_finite = bool(self._runs) and all(map(_is_finite, self._runs))
 
 
 def _is_finite(tensor: Any) -> bool:
-    if not tensor.numel():
+    if not tensor.dtype.is_floating_point or not tensor.numel():
         return True
     try:
         # Passes a NaN on, and takes a tenth of the time of isfinite().
@@ -38,19 +49,3 @@ def _is_finite(tensor: Any) -> bool:
     except (RuntimeError, NotImplementedError):  # of 8 bits
         low, high = torch.aminmax(tensor.to(torch.float32))
     return math.isfinite(low) and math.isfinite(high)
-
-
-def _fill_a_block_finitely(file: AdapterFile, names: list[str], tensors: Mapping[str, Any]) -> bool:
-    """False where it is not known: of several blocks, with much between them, or a NaN there."""
-    if len(file.blocks) != 1 or len(names) < 2:
-        return False
-    addresses = [tensors[name].data_ptr() for name in names]
-    first, last = tensors[names[0]], tensors[names[addresses.index(max(addresses))]]
-    start, end = min(addresses), last.data_ptr() + last.nbytes
-    (from_, to), used = file.blocks[0], sum(tensors[name].nbytes for name in names)
-    if not from_ <= start < end <= to or end - start > 2 * used:
-        return False
-    # The tensors keep the block, and nothing of it is written by anybody.
-    count = (end - start) // first.itemsize
-    memory = (ctypes.c_char * (count * first.itemsize)).from_address(start)
-    return _is_finite(torch.frombuffer(memory, dtype=first.dtype))

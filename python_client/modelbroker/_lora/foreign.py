@@ -27,7 +27,7 @@ def translated(file: AdapterFile, pipeline: Any, layers: Layers) -> AdapterFile:
     try:
         found: Any = _read(read, dict(file.tensors))
         tensors = _with_alphas(*found) if isinstance(found, tuple) else found
-        new = replace(file, tensors=tensors, config={}, all_shared=False)
+        new = replace(file, tensors=tensors, config={}, all_shared=False, runs=())
         better = len(layers.plan(tensors).targets) > len(plan.targets)
     except Exception as error:  # of diffusers, which knows this file no better
         _log.debug("%s: diffusers does not read it: %r", file.label, error)

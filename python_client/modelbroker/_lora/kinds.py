@@ -155,12 +155,13 @@ def read(
             raise tensors.fault(f"no change of a weight in {sorted(tensors)}")
         return Part(name, "norm" if "b_norm" in tensors else "bias", None, 1.0, bias)
     kind, change, rank = found
-    scale = _scale(alpha, rank, rslora)
+    scale = scale_of(alpha, rank, rslora=rslora)
     magnitude = _magnitude(tensors, change, peft)
     return Part(name, kind if magnitude is None else "DoRA", change, scale, bias, magnitude)
 
 
-def _scale(alpha: float | None, rank: int, rslora: bool) -> float:
+def scale_of(alpha: float | None, rank: int, *, rslora: bool) -> float:
+    """What the product of the factors is multiplied by; 1 where no alpha is given."""
     if alpha is None or not rank:
         return 1.0
     return alpha / (math.sqrt(rank) if rslora else rank)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,12 @@ class Layer:
     def what(self) -> str:
         """Its class, for messages."""
         return type(self.module).__name__
+
+    @functools.cached_property
+    def form(self) -> tuple[object, ...]:
+        """Whether a change fits, and in which shapes, is the same for layers of one form."""
+        kinds = type(self.module), type(self.operation)
+        return *kinds, self.out_features, self.in_features, self.kernel, self.transposed, self.norm
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -234,8 +234,10 @@ class Loras:
 
     def _look_again(self) -> None:
         """Puts the adapters beside what has taken another layer's or component's place since."""
-        before = self._layers
-        self._layers = layers = Layers(_components(self._target), before)
+        before, components = self._layers, _components(self._target)
+        if before.are_of(components):
+            return
+        self._layers = layers = Layers(components, before)
         same = before.components == layers.components
         if same and all(layers.has(held.targets) for held in self._adapters.values()):
             return
@@ -259,7 +261,8 @@ class Loras:
     def _change(self, adapters: dict[str, Adapter], weights: dict[str, Weight]) -> None:
         """Other adapters; all sides or none."""
         before = self._needed(self._adapters.values())
-        both = self._needed([*self._adapters.values(), *adapters.values()])
+        after = self._needed(adapters.values())
+        both = {key: {**before[key], **after[key]} for key in self._sides}
         try:
             for key, layers in both.items():
                 self._sides[key].need(layers)
@@ -269,8 +272,9 @@ class Loras:
             raise
         self._adapters, self._weights = adapters, weights
         self._activate()
-        for key, layers in self._needed(adapters.values()).items():
-            self._sides[key].need(layers)
+        for key, layers in after.items():
+            if len(layers) < len(both[key]):
+                self._sides[key].need(layers)
 
     def _needed(self, adapters: Iterable[Adapter]) -> dict[str, dict[str, Layer]]:
         needed: dict[str, dict[str, Layer]] = {key: {} for key in self._sides}

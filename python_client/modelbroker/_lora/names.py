@@ -62,6 +62,10 @@ class Finder:
         """Each component's modules by their paths, for family.of_trees."""
         return {name: names.modules for name, names in self._components.items()}
 
+    def is_current(self) -> bool:
+        """Whether no module was added, replaced or taken away since."""
+        return all(names.tree.is_current() for names in self._components.values())
+
     def find(self, module_key: str) -> Place | str:
         """The module that `module_key` means, or the reason why there is none."""
         key = module_key.removeprefix(_PEFT)
@@ -121,8 +125,8 @@ class _Names:
         """`places`: what was found so far; a module of two names stays where it was found first."""
         self._component = component
         self._places = places
-        tree = Tree(root)
-        self.modules, self._unreachable = tree.modules, tree.unreachable
+        self.tree = Tree(root)
+        self.modules, self._unreachable = self.tree.modules, self.tree.unreachable
 
     def look(self, name: str) -> Place | str | None:
         """The module, the reason why it cannot be had, or None where no module is called so."""

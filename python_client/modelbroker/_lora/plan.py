@@ -58,6 +58,10 @@ class Layers:
         if before is not None and before._finder.trees == self._finder.trees:
             self._family, self._plans = before._family, before._plans
 
+    def are_of(self, components: Mapping[str, torch.nn.Module]) -> bool:
+        """Whether these components are the same ones, with the same modules in them."""
+        return self.components == components and self._finder.is_current()
+
     def has(self, targets: Iterable[Target]) -> bool:
         """Whether these are still where they were."""
         trees = self._finder.trees

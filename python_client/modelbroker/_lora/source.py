@@ -19,6 +19,7 @@ from .._errors import (
     UnavailableError,
 )
 from .._sharing.attacher import attacher
+from .._weights import flat_runs
 from .words import shown
 
 Tensors: TypeAlias = "dict[str, Any]"
@@ -51,6 +52,7 @@ class AdapterFile:
     config: Mapping[str, Any]
     blocks: tuple[tuple[int, int], ...] = ()  # (first, end) addresses of shared memory
     all_shared: bool = False  # all tensors are over these
+    runs: tuple[Any, ...] = ()  # then their numbers, as few flat tensors
 
     def is_shared(self, tensor: Any) -> bool:
         """Whether its bytes are the broker's."""
@@ -144,7 +146,14 @@ def _attached(source: Source, broker: Broker | None) -> AdapterFile:
     identity = source.identity if source.file else (*source.identity, weights.generation)
     blocks = tuple((memory.address, memory.address + memory.size) for memory, _ in weights.blocks())
     return AdapterFile(
-        source.label, identity, weights.state_dict(), weights.metadata, source.config, blocks, True
+        source.label,
+        identity,
+        weights.state_dict(),
+        weights.metadata,
+        source.config,
+        blocks,
+        all_shared=True,
+        runs=tuple(flat_runs(weights)),
     )
 
 
