@@ -57,20 +57,6 @@ class Part(NamedTuple):
             if name.startswith(prefix)
         }
 
-    def runs(self) -> list[torch.Tensor]:
-        """Its numbers as few flat tensors: one for those of a dtype that follow each other."""
-        pieces: list[tuple[str, int, int]] = []  # dtype, first and end offset
-        for _, dtype, _, offset, nbytes in sorted(self.entries.values(), key=itemgetter(3)):
-            if pieces and pieces[-1][0] == dtype and pieces[-1][2] == offset:
-                pieces[-1] = (dtype, pieces[-1][1], offset + nbytes)
-            else:
-                pieces.append((dtype, offset, offset + nbytes))
-        block, payload = for_torch(self.block), self.payload
-        return [
-            torch_maker(dtype)(((end - first) * 8 // DTYPES[dtype].bits,), payload + first, block)
-            for dtype, first, end in pieces
-        ]
-
 
 class TensorView:
     """One tensor of a model: what it is, and its memory in the form that you want.
@@ -308,7 +294,22 @@ def flat_runs(weights: Weights) -> list[torch.Tensor]:
 
     UnimplementedError as in state_dict().
     """
-    return [run for part in weights._parts() for run in part.runs()]
+    return [run for part in weights._parts() for run in _runs(part)]
+
+
+def _runs(part: Part) -> list[torch.Tensor]:
+    """Its numbers as few flat tensors: one for those of a dtype that follow each other."""
+    pieces: list[tuple[str, int, int]] = []  # dtype, first and end offset
+    for _, dtype, _, offset, nbytes in sorted(part.entries.values(), key=itemgetter(3)):
+        if pieces and pieces[-1][0] == dtype and pieces[-1][2] == offset:
+            pieces[-1] = (dtype, pieces[-1][1], offset + nbytes)
+        else:
+            pieces.append((dtype, offset, offset + nbytes))
+    block, payload = for_torch(part.block), part.payload
+    return [
+        torch_maker(dtype)(((end - first) * 8 // DTYPES[dtype].bits,), payload + first, block)
+        for dtype, first, end in pieces
+    ]
 
 
 def _decode(blocks: list[tuple[Memory, Header]]) -> tuple[dict[str, str], list[Part]]:
