@@ -68,7 +68,9 @@ Tier tier_of(const wire::TierStatus& tier) {
           .hits = tier.hits,
           .misses = tier.misses,
           .loads = tier.loads,
-          .evictions = tier.evictions};
+          .evictions = tier.evictions,
+          .foreign = tier.foreign,
+          .foreign_blocks = tier.foreign_blocks};
 }
 
 }  // namespace

@@ -47,6 +47,7 @@ struct Model {
 struct Tier {
   std::uint64_t limit = 0, reserved = 0, made = 0, draining = 0, pinned = 0, leased = 0;  // bytes
   std::uint64_t models = 0, leases = 0, hits = 0, misses = 0, loads = 0, evictions = 0;   // counts
+  std::uint64_t foreign = 0, foreign_blocks = 0;  // bytes and count of blocks of another version
 };
 
 struct Status {

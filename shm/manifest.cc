@@ -15,11 +15,17 @@ using Object = msgpack::object;
 using Packer = msgpack::packer<msgpack::sbuffer>;
 
 constexpr std::uint64_t kManifestVersion = 1;
+constexpr std::uint32_t kTensorFields = 5;  // a later version may have more, after these
 constexpr std::size_t kMostRank = 64;
 // This version's has six levels; of a later one it must be possible to see that it is one.
 constexpr std::size_t kMostDepth = 32;
 
 tl::unexpected<Error> bad(const std::string& why) { return fail(ErrorCode::kDataLoss, "manifest: " + why); }
+
+// Its hash was right, so this is not damage: a later version wrote it.
+tl::unexpected<Error> unknown(const std::string& why) {
+  return fail(ErrorCode::kUnimplemented, "manifest: " + why + ": it needs a newer modelbroker");
+}
 
 bool text(const Object& object, std::string& value) {
   if (object.type != msgpack::type::STR) return false;
@@ -47,11 +53,11 @@ bool number(const Object& object, std::int64_t& value) {
 // The map's values by key; refuses keys that are no strings or stand twice.
 using Fields = std::map<std::string_view, const Object*>;
 Result<Fields> fields_of(const Object& object, const char* what) {
-  if (object.type != msgpack::type::MAP) return bad(std::string(what) + " is not a map");
+  if (object.type != msgpack::type::MAP) return unknown(std::string(what) + " is not a map");
   Fields fields;
   for (std::uint32_t i = 0; i < object.via.map.size; ++i) {
     const auto& pair = object.via.map.ptr[i];
-    if (pair.key.type != msgpack::type::STR) return bad(std::string(what) + " has a key that is no string");
+    if (pair.key.type != msgpack::type::STR) return unknown(std::string(what) + " has a key that is not a string");
     if (!fields.emplace(std::string_view(pair.key.via.str.ptr, pair.key.via.str.size), &pair.val).second) {
       return bad(std::string(what) + " has a key twice");
     }
@@ -70,15 +76,18 @@ constexpr auto kNumber = [](const Object& object, auto& value) { return number(o
 
 Result<TensorEntry> tensor_of(const Object& object, std::uint64_t payload_size) {
   TensorEntry tensor;
-  if (object.type != msgpack::type::ARRAY || object.via.array.size != 5) return bad("a tensor is not an array of five");
+  if (object.type != msgpack::type::ARRAY || object.via.array.size < kTensorFields) {
+    return unknown("a tensor is not an array of five or more");
+  }
   const Object* const item = object.via.array.ptr;
   if (!text(item[0], tensor.name) || !text(item[1], tensor.dtype) || item[2].type != msgpack::type::ARRAY ||
       item[2].via.array.size > kMostRank || !number(item[3], tensor.offset) || !number(item[4], tensor.size)) {
-    return bad("a tensor's fields are not of their kinds");
+    return unknown("a tensor's fields are not of their kinds");
   }
+  if (!valid_dtype(tensor.dtype)) return unknown("a tensor's dtype is not a word");
   tensor.shape.resize(item[2].via.array.size);
   for (std::size_t i = 0; i < tensor.shape.size(); ++i) {
-    if (!number(item[2].via.array.ptr[i], tensor.shape[i])) return bad("a shape is not made of unsigned integers");
+    if (!number(item[2].via.array.ptr[i], tensor.shape[i])) return unknown("a shape is not made of unsigned integers");
   }
   const auto fits = check_tensor_size(tensor.dtype, tensor.shape, tensor.size);
   if (!fits) return bad("a tensor: " + fits.error().message);
@@ -89,7 +98,7 @@ Result<TensorEntry> tensor_of(const Object& object, std::uint64_t payload_size) 
 }
 
 Result<void> read_tensors(const Object& object, std::uint64_t payload_size, Manifest& manifest) {
-  if (object.type != msgpack::type::ARRAY) return bad("'tensors' is not an array");
+  if (object.type != msgpack::type::ARRAY) return unknown("'tensors' is not an array");
   std::unordered_set<std::string_view> names;
   manifest.tensors.reserve(object.via.array.size);
   for (std::uint32_t i = 0; i < object.via.array.size; ++i) {
@@ -106,7 +115,46 @@ Result<void> read_tensors(const Object& object, std::uint64_t payload_size, Mani
 Result<void> read_metadata(const Object& object, Manifest& manifest) {
   MODELBROKER_ASSIGN(const Fields fields, fields_of(object, "'metadata'"));
   for (const auto& [key, value] : fields) {
-    if (!text(*value, manifest.metadata[std::string(key)])) return bad("'metadata' has a value that is no string");
+    if (!text(*value, manifest.metadata[std::string(key)]))
+      return unknown("'metadata' has a value that is not a string");
+  }
+  return {};
+}
+
+Result<SetPart> part_of(const Object& object) {
+  MODELBROKER_ASSIGN(const Fields fields, fields_of(object, "a part of the set"));
+  SetPart part;
+  if (!read(fields, "name", kText, part.name) || !read(fields, "device", kNumber, part.device) ||
+      !read(fields, "inode", kNumber, part.inode) || !read(fields, "size", kNumber, part.size) ||
+      !read(fields, "mtime_ns", kNumber, part.mtime_ns)) {
+    return unknown("a part of the set is incomplete");
+  }
+  return part;
+}
+
+Result<BlockSet> set_of(const Object& object) {
+  MODELBROKER_ASSIGN(const Fields fields, fields_of(object, "'set'"));
+  BlockSet set;
+  const auto parts = fields.find("parts");
+  if (!read(fields, "id", kText, set.id) || !read(fields, "index", kNumber, set.index) || parts == fields.end() ||
+      parts->second->type != msgpack::type::ARRAY || parts->second->via.array.size > BlockSet::kMaxParts) {
+    return unknown("'set' is incomplete");
+  }
+  for (std::uint32_t i = 0; i < parts->second->via.array.size; ++i) {
+    MODELBROKER_ASSIGN(SetPart part, part_of(parts->second->via.array.ptr[i]));
+    set.parts.push_back(std::move(part));
+  }
+  if (set.index >= set.parts.size()) return bad("its block is not one of its set's parts");
+  return set;
+}
+
+Result<void> read_source(const Object& object, Manifest& manifest) {
+  MODELBROKER_ASSIGN(const Fields source, fields_of(object, "'source'"));
+  if (!read(source, "path", kText, manifest.source_path) || !read(source, "device", kNumber, manifest.source.device) ||
+      !read(source, "inode", kNumber, manifest.source.inode) || !read(source, "size", kNumber, manifest.source.size) ||
+      !read(source, "mtime_ns", kNumber, manifest.source.mtime_ns) ||
+      !read(source, "ctime_ns", kNumber, manifest.source.ctime_ns)) {
+    return unknown("'source' is incomplete");
   }
   return {};
 }
@@ -133,20 +181,52 @@ Result<Manifest> manifest_of(const Object& object, std::uint64_t payload_size) {
   MODELBROKER_ASSIGN(const Fields fields, fields_of(object, "the whole"));
   Manifest manifest;
   if (!read(fields, "name", kText, manifest.name) || !read(fields, "type", kText, manifest.type) ||
-      !read(fields, "format", kText, manifest.format) || !fields.contains("source") || !fields.contains("metadata") ||
-      !fields.contains("tensors")) {
-    return bad("a field is missing or of another kind");
+      !read(fields, "format", kText, manifest.format) || !fields.contains("metadata") || !fields.contains("tensors")) {
+    return unknown("a field is missing or of another kind");
   }
-  MODELBROKER_ASSIGN(const Fields source, fields_of(*fields.at("source"), "'source'"));
-  if (!read(source, "path", kText, manifest.source_path) || !read(source, "device", kNumber, manifest.source.device) ||
-      !read(source, "inode", kNumber, manifest.source.inode) || !read(source, "size", kNumber, manifest.source.size) ||
-      !read(source, "mtime_ns", kNumber, manifest.source.mtime_ns) ||
-      !read(source, "ctime_ns", kNumber, manifest.source.ctime_ns)) {
-    return bad("'source' is incomplete");
+  if (const auto source = fields.find("source"); source != fields.end()) {
+    MODELBROKER_TRY(read_source(*source->second, manifest));
+  }
+  if (const auto set = fields.find("set"); set != fields.end()) {
+    MODELBROKER_ASSIGN(manifest.set, set_of(*set->second));
   }
   MODELBROKER_TRY(read_metadata(*fields.at("metadata"), manifest));
   MODELBROKER_TRY(read_tensors(*fields.at("tensors"), payload_size, manifest));
   return manifest;
+}
+
+template <class Value>
+void pack_field(Packer& packer, const char* key, const Value& value) {
+  packer.pack(key);
+  packer.pack(value);
+}
+
+void pack_source(Packer& packer, const Manifest& manifest) {
+  packer.pack("source");
+  packer.pack_map(6);
+  pack_field(packer, "path", manifest.source_path);
+  pack_field(packer, "device", manifest.source.device);
+  pack_field(packer, "inode", manifest.source.inode);
+  pack_field(packer, "size", manifest.source.size);
+  pack_field(packer, "mtime_ns", manifest.source.mtime_ns);
+  pack_field(packer, "ctime_ns", manifest.source.ctime_ns);
+}
+
+void pack_set(Packer& packer, const BlockSet& set) {
+  packer.pack("set");
+  packer.pack_map(3);
+  pack_field(packer, "id", set.id);
+  pack_field(packer, "index", set.index);
+  packer.pack("parts");
+  packer.pack_array(static_cast<std::uint32_t>(set.parts.size()));
+  for (const SetPart& part : set.parts) {
+    packer.pack_map(5);
+    pack_field(packer, "name", part.name);
+    pack_field(packer, "device", part.device);
+    pack_field(packer, "inode", part.inode);
+    pack_field(packer, "size", part.size);
+    pack_field(packer, "mtime_ns", part.mtime_ns);
+  }
 }
 
 void pack_tensors(Packer& packer, const std::vector<TensorEntry>& tensors) {
@@ -156,7 +236,7 @@ void pack_tensors(Packer& packer, const std::vector<TensorEntry>& tensors) {
   std::ranges::stable_sort(in_order, {}, &TensorEntry::offset);
   packer.pack_array(static_cast<std::uint32_t>(in_order.size()));
   for (const TensorEntry* const tensor : in_order) {
-    packer.pack_array(5);
+    packer.pack_array(kTensorFields);
     packer.pack(tensor->name);
     packer.pack(tensor->dtype);
     packer.pack(tensor->shape);
@@ -170,31 +250,14 @@ void pack_tensors(Packer& packer, const std::vector<TensorEntry>& tensors) {
 std::vector<std::byte> Manifest::encode() const {
   msgpack::sbuffer buffer;
   Packer packer(buffer);
-  packer.pack_map(7);
-  packer.pack("version");
-  packer.pack(kManifestVersion);
-  packer.pack("name");
-  packer.pack(name);
-  packer.pack("type");
-  packer.pack(type);
-  packer.pack("format");
-  packer.pack(format);
-  packer.pack("source");
-  packer.pack_map(6);
-  packer.pack("path");
-  packer.pack(source_path);
-  packer.pack("device");
-  packer.pack(source.device);
-  packer.pack("inode");
-  packer.pack(source.inode);
-  packer.pack("size");
-  packer.pack(source.size);
-  packer.pack("mtime_ns");
-  packer.pack(source.mtime_ns);
-  packer.pack("ctime_ns");
-  packer.pack(source.ctime_ns);
-  packer.pack("metadata");
-  packer.pack(metadata);
+  packer.pack_map(6U + (has_source() ? 1U : 0U) + (set ? 1U : 0U));
+  pack_field(packer, "version", kManifestVersion);
+  pack_field(packer, "name", name);
+  pack_field(packer, "type", type);
+  pack_field(packer, "format", format);
+  if (has_source()) pack_source(packer, *this);
+  if (set) pack_set(packer, *set);
+  pack_field(packer, "metadata", metadata);
   packer.pack("tensors");
   pack_tensors(packer, tensors);
   const auto* const begin = reinterpret_cast<const std::byte*>(buffer.data());

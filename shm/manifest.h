@@ -1,13 +1,14 @@
 // Manifest: the list of a block's tensors and where they came from; docs/block-format.md.
 //
 // The only description of weights that crosses a process. Offsets count from the payload's first byte.
-// Threads: plain values. Failure: decode() refuses what the document does not allow as data_loss and a later version
-// as unimplemented, with bounded memory; it never reads outside `bytes`.
+// Threads: plain values. Failure: decode() refuses what contradicts itself as data_loss, and what a later version may
+// have written as unimplemented: such a block stays. Memory is bounded; it never reads outside `bytes`.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -51,16 +52,36 @@ struct TensorEntry {
   friend bool operator==(const TensorEntry&, const TensorEntry&) = default;
 };
 
+// One source file of a model that has several.
+struct SetPart {
+  std::string name;  // beside the others
+  std::uint64_t device = 0, inode = 0, size = 0;
+  std::int64_t mtime_ns = 0;
+  friend bool operator==(const SetPart&, const SetPart&) = default;
+};
+
+// The set that a block was made for: all blocks of one set list the same parts, so that the model can be put together
+// again from the blocks alone.
+struct BlockSet {
+  static constexpr std::size_t kMaxParts = 4096;
+  std::string id;
+  std::uint64_t index = 0;  // which of the parts this block holds
+  std::vector<SetPart> parts;
+  friend bool operator==(const BlockSet&, const BlockSet&) = default;
+};
+
 struct Manifest {
   std::string name;
   std::string type;
   std::string format;
   std::string source_path;
-  FileIdentity source;
+  FileIdentity source;  // all zero, with an empty path: it was not read from a file
+  std::optional<BlockSet> set;
   std::map<std::string, std::string> metadata;
   std::vector<TensorEntry> tensors;
   friend bool operator==(const Manifest&, const Manifest&) = default;
 
+  [[nodiscard]] bool has_source() const { return !source_path.empty() || source != FileIdentity{}; }
   // Tensors come out in the order of their offsets, whatever order they stand in here.
   [[nodiscard]] std::vector<std::byte> encode() const;
   // Checks the format, unique names, dtypes, sizes that fit a known dtype and its shape, order, and that every

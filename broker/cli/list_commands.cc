@@ -233,6 +233,12 @@ Result<void> status(const Common& common, Connection& connection, bool wide) {
   std::printf("instance '%s', blocks in %s, %s pages\n", shown(reply.instance).c_str(),
               shown(reply.ram_directory).c_str(), reply.page_kind.c_str());
   print_tiers(reply.tiers, wide);
+  for (const auto& [name, tier] : reply.tiers) {
+    if (tier.foreign_blocks == 0) continue;
+    std::printf(
+        "%s: %llu blocks of another version hold %s; 'modelbroker clean' frees them when the broker has stopped\n",
+        shown(name).c_str(), static_cast<unsigned long long>(tier.foreign_blocks), format_size(tier.foreign).c_str());
+  }
   for (const auto& [feature, there] : reply.features) {
     if (!there) std::printf("without %s: a fallback is used ('modelbroker doctor' has more)\n", feature.c_str());
   }

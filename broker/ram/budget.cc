@@ -31,7 +31,7 @@ Result<Budget::Reservation> Budget::reserve(std::uint64_t bytes, const Use& use,
 
 std::uint64_t Budget::used(const Use& use) const {
   const Loading now = loading();
-  return use.made + use.draining + now.reserved + now.made;
+  return use.made + use.draining + use.foreign + now.reserved + now.made;
 }
 
 std::uint64_t Budget::available(const Use& use) const { return limit_ - std::min(limit_, used(use)); }
@@ -70,13 +70,23 @@ Error Budget::refusal(std::uint64_t bytes, const Use& use, const std::string& wh
                      format_size(use.made) + " resident, of it " + format_size(use.pinned) + " pinned, " +
                      format_size(use.leased) + " leased and " + format_size(use.evictable) + " evictable";
     if (use.draining > 0) error.message += ", " + format_size(use.draining) + " draining";
+    if (use.foreign > 0) {
+      error.message +=
+          ", " + format_size(use.foreign) + " in blocks of another version, which 'modelbroker clean' frees";
+    }
     if (now.reserved + now.made > 0) error.message += ", " + format_size(now.reserved + now.made) + " being loaded";
     error.message += "): unload or unpin a model, wait with a timeout, or start the broker with a larger --ram-budget";
   }
-  error.details = {
-      {"needed", bytes},           {"limit", limit_},          {"available", free},    {"made", use.made + now.made},
-      {"reserved", now.reserved},  {"draining", use.draining}, {"pinned", use.pinned}, {"leased", use.leased},
-      {"evictable", use.evictable}};
+  error.details = {{"needed", bytes},
+                   {"limit", limit_},
+                   {"available", free},
+                   {"made", use.made + now.made},
+                   {"reserved", now.reserved},
+                   {"draining", use.draining},
+                   {"pinned", use.pinned},
+                   {"leased", use.leased},
+                   {"evictable", use.evictable},
+                   {"foreign", use.foreign}};
   return error;
 }
 

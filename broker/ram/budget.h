@@ -55,6 +55,7 @@ class Budget {
 
   struct Use {  // what the store counts, in bytes
     std::uint64_t made = 0, draining = 0, pinned = 0, leased = 0, evictable = 0, removing = 0;
+    std::uint64_t foreign = 0;  // blocks that this version cannot read
   };
   // Reserves `bytes`, or refuses and changes nothing. `what` names the file.
   [[nodiscard]] Result<Reservation> reserve(std::uint64_t bytes, const Use& use, const std::string& what);

@@ -46,6 +46,10 @@ struct Books {
   std::uint64_t hits = 0, misses = 0, loads = 0, evictions = 0;
   std::uint64_t scrubbed_bytes = 0, scrub_errors = 0;
   std::uint64_t highest_generation = 0;
+  // Blocks of this instance that a later version left: not read, not freed.
+  struct Foreign {
+    std::uint64_t blocks = 0, bytes = 0;
+  } foreign;
 
   // Never the same twice, not even over a restart: CLOCK_BOOTTIME only grows while blocks live.
   [[nodiscard]] std::uint64_t new_generation() {
@@ -106,8 +110,11 @@ struct Books {
   }
   [[nodiscard]] Budget::Use use() const {
     const RamStore::Totals totals = store.totals();
-    Budget::Use use{
-        .made = totals.made, .draining = totals.draining, .pinned = totals.pinned, .removing = totals.removing};
+    Budget::Use use{.made = totals.made,
+                    .draining = totals.draining,
+                    .pinned = totals.pinned,
+                    .removing = totals.removing,
+                    .foreign = foreign.bytes};
     for (const auto& [id, resident] : store.all()) {
       if (leases.count(id) > 0) use.leased += resident.bytes();
       if (evictable(resident)) use.evictable += resident.bytes();

@@ -163,6 +163,8 @@ wire::StatusReply Server::status_now() const {
   ram.draining = use.draining;
   ram.pinned = use.pinned;
   ram.leased = use.leased;
+  ram.foreign = use.foreign;
+  ram.foreign_blocks = books_->foreign.blocks;
   ram.models = books_->store.totals().models;
   ram.leases = books_->leases.total();
   ram.hits = books_->hits;

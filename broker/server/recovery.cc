@@ -126,7 +126,12 @@ Result<bool> adopt_one(Books& books, const BlockName& name, const BlockRecord* r
   }
   if (may_pass(block.error())) return tl::unexpected(block.error());
   log_error("block " + name.file_name() + " is not adopted: " + block.error().message);
-  if (block.error().code != ErrorCode::kDataLoss) return false;  // a newer version's: not ours to judge
+  if (block.error().code != ErrorCode::kDataLoss) {  // a later version's: not ours to judge
+    const auto found = books.os.lstat(books.directory.path_of(name));
+    ++books.foreign.blocks;
+    if (found) books.foreign.bytes += static_cast<std::uint64_t>(found->st_blocks) * 512;
+    return false;
+  }
   MODELBROKER_TRY(books.directory.remove(books.os, name));
   recovered.damaged.emplace_back(name.id(), block.error().message);
   return false;

@@ -71,7 +71,7 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
   MODELBROKER_TRY(notes_->open());
   MODELBROKER_ASSIGN(const Recovered recovered, adopt_blocks(*books_, state.records, std::move(state.evicted)));
   const RamStore::Totals totals = books_->store.totals();
-  const std::uint64_t held = totals.made + totals.draining;
+  const std::uint64_t held = totals.made + totals.draining + books_->foreign.bytes;
   MODELBROKER_ASSIGN(const std::uint64_t limit, budget_of(os, config, held));
   books_->budget.set_limit(limit);
 

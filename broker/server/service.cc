@@ -58,7 +58,8 @@ void Server::reload() {
   const std::uint64_t being_made = books_->budget.loading().made;
   jobs_->run(
       [&os = books_->os, reload = reload_, running = books_->config,
-       held = totals.made + totals.draining + being_made]() -> Result<std::pair<Reloaded, std::uint64_t>> {
+       held = totals.made + totals.draining + books_->foreign.bytes +
+              being_made]() -> Result<std::pair<Reloaded, std::uint64_t>> {
         MODELBROKER_ASSIGN(Reloaded fresh, reload(running));
         MODELBROKER_ASSIGN(const std::uint64_t limit, budget_of(os, fresh.config, held));
         return std::pair(std::move(fresh), limit);

@@ -21,6 +21,7 @@ from ._errors import DataLossError, UnimplementedError
 _MAGIC = b"MBROKER1"
 _READER_VERSION = 1
 _MANIFEST_VERSION = 1
+_TENSOR_FIELDS = 5
 _PAGE = 4096
 _HEADER = struct.Struct("<8sHHIQQQQQQ")
 _LARGEST_MANIFEST = 128 << 20
@@ -70,28 +71,41 @@ def _newer(what: str, read: int) -> UnimplementedError:
 
 
 def decode_manifest(raw: Any, header: Header) -> tuple[dict[str, str], dict[str, Entry]]:
-    """The file's metadata and its tensors by name, of a manifest's bytes."""
+    """The file's metadata and its tensors by name, of a manifest's bytes.
+
+    DataLossError for what contradicts itself, UnimplementedError for what a later version wrote.
+    """
     try:
         manifest = msgpack.unpackb(raw, use_list=False)
         version = manifest["version"]
-        if version > _MANIFEST_VERSION:
-            raise _newer(
-                f"the manifest of block {header.block} has version {version}", _MANIFEST_VERSION
-            )
-        room = header.payload_size
-        entries: dict[str, Entry] = {}
-        for entry in manifest["tensors"]:
-            name, dtype, shape, offset, nbytes = entry
-            known = DTYPES.get(dtype)
-            if known is None:  # its size is believed
-                sound = valid_dtype(dtype) and nbytes >= 0
-            else:
-                sound = math.prod(shape) * known.bits == nbytes * 8
-            if not (sound and 0 <= offset <= room - nbytes):
-                raise DataLossError(f"tensor {name!r} does not fit its dtype, shape or block")
-            entries[name] = entry
-        return dict(manifest["metadata"]), entries
-    except (DataLossError, UnimplementedError):
-        raise
+        is_newer = version > _MANIFEST_VERSION
     except Exception as error:
         raise DataLossError(f"block {header.block}: its manifest is damaged ({error!r})") from None
+    if is_newer:
+        raise _newer(
+            f"the manifest of block {header.block} has version {version}", _MANIFEST_VERSION
+        )
+    try:
+        return dict(manifest["metadata"]), _entries(manifest["tensors"], header.payload_size)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnimplementedError(
+            f"the manifest of block {header.block} has another form ({error!r}): "
+            "install the modelbroker package of the broker's version"
+        ) from None
+
+
+def _entries(tensors: Any, room: int) -> dict[str, Entry]:
+    entries: dict[str, Entry] = {}
+    for entry in tensors:
+        if len(entry) > _TENSOR_FIELDS:
+            entry = entry[:_TENSOR_FIELDS]
+        name, dtype, shape, offset, nbytes = entry
+        known = DTYPES.get(dtype)
+        if offset < 0 or nbytes < 0 or (known is None and not valid_dtype(dtype)):
+            raise ValueError(f"tensor {name!r}")
+        # The size of a dtype that is not known is believed.
+        sound = known is None or math.prod(shape) * known.bits == nbytes * 8
+        if not (sound and offset <= room - nbytes):
+            raise DataLossError(f"tensor {name!r} does not fit its dtype, shape or block")
+        entries[name] = entry
+    return entries

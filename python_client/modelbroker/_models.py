@@ -125,6 +125,8 @@ class Tier:
     evictions: int
     scrubbed_bytes: int = 0
     scrub_errors: int = 0
+    foreign: int = 0  # bytes in blocks of another version, which this broker cannot read
+    foreign_blocks: int = 0
 
 
 @dataclass(frozen=True, slots=True)

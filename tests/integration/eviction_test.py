@@ -138,6 +138,7 @@ def test_when_all_is_held_the_refusal_has_the_numbers(
             "pinned": 2 * each,
             "leased": 2 * each,
             "evictable": 0,
+            "foreign": 0,
         }
         for lease in leases:
             lease.release()

@@ -105,6 +105,11 @@ TEST(LaterBlocks, AreLeftAloneAndDamageIsNot) {
       const auto models = broker->list();
       ASSERT_TRUE(models) << models.error().message;
       ASSERT_EQ(models->size(), each.is_adopted ? 1U : 0U);
+      const auto status = broker->status();
+      ASSERT_TRUE(status) << status.error().message;
+      const bool is_foreign = each.stays && !each.is_adopted;
+      EXPECT_EQ(status->tiers.at("ram").foreign_blocks, is_foreign ? 1U : 0U);
+      EXPECT_EQ(status->tiers.at("ram").foreign > 0, is_foreign);
       if (each.is_adopted) {
         const auto weights = broker->attach("left");
         ASSERT_TRUE(weights) << weights.error().message;

@@ -213,7 +213,8 @@ TEST(BudgetTest, ARefusalCarriesEveryNumber) {
                                                                            {"draining", 10 * kGiB},
                                                                            {"pinned", 20 * kGiB},
                                                                            {"leased", 40 * kGiB},
-                                                                           {"evictable", 7 * kGiB}}));
+                                                                           {"evictable", 7 * kGiB},
+                                                                           {"foreign", 0}}));
   for (const char* const part :
        {"'flux'", "needs 30.0 GiB", "25.0 GiB of the 100.0 GiB", "60.0 GiB resident", "20.0 GiB pinned",
         "40.0 GiB leased", "7.0 GiB evictable", "10.0 GiB draining", "5.0 GiB being loaded"}) {

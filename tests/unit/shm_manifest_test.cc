@@ -92,6 +92,15 @@ Manifest random_manifest(std::mt19937_64& random, std::uint64_t& payload_size) {
   manifest.source_path = random_text(random, 500);
   manifest.source = {random(), random(), random(), static_cast<std::int64_t>(random()),
                      static_cast<std::int64_t>(random())};
+  if (random() % 4 == 0) manifest.source_path.clear(), manifest.source = {};  // it was not read from a file
+  if (random() % 2 == 0) {
+    BlockSet set{random_text(random, 40), 0, {}};
+    for (std::size_t i = 1 + random() % 6; i > 0; --i) {
+      set.parts.push_back({random_text(random, 40), random(), random(), random(), static_cast<std::int64_t>(random())});
+    }
+    set.index = random() % set.parts.size();
+    manifest.set = std::move(set);
+  }
   for (std::size_t i = random() % 5; i > 0; --i) manifest.metadata[random_text(random, 40)] = random_text(random, 4000);
   std::uint64_t at = 0;
   for (std::size_t i = random() % 200; i > 0; --i) {
@@ -199,11 +208,12 @@ Result<Manifest> decode(const Parts& parts) {
   return Manifest::decode(std::as_bytes(std::span(buffer.data(), buffer.size())), 100);
 }
 
-void expect_refused(const Parts& parts, const char* what) {
+void expect_refused(const Parts& parts, const char* what, ErrorCode code = ErrorCode::kDataLoss) {
   const auto decoded = decode(parts);
   ASSERT_FALSE(decoded) << what;
-  EXPECT_EQ(decoded.error().code, ErrorCode::kDataLoss) << what;
+  EXPECT_EQ(decoded.error().code, code) << what;
 }
+void expect_unknown(const Parts& parts, const char* what) { expect_refused(parts, what, ErrorCode::kUnimplemented); }
 
 // Packs tensors [name, "U8", [size], offset, size].
 auto tensors(std::vector<std::tuple<std::string, std::uint64_t, std::uint64_t>> list) {
@@ -234,6 +244,48 @@ TEST(ManifestDecode, BelievesTheSizeOfAnUnknownDtype) {
   EXPECT_EQ(decoded->tensors, (std::vector<TensorEntry>{{"a", "Q4_0", {4, 7}, 3, 97}}));
 }
 
+TEST(ManifestDecode, IgnoresFurtherFieldsOfATensor) {
+  Parts parts;
+  parts.tensors = [](Packer& out) {
+    out.pack_array(1), out.pack_array(7);
+    out.pack("a"), out.pack("U8"), out.pack(std::vector<std::uint64_t>{4}), out.pack(0), out.pack(4);
+    out.pack("more"), out.pack_nil();
+  };
+  const auto decoded = decode(parts);
+  ASSERT_TRUE(decoded) << decoded.error().message;
+  EXPECT_EQ(decoded->tensors, (std::vector<TensorEntry>{{"a", "U8", {4}, 0, 4}}));
+}
+
+TEST(ManifestDecode, RefusesSetsThatAreNotUnderstoodOrNotPossible) {
+  const auto set = [](std::uint64_t index, std::uint32_t parts, std::uint32_t fields) {
+    return [=](Packer& out) {
+      out.pack("set"), out.pack_map(3), out.pack("id"), out.pack("s"), out.pack("index"), out.pack(index);
+      out.pack("parts"), out.pack_array(parts);
+      for (std::uint32_t i = 0; i < parts; ++i) {
+        out.pack_map(fields), out.pack("name"), out.pack("n");
+        for (std::uint32_t field = 1; field < fields; ++field) {
+          out.pack(std::array{"", "device", "inode", "size", "mtime_ns"}[field]), out.pack(1);
+        }
+      }
+    };
+  };
+  Parts parts;
+  parts.extra = set(1, 2, 5);
+  const auto decoded = decode(parts);
+  ASSERT_TRUE(decoded) << decoded.error().message;
+  EXPECT_EQ(decoded->set, (BlockSet{"s", 1, {{"n", 1, 1, 1, 1}, {"n", 1, 1, 1, 1}}}));
+  parts.extra = set(2, 2, 5);
+  expect_refused(parts, "an index that is none of its parts");
+  parts.extra = set(0, 0, 5);
+  expect_refused(parts, "a set without parts");
+  parts.extra = set(0, 1, 4);
+  expect_unknown(parts, "a part without its mtime");
+  parts.extra = set(0, BlockSet::kMaxParts + 1, 5);
+  expect_unknown(parts, "too many parts");
+  parts.extra = [](Packer& out) { out.pack("set"), out.pack(7); };
+  expect_unknown(parts, "a set that is a number");
+}
+
 TEST(ManifestDecode, IgnoresUnknownKeysOfAnyKind) {
   Parts parts;
   for (const auto& value : std::vector<std::function<void(Packer&)>>{
@@ -261,25 +313,25 @@ TEST(ManifestDecode, RefusesWrongKinds) {
     expect_refused(parts, "version");
     parts = {};
     parts.name = values[i];
-    expect_refused(parts, "name");
+    expect_unknown(parts, "name");
     parts = {};
     parts.source = values[i];
-    expect_refused(parts, "source");
+    expect_unknown(parts, "source");
     parts = {};
     parts.metadata = values[i];
-    expect_refused(parts, "metadata");
+    expect_unknown(parts, "metadata");
     parts = {};
     parts.tensors = [&](Packer& out) { out.pack_array(1), values[i](out); };
-    expect_refused(parts, "a tensor");
+    expect_unknown(parts, "a tensor");
   }
   Parts parts;
   parts.tensors = [](Packer& out) { out.pack_map(0); };
-  expect_refused(parts, "tensors as a map");
+  expect_unknown(parts, "tensors as a map");
   parts = {};
   parts.metadata = [](Packer& out) { out.pack_map(1), out.pack("k"), out.pack(1); };
-  expect_refused(parts, "metadata with a number");
+  expect_unknown(parts, "metadata with a number");
   parts.metadata = [](Packer& out) { out.pack_map(1), out.pack(1), out.pack("v"); };
-  expect_refused(parts, "metadata with a key that is a number");
+  expect_unknown(parts, "metadata with a key that is a number");
   parts = {};
   parts.version = [](Packer& out) { out.pack(0); };
   expect_refused(parts, "version 0");
@@ -339,18 +391,18 @@ TEST(ManifestDecode, RefusesTensorsOutsideTheRules) {
   expect_refused(parts, "an unknown dtype outside the payload");
   for (const char* const word : {"", "a b", "a dtype's word of over 32 bytes.", "\x1b[2J", "\xc3\xbc"}) {
     tensor(word, {4}, 4);
-    expect_refused(parts, "no dtype's word");
+    expect_unknown(parts, "not a word for a dtype");
   }
   tensor("U8", {1ULL << 63U, 2}, 0);
   expect_refused(parts, "product overflows");
   tensor("U8", std::vector<std::uint64_t>(65, 1), 1);
-  expect_refused(parts, "rank 65");
-  for (const std::uint32_t items : {0U, 4U, 6U}) {
+  expect_unknown(parts, "rank 65");
+  for (const std::uint32_t items : {0U, 4U}) {
     parts.tensors = [=](Packer& out) {
       out.pack_array(1), out.pack_array(items);
       for (std::uint32_t i = 0; i < items; ++i) out.pack("a");
     };
-    expect_refused(parts, "not five items");
+    expect_unknown(parts, "less than five fields");
   }
 }
 

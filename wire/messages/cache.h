@@ -14,6 +14,7 @@ struct TierStatus {
   std::uint64_t limit = 0, reserved = 0, made = 0, draining = 0, pinned = 0, leased = 0;  // bytes
   std::uint64_t models = 0, leases = 0, hits = 0, misses = 0, loads = 0, evictions = 0;   // counts
   std::uint64_t scrubbed_bytes = 0, scrub_errors = 0;
+  std::uint64_t foreign = 0, foreign_blocks = 0;  // bytes and count
   template <class Self, class F>
   static void fields(Self& self, F&& f) {
     f("limit", self.limit);
@@ -30,6 +31,8 @@ struct TierStatus {
     f("evictions", self.evictions);
     f("scrubbed_bytes", self.scrubbed_bytes);
     f("scrub_errors", self.scrub_errors);
+    f("foreign", self.foreign);
+    f("foreign_blocks", self.foreign_blocks);
   }
 };
 
