@@ -86,7 +86,7 @@ void add_scrub_command(CLI::App& app, Common& common, Action& action) {
   command->add_option("MODEL", *models, "names, aliases or paths (default: all)");
   add_client_flags(*command, common);
   command->footer(
-      "A damaged block is withdrawn, and its file is loaded again if it is still the same.\n"
+      "A damaged block is withdrawn; the next attach loads its file again.\n"
       "Exit status 17: something was damaged.\n" +
       command->get_footer());
   command->callback([&common, &action, models] {

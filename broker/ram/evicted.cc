@@ -12,12 +12,11 @@ void EvictedNames::insert(const std::string& name, Entry entry) {
   models_.emplace(name, std::move(entry));
 }
 
-std::uint64_t EvictedNames::remember(const std::string& name, Model model) {
+void EvictedNames::remember(const std::string& name, Model model) {
   forget(name);
   insert(name, {last_ + 1, std::move(model)});
   changed_.insert(name);
   while (models_.size() > kMost) forget_one();
-  return last_;
 }
 
 void EvictedNames::forget_one() {
@@ -54,11 +53,6 @@ std::vector<std::string> EvictedNames::at_path(std::string_view path) const {
 const EvictedNames::Model* EvictedNames::find(std::string_view name) const {
   const auto found = models_.find(name);
   return found == models_.end() ? nullptr : &found->second.model;
-}
-
-bool EvictedNames::has(const Named& named) const {
-  const auto found = models_.find(named.name);
-  return found != models_.end() && found->second.position == named.position;
 }
 
 std::vector<EvictedNames::Named> EvictedNames::all() const {

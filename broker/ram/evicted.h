@@ -1,4 +1,4 @@
-// EvictedNames: what evicted models were called, so that who attaches one by name gets it loaded again.
+// EvictedNames: what evicted and damaged models were called: an attach by such a name loads the file again.
 //
 // Bounded: past kMost the name that was evicted first is forgotten, of those whose loader has the most here: nobody
 // pushes out another's by evicting many of his own. The state database has them too: what has changed here goes there
@@ -29,7 +29,6 @@ class EvictedNames {
     Duration keep_alive{-1};
     bool pinned = false;
     std::optional<FileIdentity> source{};  // what its block held, where that is known
-    bool damaged = false;                  // its block was: to be loaded again unasked, if the file is still that one
   };
   struct Named {
     std::string name;
@@ -41,13 +40,10 @@ class EvictedNames {
     std::vector<std::string> forgotten;
   };
 
-  // Returns its position, which no other ever has.
-  std::uint64_t remember(const std::string& name, Model model);
+  void remember(const std::string& name, Model model);
   void forget(std::string_view name);
   void clear();
   [[nodiscard]] const Model* find(std::string_view name) const;
-  // Whether it is still this one, and not forgotten or remembered anew.
-  [[nodiscard]] bool has(const Named& named) const;
   // The names of the file at that path.
   [[nodiscard]] std::vector<std::string> at_path(std::string_view path) const;
   [[nodiscard]] std::size_t size() const noexcept { return models_.size(); }

@@ -153,7 +153,6 @@ struct StateDb::Impl {
       named.model.type = rows.getColumn(5).getString();
       named.model.keep_alive = Duration(rows.getColumn(6).getInt64());
       named.model.pinned = rows.getColumn(7).getInt() != 0;
-      named.model.damaged = rows.getColumn(8).getInt() != 0;
       if (!rows.getColumn(9).isNull()) {
         named.model.source = FileIdentity{static_cast<std::uint64_t>(rows.getColumn(9).getInt64()),
                                           static_cast<std::uint64_t>(rows.getColumn(10).getInt64()),
@@ -182,7 +181,7 @@ struct StateDb::Impl {
     row.bind(6, model.type);
     row.bind(7, static_cast<std::int64_t>(model.keep_alive.count()));
     row.bind(8, model.pinned ? 1 : 0);
-    row.bind(9, model.damaged ? 1 : 0);
+    row.bind(9, 0);      // not used any more
     if (model.source) {  // else they stay NULL
       row.bind(10, static_cast<std::int64_t>(model.source->device));
       row.bind(11, static_cast<std::int64_t>(model.source->inode));

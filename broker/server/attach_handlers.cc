@@ -62,7 +62,6 @@ void Server::attach(Session& session, const wire::Attach& data, const Reply<wire
     ask->keep_alive = evicted->keep_alive;
     ask->pin = evicted->pinned;
     ask->name_loader = evicted->given.loader;
-    if (evicted->damaged) ask->only = evicted->source;
     ask->until = reply.deadline();
     return attach_by_load(std::move(*ask), reply, data.model);
   }

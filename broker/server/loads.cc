@@ -33,7 +33,6 @@ Loads::AskId Loads::start(Ask ask, Done done) {
   waiter->look_only = ask.look_only;
   waiter->keep_alive = ask.keep_alive;
   waiter->until = ask.until;
-  waiter->only = ask.only;
   waiter->name_loader = ask.name_loader;
   waiter->done = std::move(done);
   asking_.push_back(waiter);
@@ -81,10 +80,6 @@ void Loads::identified(const WaiterPtr& asking, Fd file, const Result<Look>& loo
   waiter.source_uid = look->uid;
   waiter.is_private = look->is_private;
   const FileIdentity* const source = &look->source;
-  if (waiter.only && !waiter.only->alike(*source)) {
-    return waiter.done(fail(ErrorCode::kFailedPrecondition,
-                            "'" + wire::printable(waiter.path) + "' is not the file any more that was loaded"));
-  }
   if (auto free = naming_.check(waiter, *source, coming_beside(*source)); !free)
     return waiter.done(tl::unexpected(free.error()));
   std::string outcome;

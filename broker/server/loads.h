@@ -50,7 +50,6 @@ class Loads {
     bool look_only = false;  // not_found at once where it is not resident: no load begins, and none is waited for
     std::optional<Duration> keep_alive;
     std::optional<TimePoint> until;    // how long it may wait for room
-    std::optional<FileIdentity> only;  // failed_precondition if it is another file by now
     std::optional<uid_t> name_loader;  // who gave the name, if not the peer
   };
   struct Outcome {
@@ -105,7 +104,6 @@ class Loads {
     bool pin = false, retry = false, look_only = false;
     std::optional<Duration> keep_alive;
     std::optional<TimePoint> until;
-    std::optional<FileIdentity> only;
     Done done;
   };
   using WaiterPtr = std::shared_ptr<Waiter>;

@@ -129,7 +129,6 @@ Result<bool> Server::forget_evicted(const Session& session, const std::string& m
 void Server::forget(const std::vector<std::string>& names) {
   for (const std::string& name : names) {
     books_->evicted.forget(name);
-    scrubber_->forgotten(name);
     loads_->unloaded(name);
   }
 }

@@ -106,7 +106,6 @@ bool remember_names(Books& books, const BlockRecord& record, const Resident* res
                               .keep_alive = Duration(record.keep_alive_ns),
                               .pinned = record.pinned};
     if (resident != nullptr) model.source = resident->source;
-    model.damaged = resident != nullptr && record.damaged;
     books.evicted.remember(record.names[i], std::move(model));
   }
   return !record.names.empty();

@@ -1,7 +1,6 @@
 #include "broker/server/scrubber.h"
 
 #include <algorithm>
-#include <map>
 
 #include "broker/ram/sizes.h"
 #include "broker/server/log.h"
@@ -16,20 +15,6 @@ constexpr std::chrono::milliseconds kProgressEvery{100};
 
 bool gone(const Resident* resident) {
   return resident == nullptr || resident->draining() || resident->removing || resident->damaged;
-}
-
-// The source is another file than what was loaded, or may not be read: it will not be better later.
-bool hopeless(ErrorCode code) {
-  switch (code) {
-    case ErrorCode::kFailedPrecondition:
-    case ErrorCode::kNotFound:
-    case ErrorCode::kPermissionDenied:
-    case ErrorCode::kInvalidArgument:
-    case ErrorCode::kDataLoss:
-      return true;
-    default:
-      return false;
-  }
 }
 
 constexpr const char* kMissing = "its file is not there any more: somebody removed it";
@@ -221,137 +206,23 @@ void Scrubber::tell_progress() {
   events_.publish("model.scrubbing", data);
 }
 
-// A path that a member of the group told with a descriptor is a label.
-bool Scrubber::is_ours_to_open(const GivenName& given) const {
-  return given.path.starts_with('/') && books_.rights.everything(given.path_uid);
-}
-
-// Its names go on: who attaches by one waits for the load that begins here.
+// Its names go on: the next attach or load by one reads its file again.
 void Scrubber::withdraw(Resident& resident, const wire::ScrubbedModel& found) {
   ++books_.scrub_errors;
   resident.damaged = true;
-  const auto reload = std::make_shared<Reload>();
-  reload->is_private = resident.is_private;
-  for (auto& [name, model] : books_.names_of(resident)) {
-    if (!is_ours_to_open(model.given)) continue;
-    model.damaged = true;
-    reload->names.push_back({name, 0, model});
-  }
-  const bool again = !reload->names.empty();
   const std::string where =
       found.reason == kMissing ? " is missing: " : " is damaged at offset " + std::to_string(found.offset) + ": ";
   log_error("block " + found.block + " of '" + wire::printable(found.model) + "'" + where + found.reason +
-            "; withdrawn" + (again ? ", and loaded again" : "") + ". Workers holding this block should re-attach");
+            "; withdrawn, and loaded again at the next attach. Workers holding this block should re-attach");
   wire::EventData data = event_of(resident);
   data.reason = found.reason;
   data.chunk = found.chunk;
   data.offset = found.offset;
-  data.outcome = again ? "reloading" : "gone";
+  data.outcome = "withdrawn";
   events_.publish("model.damaged", data);
-  // In one write: a death in between would lose the names.
-  for (auto& [name, position, model] : reload->names) position = books_.evicted.remember(name, model);
+  // Written together with the block's end: a death in between would lose the names.
+  for (const auto& [name, model] : books_.names_of(resident)) books_.evicted.remember(name, model);
   reaper_.drain_in_time(resident);
-  // Not before that is written: if the load kills the broker, the next one knows what was damaged.
-  keeper_.when_written([this, reload] { begin(reload); });
-}
-
-void Scrubber::begin(const ReloadPtr& reload) {
-  reloads_.push_back(reload);
-  load_again(reload);
-}
-
-// Try once only: if reloading crashes the broker, every successor would crash too.
-void Scrubber::load_damaged_again() {
-  std::map<std::pair<std::uint64_t, std::uint64_t>, ReloadPtr> of_file;
-  for (EvictedNames::Named& named : books_.evicted.all()) {
-    const std::optional<FileIdentity>& source = named.model.source;
-    if (!named.model.damaged || !source || !is_ours_to_open(named.model.given)) continue;
-    ReloadPtr& reload = of_file[{source->device, source->inode}];
-    if (!reload) {
-      reload = std::make_shared<Reload>();
-      reload->is_private = reload->at_start = true;  // for all that is known
-    }
-    EvictedNames::Model tried = named.model;
-    tried.damaged = false;
-    named.position = books_.evicted.remember(named.name, std::move(tried));
-    reload->names.push_back(std::move(named));
-  }
-  if (of_file.empty()) return;
-  keeper_.save_evicted([this, of_file] {
-    for (const auto& [file, reload] : of_file) begin(reload);
-  });
-}
-
-// There is no room for it, or its file may come back: whoever attaches it tries again, with what lies there then.
-void Scrubber::leave_to_others(const ReloadPtr& reload) {
-  for (EvictedNames::Named& named : reload->names) {
-    if (!books_.evicted.has(named)) continue;
-    named.model.damaged = false;
-    books_.evicted.remember(named.name, named.model);
-  }
-  keeper_.save_evicted();
-  std::erase(reloads_, reload);
-}
-
-// One name after the other, so that the first stays the first; all but the first find it resident.
-void Scrubber::load_again(const ReloadPtr& reload) {
-  // A name that is not among the evicted ones any more was unloaded, or is there by now.
-  while (reload->next < reload->names.size() && !books_.evicted.has(reload->names[reload->next])) ++reload->next;
-  if (reload->next == reload->names.size()) {
-    std::erase(reloads_, reload);
-    return;
-  }
-  const auto& [name, position, model] = reload->names[reload->next];
-  Loads::Ask ask;
-  ask.peer.uid = books_.os.uid();
-  ask.path = model.given.path;
-  ask.name = name;
-  ask.name_loader = model.given.loader;
-  ask.type = model.type;
-  ask.pin = model.pinned;
-  ask.keep_alive = model.keep_alive;
-  ask.only = model.source;
-  reload->asked =
-      loads_.start(std::move(ask), [this, reload, at = reload->next](const Result<Loads::Outcome>& outcome) {
-        if (reload->next == at) loaded_again(reload, outcome);  // else its name was unloaded when it had landed already
-      });
-}
-
-void Scrubber::loaded_again(const ReloadPtr& reload, const Result<Loads::Outcome>& outcome) {
-  const EvictedNames::Named& named = reload->names[reload->next];
-  const auto& [name, position, model] = named;
-  const bool taken = !outcome && outcome.error().code == ErrorCode::kAlreadyExists;  // meanwhile
-  if (!outcome && !taken) {
-    const Error& error = outcome.error();
-    log_error("'" + wire::printable(model.given.path) + "' cannot be loaded again: " + error.message);
-    const bool may_come = reload->at_start && error.code == ErrorCode::kNotFound;  // its file system is not there yet
-    const bool is_deadly = error.details.contains("deaths");                       // 'load --retry' may bring it back
-    if (may_come || is_deadly || !hopeless(error.code)) return leave_to_others(reload);
-    if (books_.evicted.has(named)) {  // else it is there by now, or another
-      books_.evicted.forget(name);
-      keeper_.save_evicted();
-      wire::EventData data;
-      data.model = name;
-      data.reason = to_string(error.code);
-      if (!reload->is_private) {
-        data.path = model.given.path;
-        data.reason += ": " + error.message;
-      }
-      events_.publish("model.unloaded", data);
-    }
-  }
-  ++reload->next;
-  load_again(reload);
-}
-
-void Scrubber::forgotten(const std::string& name) {
-  const std::vector<ReloadPtr> reloads = reloads_;
-  for (const ReloadPtr& reload : reloads) {
-    if (reload->names[reload->next].name != name) continue;
-    loads_.give_up(reload->asked);
-    ++reload->next;
-    load_again(reload);
-  }
 }
 
 void Scrubber::arm(TimePoint when) {

@@ -1,8 +1,8 @@
-// Scrubber: looks whether resident blocks still hold what was loaded, by their chunk hashes.
+// Scrubber: checks whether resident blocks still hold what was loaded, by their chunk hashes.
 //
 // In the background within `scrub.rate`, each block once in `scrub.interval`, adopted ones first; and at once, as fast
-// as one thread can, for who asks. A damaged block is withdrawn and its source, where it is still the same file, loaded
-// again; holders keep what they have mapped, and the event tells them.
+// as one thread can, for a request. A damaged block is withdrawn and its names are remembered as an evicted model's:
+// the next attach or load reads the file again. Holders keep what they have mapped, and the event tells them.
 // It reads a chunk at a time by the block's own description: it makes no page, and stands in the way of no write
 // lease, unload or eviction. Threads: the loop's; one job thread hashes.
 #pragma once
@@ -19,7 +19,6 @@
 #include "broker/server/books.h"
 #include "broker/server/events.h"
 #include "broker/server/jobs.h"
-#include "broker/server/loads.h"
 #include "broker/server/reaper.h"
 #include "wire/messages.h"
 
@@ -34,17 +33,13 @@ class Scrubber {
     std::function<void(const Result<wire::ScrubReply>&)> done;
   };
 
-  Scrubber(Books& books, Loop& loop, Reaper& reaper, StateKeeper& keeper, Loads& loads, Events& events)
-      : books_(books), loop_(loop), reaper_(reaper), keeper_(keeper), loads_(loads), events_(events), jobs_(loop, 1) {}
+  Scrubber(Books& books, Loop& loop, Reaper& reaper, Events& events)
+      : books_(books), loop_(loop), reaper_(reaper), events_(events), jobs_(loop, 1) {}
 
   void check(Ask ask);
   void session_ended(SessionId session);
-  // If somebody removed the block's file: withdraws it as a damaged one, and loads it again. True if so.
+  // If the block's file was removed: withdraws it as a damaged one. True if so.
   bool withdraw_missing(Resident& resident);
-  // What an earlier broker had withdrawn and could not load again before its death; once, after adoption.
-  void load_damaged_again();
-  // Somebody unloaded a name that may be on its way back.
-  void forgotten(const std::string& name);
   void look();  // for what is due; also when the configuration has changed
   // Waits so long for the chunk in hand; false if its memory hangs.
   [[nodiscard]] bool stop(std::chrono::milliseconds patience);
@@ -63,14 +58,6 @@ class Scrubber {
     wire::ScrubReply reply;
     TimePoint told;  // its progress
   };
-  struct Reload {  // of the names of a block that was withdrawn, one after the other
-    std::vector<EvictedNames::Named> names;
-    bool is_private = false;
-    bool at_start = false;
-    std::size_t next = 0;
-    Loads::AskId asked = 0;  // the load that runs
-  };
-  using ReloadPtr = std::shared_ptr<Reload>;
   struct Piece {
     Result<void> outcome;
     std::shared_ptr<const ChunkHashes> hashes;
@@ -85,22 +72,14 @@ class Scrubber {
   void checked(const PassPtr& pass, Piece piece, TimePoint began);
   void end(const PassPtr& pass, const char* outcome);
   void tell_progress();
-  [[nodiscard]] bool is_ours_to_open(const GivenName& given) const;
   void withdraw(Resident& resident, const wire::ScrubbedModel& found);
-  void begin(const ReloadPtr& reload);
-  void load_again(const ReloadPtr& reload);
-  void leave_to_others(const ReloadPtr& reload);
-  void loaded_again(const ReloadPtr& reload, const Result<Loads::Outcome>& outcome);
   void arm(TimePoint when);
 
   Books& books_;
   Loop& loop_;
   Reaper& reaper_;
-  StateKeeper& keeper_;
-  Loads& loads_;
   Events& events_;
   std::deque<std::shared_ptr<Order>> orders_;
-  std::vector<ReloadPtr> reloads_;
   PassPtr background_, running_;
   TimePoint next_at_;  // of the next chunk in the background
   std::optional<TimerId> timer_;

@@ -87,7 +87,7 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
   admission_ = std::make_unique<Admission>(*books_, *loop_, *reaper_);
   expiry_ = std::make_unique<Expiry>(*books_, *loop_, *reaper_);
   loads_ = std::make_unique<Loads>(*books_, *loop_, *reaper_, *keeper_, *admission_, *expiry_, *events_, *notes_);
-  scrubber_ = std::make_unique<Scrubber>(*books_, *loop_, *reaper_, *keeper_, *loads_, *events_);
+  scrubber_ = std::make_unique<Scrubber>(*books_, *loop_, *reaper_, *events_);
   loads_->on_resident([this](Resident& resident) { return scrubber_->withdraw_missing(resident); });
   reaper_->on_freed([this] { admission_->look_again(); });
   register_handlers();
@@ -139,7 +139,6 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
   expiry_->look();
   admission_->limit_changed();  // it may have been lowered since
   scrubber_->look();
-  scrubber_->load_damaged_again();
   return {};
 }
 

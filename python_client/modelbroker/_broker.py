@@ -182,8 +182,8 @@ class Broker:
     def scrub(self, model: ModelOrPath | None = None, *, timeout: float | None = None) -> Scrubbed:
         """Looks now whether a model's weights, or all, still are what was loaded.
 
-        What is damaged is withdrawn, and its file loaded again where it is still the same: attach
-        again. `damaged` counts, and `models` says of each where.
+        A damaged block is withdrawn, and the next attach loads its file again. `damaged` counts
+        such blocks, and `models` says of each where it is damaged.
         """
         word = "" if model is None else _name_or_path(model)[0]
         return Scrubbed.of(self._call("cache.scrub", {"model": word}, timeout))

@@ -20,11 +20,6 @@ from pathlib import Path
 
 import pytest
 
-import modelbroker
-
-from .broker import BrokerProcess
-from .damage import flip_in_payload
-
 _IN = struct.Struct("<IIQQIIIHH")  # length, opcode, unique, node, uid, gid, pid, ...
 _OUT = struct.Struct("<IiQ")
 _LOOKUP, _GETATTR, _OPEN, _READ = 1, 3, 14, 15
@@ -170,13 +165,3 @@ def hanging_file(
         yield file
     finally:
         file.close()
-
-
-def hang_while_it_is_loaded_again(
-    broker: BrokerProcess, client: modelbroker.Broker, slow: HangingFile, model: str
-) -> None:
-    """Damages the broker's only block, that of this file, and has it found; the load hangs then."""
-    flip_in_payload(broker.blocks()[0])
-    slow.hang_after(3)
-    assert client.scrub(model).damaged == 1
-    assert slow.hanging.wait(60)

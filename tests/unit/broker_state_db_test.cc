@@ -23,8 +23,8 @@ inline bool operator==(const GivenName& a, const GivenName& b) {
 }
 inline bool operator==(const EvictedNames::Named& a, const EvictedNames::Named& b) {
   const auto tie = [](const EvictedNames::Named& n) {
-    return std::tie(n.name, n.position, n.model.given, n.model.type, n.model.keep_alive, n.model.pinned, n.model.source,
-                    n.model.damaged);
+    return std::tie(n.name, n.position, n.model.given, n.model.type, n.model.keep_alive, n.model.pinned,
+                    n.model.source);
   };
   return tie(a) == tie(b);
 }
@@ -57,7 +57,7 @@ BlockRecord record(const std::string& block, const std::vector<std::string>& nam
 }
 
 EvictedNames::Model evicted_model(const std::string& path, std::optional<FileIdentity> source = {}) {
-  return {{1500, path, 4'000'000'000}, "unet", Duration(77), source.has_value(), source, source.has_value()};
+  return {{1500, path, 4'000'000'000}, "unet", Duration(77), source.has_value(), source};
 }
 
 class StateDbTest : public ::testing::Test {
