@@ -13,8 +13,7 @@
 namespace modelbroker {
 namespace {
 
-constexpr int kSchemaVersion = 5;
-constexpr int kAnotherVersion = -2;  // no number of SQLite's
+constexpr int kSchemaVersion = 6;
 // SQLite's own numbers (sqlite3.h), so that its header is not needed here.
 constexpr int kSqliteError = 1;  // here: tables that are not ours
 constexpr int kSqliteCorrupt = 11;
@@ -23,10 +22,14 @@ constexpr int kSqliteFull = 13;
 constexpr int kSqliteCannotOpen = 14;  // also where something else than a file stands there
 constexpr int kSqliteNotADatabase = 26;
 
+struct AnotherVersion {
+  int version;
+};
+
 // A database that cannot be read, now or ever; a full disk or somebody else's lock is not that.
 bool damaged(const SQLite::Exception& error) {
   const int code = error.getErrorCode();
-  return code == kAnotherVersion || code == kSqliteError || code == kSqliteCorrupt || code == kSqliteNotADatabase;
+  return code == kSqliteError || code == kSqliteCorrupt || code == kSqliteNotADatabase;
 }
 
 Error error_of(const std::string& path, const SQLite::Exception& error) {
@@ -45,6 +48,14 @@ Error error_of(const std::string& path, const SQLite::Exception& error) {
   return {code, "the state database '" + path + "': " + error.what()};
 }
 
+// Keeps a file that this broker does not read, in the place of one that was kept there before.
+void set_aside(const std::string& path, const std::string& aside) {
+  for (const char* suffix : {"", "-wal", "-shm"}) {
+    (void)std::remove((aside + suffix).c_str());
+    (void)std::rename((path + suffix).c_str(), (aside + suffix).c_str());
+  }
+}
+
 }  // namespace
 
 struct StateDb::Impl {
@@ -56,53 +67,28 @@ struct StateDb::Impl {
     db.exec("PRAGMA synchronous=OFF");
     const int version = db.execAndGet("PRAGMA user_version").getInt();
     if (version == 0) {
-      db.exec(
-          "CREATE TABLE IF NOT EXISTS blocks(block TEXT PRIMARY KEY, type TEXT NOT NULL, path TEXT NOT NULL,"
-          " pinned INTEGER NOT NULL, ctime_ns INTEGER NOT NULL, keep_alive_ns INTEGER NOT NULL,"
-          " loader INTEGER NOT NULL, source_uid INTEGER NOT NULL, path_uid INTEGER NOT NULL,"
-          " damaged INTEGER NOT NULL) WITHOUT ROWID");
-      db.exec(
-          "CREATE TABLE IF NOT EXISTS names(name TEXT PRIMARY KEY, block TEXT NOT NULL, position INTEGER NOT NULL,"
-          " loader INTEGER NOT NULL, path TEXT NOT NULL, path_uid INTEGER NOT NULL) WITHOUT ROWID");
-      make_table_of_5();
+      make_tables();
       crash_point("state_db.tables_made");
       db.exec("PRAGMA user_version=" + std::to_string(kSchemaVersion));
-    } else if (version >= 1 && version < kSchemaVersion) {
-      SQLite::Transaction transaction(db);
-      if (version < 2) add_columns_of_2();
-      if (version < 3) db.exec("ALTER TABLE blocks ADD COLUMN damaged INTEGER NOT NULL DEFAULT 0");
-      if (version < 4) add_columns_of_4();
-      make_table_of_5();
-      db.exec("PRAGMA user_version=" + std::to_string(kSchemaVersion));
-      transaction.commit();
     } else if (version != kSchemaVersion) {
-      throw SQLite::Exception("it was written by another version of modelbroker", kAnotherVersion);
+      throw AnotherVersion{version};
     }
   }
 
-  void add_columns_of_2() {
-    db.exec("ALTER TABLE blocks ADD COLUMN keep_alive_ns INTEGER NOT NULL DEFAULT -1");
-    for (const char* column : {"loader", "source_uid", "path_uid"}) {  // as if root had loaded it
-      db.exec(std::string("ALTER TABLE blocks ADD COLUMN ") + column + " INTEGER NOT NULL DEFAULT 0");
-    }
-    db.exec("ALTER TABLE names ADD COLUMN loader INTEGER NOT NULL DEFAULT 0");
-  }
-
-  void add_columns_of_4() {  // a block had one path for all its names
-    db.exec("ALTER TABLE names ADD COLUMN path TEXT NOT NULL DEFAULT ''");
-    db.exec("ALTER TABLE names ADD COLUMN path_uid INTEGER NOT NULL DEFAULT 0");
-    for (const char* column : {"path", "path_uid"}) {
-      db.exec(std::string("UPDATE names SET ") + column + " = (SELECT " + column +
-              " FROM blocks WHERE blocks.block = names.block) WHERE block IN (SELECT block FROM blocks)");
-    }
-  }
-
-  void make_table_of_5() {  // of a source, all columns or none
+  void make_tables() {
+    db.exec(
+        "CREATE TABLE IF NOT EXISTS blocks(block TEXT PRIMARY KEY, type TEXT NOT NULL, path TEXT NOT NULL,"
+        " pinned INTEGER NOT NULL, ctime_ns INTEGER NOT NULL, keep_alive_ns INTEGER NOT NULL,"
+        " loader INTEGER NOT NULL, source_uid INTEGER NOT NULL, path_uid INTEGER NOT NULL,"
+        " damaged INTEGER NOT NULL) WITHOUT ROWID");
+    db.exec(
+        "CREATE TABLE IF NOT EXISTS names(name TEXT PRIMARY KEY, block TEXT NOT NULL, position INTEGER NOT NULL,"
+        " loader INTEGER NOT NULL, path TEXT NOT NULL, path_uid INTEGER NOT NULL) WITHOUT ROWID");
+    // Of a source, all columns or none.
     db.exec(
         "CREATE TABLE IF NOT EXISTS evicted(name TEXT PRIMARY KEY, position INTEGER NOT NULL, loader INTEGER NOT NULL,"
         " path TEXT NOT NULL, path_uid INTEGER NOT NULL, type TEXT NOT NULL, keep_alive_ns INTEGER NOT NULL,"
-        " pinned INTEGER NOT NULL, damaged INTEGER NOT NULL, device INTEGER, inode INTEGER, size INTEGER, mtime_ns "
-        "INTEGER, ctime_ns INTEGER)"
+        " pinned INTEGER NOT NULL, device INTEGER, inode INTEGER, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER)"
         " WITHOUT ROWID");
   }
 
@@ -141,10 +127,9 @@ struct StateDb::Impl {
 
   std::vector<EvictedNames::Named> read_evicted() {
     std::vector<EvictedNames::Named> list;
-    SQLite::Statement rows(
-        db,
-        "SELECT name, position, loader, path, path_uid, type, keep_alive_ns, pinned, damaged, device,"
-        " inode, size, mtime_ns, ctime_ns FROM evicted ORDER BY position");
+    SQLite::Statement rows(db,
+                           "SELECT name, position, loader, path, path_uid, type, keep_alive_ns, pinned, device,"
+                           " inode, size, mtime_ns, ctime_ns FROM evicted ORDER BY position");
     while (rows.executeStep()) {
       EvictedNames::Named named;
       named.name = rows.getColumn(0).getString();
@@ -153,11 +138,11 @@ struct StateDb::Impl {
       named.model.type = rows.getColumn(5).getString();
       named.model.keep_alive = Duration(rows.getColumn(6).getInt64());
       named.model.pinned = rows.getColumn(7).getInt() != 0;
-      if (!rows.getColumn(9).isNull()) {
-        named.model.source = FileIdentity{static_cast<std::uint64_t>(rows.getColumn(9).getInt64()),
+      if (!rows.getColumn(8).isNull()) {
+        named.model.source = FileIdentity{static_cast<std::uint64_t>(rows.getColumn(8).getInt64()),
+                                          static_cast<std::uint64_t>(rows.getColumn(9).getInt64()),
                                           static_cast<std::uint64_t>(rows.getColumn(10).getInt64()),
-                                          static_cast<std::uint64_t>(rows.getColumn(11).getInt64()),
-                                          rows.getColumn(12).getInt64(), rows.getColumn(13).getInt64()};
+                                          rows.getColumn(11).getInt64(), rows.getColumn(12).getInt64()};
       }
       list.push_back(std::move(named));
     }
@@ -171,7 +156,7 @@ struct StateDb::Impl {
   }
 
   void remember(const EvictedNames::Named& named) {
-    SQLite::Statement row(db, "INSERT OR REPLACE INTO evicted VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)");
+    SQLite::Statement row(db, "INSERT OR REPLACE INTO evicted VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)");
     const EvictedNames::Model& model = named.model;
     row.bind(1, named.name);
     row.bind(2, static_cast<std::int64_t>(named.position));
@@ -181,13 +166,12 @@ struct StateDb::Impl {
     row.bind(6, model.type);
     row.bind(7, static_cast<std::int64_t>(model.keep_alive.count()));
     row.bind(8, model.pinned ? 1 : 0);
-    row.bind(9, 0);      // not used any more
     if (model.source) {  // else they stay NULL
-      row.bind(10, static_cast<std::int64_t>(model.source->device));
-      row.bind(11, static_cast<std::int64_t>(model.source->inode));
-      row.bind(12, static_cast<std::int64_t>(model.source->size));
-      row.bind(13, model.source->mtime_ns);
-      row.bind(14, model.source->ctime_ns);
+      row.bind(9, static_cast<std::int64_t>(model.source->device));
+      row.bind(10, static_cast<std::int64_t>(model.source->inode));
+      row.bind(11, static_cast<std::int64_t>(model.source->size));
+      row.bind(12, model.source->mtime_ns);
+      row.bind(13, model.source->ctime_ns);
     }
     row.exec();
   }
@@ -243,7 +227,7 @@ Result<StateDb::Opened> StateDb::open(const std::string& path) {
       auto impl = std::make_unique<Impl>(path);
       opened.records = impl->read();
       opened.evicted = impl->read_evicted();
-      // Where files lie is not everybody's to know, also in a database that an earlier version made.
+      // Where files lie is not everybody's to know.
       for (const char* suffix : {"", "-wal", "-shm"}) {
         std::error_code ignored;
         std::filesystem::permissions(path + suffix, std::filesystem::perms(0600), ignored);
@@ -252,11 +236,19 @@ Result<StateDb::Opened> StateDb::open(const std::string& path) {
       return opened;
     } catch (const SQLite::Exception& error) {
       if (again || !damaged(error)) return tl::unexpected<Error>(error_of(path, error));
-      opened.warning = error_of(path, error).message + "; it was moved to '" + path +
-                       ".damaged' and names are taken from the blocks";
-      for (const char* suffix : {"", "-wal", "-shm"}) {
-        (void)std::rename((path + suffix).c_str(), (path + ".damaged" + suffix).c_str());
-      }
+      const std::string aside = path + ".damaged";
+      opened.warning =
+          error_of(path, error).message + "; it was moved to '" + aside + "' and names are taken from the blocks";
+      set_aside(path, aside);
+    } catch (const AnotherVersion& found) {
+      const std::string number = std::to_string(found.version), aside = path + ".version-" + number;
+      const std::string what = "the state database '" + path + "' is of version " + number + " and this broker has " +
+                               std::to_string(kSchemaVersion);
+      if (again) return fail(ErrorCode::kFailedPrecondition, what + "; it cannot be moved to '" + aside + "': move it");
+      opened.warning = what + "; it was moved to '" + aside +
+                       "'. Names are taken from the blocks; aliases, pins, keep_alive, who loaded what and the names "
+                       "of evicted models are lost";
+      set_aside(path, aside);
     }
   }
   return fail(ErrorCode::kInternal, "unreachable");

@@ -1,7 +1,7 @@
 // StateDb: names, pins and confirmed sources of blocks, and the names of evicted ones, kept over a broker's death.
 //
 // The truth about bytes is in the blocks; this is the truth about intent. Losing it costs names, never
-// blocks. A damaged file is moved aside and a new one begun.
+// blocks. A damaged file, or one of another version, is moved aside and a new one begun.
 // Threads: one at a time (the broker's state job). Failure: internal or resource_exhausted (disk full);
 // the file stays as it was.
 #pragma once
@@ -36,7 +36,7 @@ class StateDb {
     std::unique_ptr<StateDb> db;
     std::vector<BlockRecord> records;
     std::vector<EvictedNames::Named> evicted;  // in the order of eviction
-    std::string warning;                       // what was wrong with the old file, if anything
+    std::string warning;                       // why the old file was moved aside, if it was
   };
   [[nodiscard]] static Result<Opened> open(const std::string& path);
   ~StateDb();

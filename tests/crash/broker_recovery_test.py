@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -21,6 +22,7 @@ from support.workers import (
     assert_right_bytes,
     crcs,
     identities,
+    names_of,
     workers,
 )
 
@@ -85,6 +87,25 @@ def test_blocks_keep_their_first_name_when_the_state_database_is_lost(
     (model,) = broker.cli_json("ls")
     assert model["name"] == "first"
     assert "third" in model["aliases"]
+
+
+def test_a_state_database_of_another_version_is_set_aside(
+    broker: BrokerProcess, tmp_path: Path
+) -> None:
+    path = files.write_random(tmp_path / "m", 5)
+    broker.cli("load", path, "--name", "first", "--pin")
+    broker.cli("load", path, "--name", "second")
+    broker.kill()
+    database = broker.run / "state.db"
+    with contextlib.closing(sqlite3.connect(database)) as older:
+        older.execute("pragma user_version = 5")
+    broker.start()
+    assert f"it was moved to '{database}.version-5'. Names are taken from" in broker.output()
+    with broker.connect() as client:
+        assert names_of(client) == [("first", [], False)]
+        assert_right_bytes(client, "first", crcs(path))
+    with contextlib.closing(sqlite3.connect(f"{database}.version-5")) as older:
+        assert older.execute("select name from names").fetchall() == [("first",), ("second",)]
 
 
 def flip(path: Path, offset: int) -> None:

@@ -74,12 +74,13 @@ class StateDbTest : public ::testing::Test {
     return std::move(opened.records);
   }
   [[nodiscard]] Evicted evicted() const { return open().evicted; }
-  void expect_moved_aside_and_usable(const std::string& word) const {
+  void expect_moved_aside_and_usable(const std::string& aside, const std::string& word) const {
     StateDb::Opened opened = open();
-    EXPECT_NE(opened.warning.find(path_), std::string::npos) << opened.warning;
+    EXPECT_NE(opened.warning.find("'" + path_ + "'"), std::string::npos) << opened.warning;
+    EXPECT_NE(opened.warning.find("'" + aside + "'"), std::string::npos) << opened.warning;
     EXPECT_NE(opened.warning.find(word), std::string::npos) << opened.warning;
     EXPECT_TRUE(opened.records.empty());
-    EXPECT_TRUE(fs::exists(path_ + ".damaged"));
+    EXPECT_TRUE(fs::exists(aside));
     ASSERT_TRUE(opened.db->apply({record("new", {"n"})}, {}));
     opened.db.reset();
     EXPECT_EQ(records(), Records{record("new", {"n"})});
@@ -241,12 +242,12 @@ TEST_F(StateDbTest, ABrokerThatIsKilledWhileItWritesLeavesWholeTransactions) {
 
 TEST_F(StateDbTest, WhatIsNoDatabaseIsMovedAside) {
   put(path_, std::string(10'000, 'x'));
-  expect_moved_aside_and_usable("not a database");
+  expect_moved_aside_and_usable(path_ + ".damaged", "not a database");
   EXPECT_EQ(contents(path_ + ".damaged"), std::string(10'000, 'x'));
   put(path_, "again");  // an older one in its place is no hindrance
   fs::remove(path_ + "-wal");
   fs::remove(path_ + "-shm");
-  expect_moved_aside_and_usable(".damaged");
+  expect_moved_aside_and_usable(path_ + ".damaged", ".damaged");
   EXPECT_EQ(contents(path_ + ".damaged"), "again");
 }
 
@@ -283,55 +284,34 @@ TEST_F(StateDbTest, DamageAnywhereNeverStopsTheBroker) {
   for (std::size_t size = 1; size < sound.size(); size += 1000) try_it(sound.substr(0, size), size);
 }
 
-TEST_F(StateDbTest, ADatabaseOfAnotherVersionIsMovedAside) {
-  (void)open();
-  SQLite::Database(path_, SQLite::OPEN_READWRITE).exec("PRAGMA user_version=99");
-  expect_moved_aside_and_usable("another version");
-  EXPECT_EQ(SQLite::Database(path_ + ".damaged").execAndGet("PRAGMA user_version").getInt(), 99);
+TEST_F(StateDbTest, ADatabaseOfAnotherVersionIsSetAside) {
+  for (const int version : {99, 5, 5, -1}) {  // also in the place of an older one
+    const std::string aside = path_ + ".version-" + std::to_string(version);
+    ASSERT_TRUE(open().db->replace({record("old", {"o"})}));
+    SQLite::Database(path_, SQLite::OPEN_READWRITE).exec("PRAGMA user_version=" + std::to_string(version));
+    put(aside + "-wal", "of the older one");
+    expect_moved_aside_and_usable(aside, "is of version " + std::to_string(version));
+    SQLite::Database kept(aside);
+    EXPECT_EQ(kept.execAndGet("PRAGMA user_version").getInt(), version);
+    EXPECT_EQ(kept.execAndGet("SELECT block FROM names WHERE name = 'o'").getString(), "old");
+  }
+  EXPECT_FALSE(fs::exists(path_ + ".damaged"));
 }
 
-// As versions 1 to 4 made it: what they did not know of is as if root had loaded it, for ever, and nothing is damaged.
-TEST_F(StateDbTest, WhatEarlierVersionsWroteIsKept) {
-  for (const int version : {1, 2, 3, 4}) {
-    for (const char* const suffix : {"", "-wal", "-shm"}) fs::remove(path_ + suffix);
-    {
-      SQLite::Database db(path_, SQLite::OPEN_READWRITE | SQLite::OPEN_CREATE);
-      const std::string more = ", keep_alive_ns INTEGER, loader INTEGER, source_uid INTEGER, path_uid INTEGER";
-      db.exec("CREATE TABLE blocks(block TEXT PRIMARY KEY, type TEXT, path TEXT, pinned INTEGER, ctime_ns INTEGER" +
-              (version >= 2 ? more : "") + (version >= 3 ? ", damaged INTEGER" : "") + ") WITHOUT ROWID");
-      db.exec("CREATE TABLE names(name TEXT PRIMARY KEY, block TEXT, position INTEGER" +
-              std::string(version >= 2 ? ", loader INTEGER" : "") +
-              (version == 4 ? ", path TEXT, path_uid INTEGER" : "") + ") WITHOUT ROWID");
-      db.exec(std::string("INSERT INTO blocks VALUES('b', 'unet', '/m', 1, 77") + (version >= 2 ? ", 5, 6, 7, 8" : "") +
-              (version >= 3 ? ", 1)" : ")"));
-      db.exec(std::string("INSERT INTO names VALUES('n', 'b', 0") + (version >= 2 ? ", 9" : "") +
-              (version == 4 ? ", '/link', 10)" : ")"));
-      db.exec("PRAGMA user_version=" + std::to_string(version));
-    }
-    BlockRecord expected{"b", {"n"}, "unet", "/m", true, false, 77};
-    expected.given = {{0, "/m", 0}};
-    if (version >= 2) {
-      expected.keep_alive_ns = 5;
-      expected.loader = 6;
-      expected.source_uid = 7;
-      expected.path_uid = 8;
-      expected.given = {{9, "/m", 8}};
-      expected.damaged = version >= 3;
-    }
-    if (version == 4) expected.given = {{9, "/link", 10}};
-    EXPECT_EQ(records(), Records{expected}) << version;
-    ASSERT_TRUE(open().db->apply({record("new", {})}, {})) << version;
-    EXPECT_EQ(records(), (Records{expected, record("new", {})})) << version;
-    EXPECT_EQ(evicted(), Evicted{}) << version;
-  }
+TEST_F(StateDbTest, ADatabaseOfAnotherVersionThatCannotBeSetAsideIsRefused) {
+  (void)open();
+  SQLite::Database(path_, SQLite::OPEN_READWRITE).exec("PRAGMA user_version=99");
+  fs::create_directories(path_ + ".version-99/in-the-way");
+  const auto opened = StateDb::open(path_);
+  ASSERT_FALSE(opened);
+  EXPECT_EQ(opened.error().code, ErrorCode::kFailedPrecondition);
+  EXPECT_NE(opened.error().message.find(path_ + ".version-99"), std::string::npos) << opened.error().message;
+  EXPECT_EQ(SQLite::Database(path_).execAndGet("PRAGMA user_version").getInt(), 99);
 }
 
 TEST_F(StateDbTest, SomebodyElsesTablesAreMovedAside) {
   SQLite::Database(path_, SQLite::OPEN_READWRITE | SQLite::OPEN_CREATE).exec("CREATE TABLE blocks(other TEXT)");
-  expect_moved_aside_and_usable("no such column");
-  for (const char* const suffix : {"", "-wal", "-shm", ".damaged"}) fs::remove(path_ + suffix);
-  SQLite::Database(path_, SQLite::OPEN_READWRITE | SQLite::OPEN_CREATE).exec("PRAGMA user_version=1");
-  expect_moved_aside_and_usable("no such table");
+  expect_moved_aside_and_usable(path_ + ".damaged", "no such column");
 }
 
 TEST_F(StateDbTest, WhatCannotBeOpenedIsNamedWithTheRemedy) {
