@@ -45,7 +45,7 @@ void EvictedNames::clear() {
 std::vector<std::string> EvictedNames::at_path(std::string_view path) const {
   std::vector<std::string> names;
   for (const auto& [name, entry] : models_) {
-    if (entry.model.given.path == path) names.push_back(name);
+    if (entry.model.given.path == path && !entry.model.given.is_label) names.push_back(name);
   }
   return names;
 }

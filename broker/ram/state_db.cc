@@ -13,7 +13,7 @@
 namespace modelbroker {
 namespace {
 
-constexpr int kSchemaVersion = 6;
+constexpr int kSchemaVersion = 7;
 // SQLite's own numbers (sqlite3.h), so that its header is not needed here.
 constexpr int kSqliteError = 1;  // here: tables that are not ours
 constexpr int kSqliteCorrupt = 11;
@@ -79,15 +79,14 @@ struct StateDb::Impl {
     db.exec(
         "CREATE TABLE IF NOT EXISTS blocks(block TEXT PRIMARY KEY, type TEXT NOT NULL, path TEXT NOT NULL,"
         " pinned INTEGER NOT NULL, ctime_ns INTEGER NOT NULL, keep_alive_ns INTEGER NOT NULL,"
-        " loader INTEGER NOT NULL, source_uid INTEGER NOT NULL, path_uid INTEGER NOT NULL,"
-        " damaged INTEGER NOT NULL) WITHOUT ROWID");
+        " loader INTEGER NOT NULL, source_uid INTEGER NOT NULL, damaged INTEGER NOT NULL) WITHOUT ROWID");
     db.exec(
         "CREATE TABLE IF NOT EXISTS names(name TEXT PRIMARY KEY, block TEXT NOT NULL, position INTEGER NOT NULL,"
-        " loader INTEGER NOT NULL, path TEXT NOT NULL, path_uid INTEGER NOT NULL) WITHOUT ROWID");
+        " loader INTEGER NOT NULL, path TEXT NOT NULL, is_label INTEGER NOT NULL) WITHOUT ROWID");
     // Of a source, all columns or none.
     db.exec(
         "CREATE TABLE IF NOT EXISTS evicted(name TEXT PRIMARY KEY, position INTEGER NOT NULL, loader INTEGER NOT NULL,"
-        " path TEXT NOT NULL, path_uid INTEGER NOT NULL, type TEXT NOT NULL, keep_alive_ns INTEGER NOT NULL,"
+        " path TEXT NOT NULL, is_label INTEGER NOT NULL, type TEXT NOT NULL, keep_alive_ns INTEGER NOT NULL,"
         " pinned INTEGER NOT NULL, device INTEGER, inode INTEGER, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER)"
         " WITHOUT ROWID");
   }
@@ -95,8 +94,7 @@ struct StateDb::Impl {
   std::vector<BlockRecord> read() {
     std::map<std::string, BlockRecord> records;
     SQLite::Statement blocks(
-        db,
-        "SELECT block, type, path, pinned, ctime_ns, keep_alive_ns, loader, source_uid, path_uid, damaged FROM blocks");
+        db, "SELECT block, type, path, pinned, ctime_ns, keep_alive_ns, loader, source_uid, damaged FROM blocks");
     while (blocks.executeStep()) {
       BlockRecord record;
       record.block = blocks.getColumn(0).getString();
@@ -107,17 +105,16 @@ struct StateDb::Impl {
       record.keep_alive_ns = blocks.getColumn(5).getInt64();
       record.loader = blocks.getColumn(6).getUInt();
       record.source_uid = blocks.getColumn(7).getUInt();
-      record.path_uid = blocks.getColumn(8).getUInt();
-      record.damaged = blocks.getColumn(9).getInt() != 0;
+      record.damaged = blocks.getColumn(8).getInt() != 0;
       records.emplace(record.block, std::move(record));
     }
-    SQLite::Statement names(db, "SELECT name, block, loader, path, path_uid FROM names ORDER BY position");
+    SQLite::Statement names(db, "SELECT name, block, loader, path, is_label FROM names ORDER BY position");
     while (names.executeStep()) {
       const auto found = records.find(names.getColumn(1).getString());
       if (found == records.end()) continue;
       found->second.names.push_back(names.getColumn(0).getString());
       found->second.given.push_back(
-          {names.getColumn(2).getUInt(), names.getColumn(3).getString(), names.getColumn(4).getUInt()});
+          {names.getColumn(2).getUInt(), names.getColumn(3).getString(), names.getColumn(4).getInt() != 0});
     }
     std::vector<BlockRecord> list;
     list.reserve(records.size());
@@ -128,13 +125,13 @@ struct StateDb::Impl {
   std::vector<EvictedNames::Named> read_evicted() {
     std::vector<EvictedNames::Named> list;
     SQLite::Statement rows(db,
-                           "SELECT name, position, loader, path, path_uid, type, keep_alive_ns, pinned, device,"
+                           "SELECT name, position, loader, path, is_label, type, keep_alive_ns, pinned, device,"
                            " inode, size, mtime_ns, ctime_ns FROM evicted ORDER BY position");
     while (rows.executeStep()) {
       EvictedNames::Named named;
       named.name = rows.getColumn(0).getString();
       named.position = static_cast<std::uint64_t>(rows.getColumn(1).getInt64());
-      named.model.given = {rows.getColumn(2).getUInt(), rows.getColumn(3).getString(), rows.getColumn(4).getUInt()};
+      named.model.given = {rows.getColumn(2).getUInt(), rows.getColumn(3).getString(), rows.getColumn(4).getInt() != 0};
       named.model.type = rows.getColumn(5).getString();
       named.model.keep_alive = Duration(rows.getColumn(6).getInt64());
       named.model.pinned = rows.getColumn(7).getInt() != 0;
@@ -162,7 +159,7 @@ struct StateDb::Impl {
     row.bind(2, static_cast<std::int64_t>(named.position));
     row.bind(3, model.given.loader);
     row.bind(4, model.given.path);
-    row.bind(5, model.given.path_uid);
+    row.bind(5, model.given.is_label ? 1 : 0);
     row.bind(6, model.type);
     row.bind(7, static_cast<std::int64_t>(model.keep_alive.count()));
     row.bind(8, model.pinned ? 1 : 0);
@@ -186,7 +183,7 @@ struct StateDb::Impl {
   }
 
   void insert(const BlockRecord& record) {
-    SQLite::Statement block(db, "INSERT INTO blocks VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)");
+    SQLite::Statement block(db, "INSERT INTO blocks VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)");
     block.bind(1, record.block);
     block.bind(2, record.type);
     block.bind(3, record.path);
@@ -195,20 +192,19 @@ struct StateDb::Impl {
     block.bind(6, record.keep_alive_ns);
     block.bind(7, record.loader);
     block.bind(8, record.source_uid);
-    block.bind(9, record.path_uid);
-    block.bind(10, record.damaged ? 1 : 0);
+    block.bind(9, record.damaged ? 1 : 0);
     block.exec();
     for (std::size_t position = 0; position < record.names.size(); ++position) {
       // A name that moves to a newer block may still stand at the older one's.
-      const GivenName& given = position < record.given.size() ? record.given[position]
-                                                              : GivenName{record.loader, record.path, record.path_uid};
+      const GivenName& given =
+          position < record.given.size() ? record.given[position] : GivenName{record.loader, record.path};
       SQLite::Statement row(db, "INSERT OR REPLACE INTO names VALUES(?, ?, ?, ?, ?, ?)");
       row.bind(1, record.names[position]);
       row.bind(2, record.block);
       row.bind(3, static_cast<std::int64_t>(position));
       row.bind(4, given.loader);
       row.bind(5, given.path);
-      row.bind(6, given.path_uid);
+      row.bind(6, given.is_label ? 1 : 0);
       row.exec();
     }
   }

@@ -25,9 +25,8 @@ struct BlockRecord {
   bool damaged = false;  // withdrawn since its bytes are not its source's
   std::int64_t ctime_ns = 0;
   std::int64_t keep_alive_ns = -1;
-  // Users: who loaded it, whose file it was, who said where that lies.
-  std::uint32_t loader = 0, source_uid = 0, path_uid = 0;
-  std::vector<GivenName> given{};  // of each name; where one is missing, loader, path and path_uid of the block
+  std::uint32_t loader = 0, source_uid = 0;  // users: who loaded it, whose file it was
+  std::vector<GivenName> given{};            // of each name; where one is missing, loader and path of the block
 };
 
 class StateDb {

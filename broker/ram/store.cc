@@ -31,8 +31,7 @@ void Resident::confirm(const std::string& file_path, const FileIdentity& file) {
 
 Resident& RamStore::add(Resident resident) {
   const std::string id = resident.block->id();
-  for (const std::string& name : resident.names)
-    names_[name] = {id, {resident.loader, resident.path, resident.path_uid}};
+  for (const std::string& name : resident.names) names_[name] = {id, {resident.loader, resident.path}};
   return residents_.insert_or_assign(id, std::move(resident)).first->second;
 }
 
@@ -63,23 +62,18 @@ Resident* RamStore::newest(Predicate predicate) {
   return best;
 }
 
-Resident* RamStore::by_path(std::string_view path, const Believes& believes) {
+Resident* RamStore::by_path(std::string_view path) {
   if (path.empty()) return nullptr;
-  const auto lies_there = [&](const std::string& where, uid_t teller) {
-    return where == path && (!believes || believes(teller));
-  };
   return newest([&](const Resident& r) {
-    if (r.draining()) return false;
-    if (r.names.empty()) return lies_there(r.path, r.path_uid);
     return std::ranges::any_of(r.names, [&](const std::string& name) {
       const GivenName& known = given(name);
-      return lies_there(known.path, known.path_uid);
+      return known.path == path && !known.is_label;
     });
   });
 }
 
-Resident* RamStore::find(std::string_view name_or_path, const Believes& believes) {
-  return name_or_path.starts_with('/') ? by_path(name_or_path, believes) : by_name(name_or_path);
+Resident* RamStore::find(std::string_view name_or_path) {
+  return name_or_path.starts_with('/') ? by_path(name_or_path) : by_name(name_or_path);
 }
 
 const GivenName& RamStore::given(std::string_view name) const {
@@ -125,10 +119,8 @@ void RamStore::remove_name(Resident& resident, const std::string& name) {
   const auto is_there = [&](const std::string& other) { return given(other).path == resident.path; };
   if (resident.names.empty() || std::ranges::any_of(resident.names, is_there)) return;
   // No name leads to that file any more: it is the next name's now.
-  const GivenName& next = given(resident.name());
-  resident.path = next.path;
-  resident.path_uid = next.path_uid;
-  if (const auto copy = resident.copies.find(next.path); copy != resident.copies.end()) {
+  resident.path = given(resident.name()).path;
+  if (const auto copy = resident.copies.find(resident.path); copy != resident.copies.end()) {
     resident.source = copy->second;
     resident.copies.erase(copy);
   }

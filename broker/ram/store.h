@@ -8,7 +8,6 @@
 #include <sys/types.h>
 
 #include <cstdint>
-#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -26,10 +25,9 @@ struct Resident {
   std::shared_ptr<Block> block;
   std::vector<std::string> names;  // the first is the model's; empty while it drains
   std::string type;
-  std::string path;  // the source as it was last named; each name has one of its own, see GivenName
-  // Users: who loaded it first, whose file it was, who said where that lies.
-  uid_t loader = 0, source_uid = 0, path_uid = 0;
-  FileIdentity source;                         // of `path`, as last confirmed: it may be newer than the manifest's
+  std::string path;                  // the source as it was last named; each name has one of its own, see GivenName
+  uid_t loader = 0, source_uid = 0;  // users: who loaded it first, whose file it was
+  FileIdentity source;               // of `path`, as last confirmed: it may be newer than the manifest's
   std::map<std::string, FileIdentity> copies;  // other files that were found to have the same bytes, by their paths
   bool is_private = false;                     // the group cannot read the source: see Rights
   bool pinned = false;
@@ -63,12 +61,10 @@ class RamStore {
 
   [[nodiscard]] Resident* by_block(const std::string& block);
   [[nodiscard]] Resident* by_name(std::string_view name);  // resident ones only, as the next two
-  // `believes`: whether the asker takes that user's word for where a file lies; by default everybody's.
-  using Believes = std::function<bool(uid_t teller)>;
-  // One of whose names was given to the file at that path.
-  [[nodiscard]] Resident* by_path(std::string_view path, const Believes& believes = {});
+  // One of whose names was given to the file at that path, which is not only a label.
+  [[nodiscard]] Resident* by_path(std::string_view path);
   // By name, or by path if it begins with '/'.
-  [[nodiscard]] Resident* find(std::string_view name_or_path, const Believes& believes = {});
+  [[nodiscard]] Resident* find(std::string_view name_or_path);
   // Meaningless for a name that nobody has, as the next.
   [[nodiscard]] const GivenName& given(std::string_view name) const;
   // Who gave a name.
@@ -80,10 +76,10 @@ class RamStore {
 
   // already_exists if another block has the name; one that it has already stays as it is.
   [[nodiscard]] Result<void> add_name(Resident& resident, const std::string& name, GivenName given = {});
-  // Where the file of a name that somebody has lies by now.
-  void set_path(const std::string& name, const std::string& path, uid_t path_uid) {
+  // Where the file of a name that a block has lies by now.
+  void set_path(const std::string& name, const std::string& path, bool is_label) {
     names_.at(name).given.path = path;
-    names_.at(name).given.path_uid = path_uid;
+    names_.at(name).given.is_label = is_label;
   }
   // Names that were given to the file at `path` were asked for again.
   void asked_again(const Resident& resident, std::string_view path, std::uint64_t asked);

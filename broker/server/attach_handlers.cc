@@ -40,7 +40,7 @@ void Server::attach(Session& session, const wire::Attach& data, const Reply<wire
         {ErrorCode::kUnimplemented, "component '" + wire::printable(data.component, 64) +
                                         "': this version attaches whole models; use state_dict(prefix=...)"});
   }
-  Resident* const there = books_->store.find(data.model, books_->believed_by(session.peer.uid));
+  Resident* const there = books_->store.find(data.model);
   if (there != nullptr) {
     (void)scrubber_->withdraw_missing(*there);
     if (there->damaged && !there->draining() && !reaper_->drain(*there)) {
@@ -50,8 +50,7 @@ void Server::attach(Session& session, const wire::Attach& data, const Reply<wire
   }
   const EvictedNames::Model* const evicted = data.load ? books_->evicted.find(data.model) : nullptr;
   if (evicted != nullptr && books_->store.by_name(data.model) == nullptr) {
-    // What somebody else said of where the file lies leads nobody to it.
-    if (!books_->rights.believes(session.peer.uid, evicted->given.path_uid)) {
+    if (evicted->given.is_label) {
       return reply.error({ErrorCode::kPermissionDenied,
                           "'" + wire::printable(data.model) + "' was evicted: load it again from its file"});
     }

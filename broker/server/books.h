@@ -100,9 +100,6 @@ struct Books {
     return std::ranges::any_of(resident.names,
                                [&](const std::string& name) { return rights.manage(uid, store.loader_of(name)); });
   }
-  [[nodiscard]] RamStore::Believes believed_by(uid_t uid) const {
-    return [this, uid](uid_t teller) { return rights.believes(uid, teller); };
-  }
   // By our own word; the kernel's is asked before it is done.
   [[nodiscard]] bool evictable(const Resident& resident) const {
     return !resident.draining() && !resident.pinned && !resident.removing && resident.promised == 0 &&

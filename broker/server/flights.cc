@@ -20,7 +20,7 @@ constexpr std::chrono::milliseconds kProgressEvery{100};
 void Loads::take_off(Waiter waiter, Fd file, const FileIdentity& source) {
   auto flight = std::make_shared<Flight>();
   flight->source = source;
-  flight->noted = {source, waiter.path, waiter.path_uid};
+  flight->noted = {source, waiter.path, waiter.is_label};
   flight->file = std::move(file);
   flight->uid = waiter.peer.uid;
   flight->source_uid = waiter.source_uid;

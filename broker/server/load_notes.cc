@@ -57,28 +57,25 @@ bool LoadNotes::Entry::is(const Entry& other) const noexcept {
   return (device == other.device && inode == other.inode) || has_path_of(other);
 }
 
-// One user's word for a path is not another's.
 bool LoadNotes::Entry::has_path_of(const Entry& other) const noexcept {
-  return path_hash == other.path_hash && path_uid == other.path_uid;
+  return path_hash != 0 && path_hash == other.path_hash;
 }
 
 LoadNotes::Entry LoadNotes::entry_of(const Source& source) {
   const FileIdentity& identity = source.identity;
   Entry entry{.device = identity.device, .inode = identity.inode, .size = identity.size, .mtime_ns = identity.mtime_ns};
-  entry.path_uid = source.path_uid;
-  entry.path_hash = hash64(std::as_bytes(std::span(source.path)));
+  if (!source.is_label) entry.path_hash = hash64(std::as_bytes(std::span(source.path)));
   entry.label = label_of(source.path);
   return entry;
 }
 
-// <state>.<deaths>.<device>.<inode>.<size>.<mtime>.<uid>.<hash of the path>.<label>
+// <state>.<deaths>.<device>.<inode>.<size>.<mtime>.<hash of the path>.<label>
 std::string LoadNotes::path_of(const Entry& entry, bool running) const {
   std::string name(running ? kRunning : kDied);
   for (const std::uint64_t number : {entry.deaths, entry.device, entry.inode, entry.size}) {
     name += '.' + std::to_string(number);
   }
-  name += '.' + std::to_string(entry.mtime_ns);
-  for (const std::uint64_t number : {entry.path_uid, entry.path_hash}) name += '.' + std::to_string(number);
+  name += '.' + std::to_string(entry.mtime_ns) + '.' + std::to_string(entry.path_hash);
   return folder_ + "/" + name + "." + entry.label;
 }
 
@@ -91,9 +88,7 @@ std::optional<LoadNotes::Entry> LoadNotes::read(std::string_view name) {
     if (!read_number(next_word(name), *number)) return std::nullopt;
   }
   if (!read_number(next_word(name), entry.mtime_ns)) return std::nullopt;
-  for (std::uint64_t* const number : {&entry.path_uid, &entry.path_hash}) {
-    if (!read_number(next_word(name), *number)) return std::nullopt;
-  }
+  if (!read_number(next_word(name), entry.path_hash)) return std::nullopt;
   if (name != label_of(name) || entry.deaths > kMaxDeaths) return std::nullopt;
   entry.label = name;
   return entry;

@@ -27,7 +27,7 @@ class LoadNotes {
   struct Source {
     FileIdentity identity;
     std::string path;
-    uid_t path_uid = 0;  // who says that it lies there
+    bool is_label = false;  // the path, see GivenName
   };
   // A load that runs. Struck out when this is destroyed.
   class Note {
@@ -64,10 +64,10 @@ class LoadNotes {
     std::uint64_t id = 0;
     std::uint64_t device = 0, inode = 0, size = 0;
     std::int64_t mtime_ns = 0;
-    std::uint64_t path_uid = 0, path_hash = 0;
-    std::uint64_t deaths = 0;  // in a row, while it was being loaded
-    unsigned running = 0;      // loads
-    std::string label{};       // the end of the path, for people
+    std::uint64_t path_hash = 0;  // 0: the path is a label
+    std::uint64_t deaths = 0;     // in a row, while it was being loaded
+    unsigned running = 0;         // loads
+    std::string label{};          // the end of the path, for people
     [[nodiscard]] bool is(const Entry& other) const noexcept;
     [[nodiscard]] bool has_path_of(const Entry& other) const noexcept;
   };

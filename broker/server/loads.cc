@@ -21,8 +21,6 @@ Loads::AskId Loads::start(Ask ask, Done done) {
   const auto waiter = std::make_shared<Waiter>();
   waiter->id = next_id_++;
   waiter->session = ask.session;
-  // Who says where it lies: with a descriptor its sender; else we open it there ourselves.
-  waiter->path_uid = ask.file ? ask.peer.uid : books_.os.uid();
   waiter->peer = std::move(ask.peer);
   waiter->path = std::move(ask.path);
   waiter->name = std::move(ask.name);
@@ -77,6 +75,7 @@ void Loads::identified(const WaiterPtr& asking, Fd file, const Result<Look>& loo
   Waiter waiter = std::move(*asking);
   if (!look) return waiter.done(tl::unexpected(look.error()));
   waiter.asked = ++looks_;
+  waiter.is_label = look->is_label;
   waiter.source_uid = look->uid;
   waiter.is_private = look->is_private;
   const FileIdentity* const source = &look->source;
@@ -98,7 +97,7 @@ void Loads::identified(const WaiterPtr& asking, Fd file, const Result<Look>& loo
   const auto running = std::ranges::find_if(
       flights_, [&](const FlightPtr& flight) { return flight->source == *source && !flight->progress.cancelled; });
   if (running != flights_.end()) return join(*running, std::move(waiter));
-  if (auto harmless = notes_.check({*source, waiter.path, waiter.path_uid}); !harmless && !waiter.retry) {
+  if (auto harmless = notes_.check({*source, waiter.path, waiter.is_label}); !harmless && !waiter.retry) {
     return waiter.done(tl::unexpected(harmless.error()));
   }
   take_off(std::move(waiter), std::move(file), *source);

@@ -30,7 +30,7 @@ bool is_withdrawn(const Resident& resident) { return resident.draining() || resi
 Result<Resident*> Server::require(const Session& session, const std::string& model) {
   const uid_t uid = session.peer.uid;
   if (model.empty()) return fail(ErrorCode::kInvalidArgument, "field 'model' must name a model");
-  Resident* const resident = books_->store.find(model, books_->believed_by(uid));
+  Resident* const resident = books_->store.find(model);
   // Whether another's private file is loaded, its path does not tell.
   if (resident != nullptr && (!is_path(model) || books_->may_attach(uid, *resident))) return resident;
   return fail(ErrorCode::kNotFound, "no model '" + wire::printable(model) +

@@ -37,7 +37,7 @@ bool Naming::is_kept_for_another(const Claim& claim, const std::string& name, co
   const EvictedNames::Model* const evicted = books_.evicted.find(name);
   if (evicted == nullptr || is_managed(claim, *evicted)) return false;
   if (evicted->source) return !evicted->source->same_but_ctime(source);
-  return evicted->given.path != claim.path || !books_.rights.everything(claim.path_uid);
+  return evicted->given.path != claim.path || claim.is_label;
 }
 
 Result<void> Naming::check(const Claim& claim, const FileIdentity& source, const std::vector<const Claim*>& coming,
@@ -89,11 +89,17 @@ void Naming::settle_privacy(const Claim& claim, Resident& resident) {
   resident.is_private = claim.is_private;
 }
 
-// The block that this path led to before.
+// The block that this path led to before; with a label, that of the wanted name, if it was given with the same label.
 Resident* Naming::before(const Claim& claim, const Resident& resident) {
-  const uid_t uid = claim.peer.uid;
-  Resident* const found = books_.store.by_path(claim.path, books_.believed_by(uid));
-  const bool is_ours = found != nullptr && found != &resident && books_.manages(uid, *found, claim.path);
+  const std::string name = claim.wanted_name();
+  const GivenName& given = books_.store.given(name);
+  Resident* found = nullptr;
+  if (!claim.is_label) {
+    found = books_.store.by_path(claim.path);
+  } else if (given.is_label && given.path == claim.path) {
+    found = books_.store.by_name(name);
+  }
+  const bool is_ours = found != nullptr && found != &resident && books_.manages(claim.peer.uid, *found, claim.path);
   return is_ours ? found : nullptr;
 }
 
@@ -150,7 +156,6 @@ void Naming::take_over(const Claim& claim, Resident& before, Resident& resident,
   }
   settled.shrunk = before.block->id();
   before.path = books_.store.given(before.name()).path;
-  before.path_uid = books_.store.given(before.name()).path_uid;
 }
 
 // Loaded by hand or attached: what was evicted, or lost with its block, is kept as it was.
@@ -163,7 +168,7 @@ void Naming::keep_as_evicted(const Claim& claim, const std::string& name, Reside
 
 // A name stays whose it was: also when somebody else loads that file again.
 GivenName Naming::given_by(const Claim& claim, const std::string& name) const {
-  GivenName given{claim.manager(), claim.path, claim.path_uid, claim.asked};
+  GivenName given{claim.manager(), claim.path, claim.is_label, claim.asked};
   const EvictedNames::Model* const evicted = books_.evicted.find(name);
   if (evicted == nullptr) return given;
   if (!is_managed(claim, *evicted)) {
@@ -186,10 +191,7 @@ Result<Naming::Settled> Naming::settle(const Claim& claim, Resident& resident, s
   const bool had_names = !resident.names.empty();
   Settled settled;
   if (older != nullptr) take_over(claim, *older, resident, settled);
-  if (!had_names || older != nullptr) {
-    resident.path = claim.path;
-    resident.path_uid = claim.path_uid;
-  }
+  if (!had_names || older != nullptr) resident.path = claim.path;
   if (!had_names && older == nullptr) keep_as_evicted(claim, name, resident);
   if (!claim.type.empty() && (!had_names || books_.manages_any(uid, resident))) resident.type = claim.type;
   settled.name = name;
@@ -199,14 +201,16 @@ Result<Naming::Settled> Naming::settle(const Claim& claim, Resident& resident, s
   if (is_new) {
     MODELBROKER_TRY(books_.store.add_name(resident, name, given_by(claim, name)));
   } else if (!claim.name.empty() && books_.rights.manage(uid, books_.store.loader_of(name))) {
-    books_.store.set_path(name, claim.path, claim.path_uid);
+    // A label takes nothing from a path at which the broker has seen the file.
+    const bool is_known = books_.store.given(name).path == claim.path && !books_.store.given(name).is_label;
+    books_.store.set_path(name, claim.path, claim.is_label && !is_known);
   }
   for (const std::string& known : resident.names) {
     books_.evicted.forget(known);
     const GivenName& given = books_.store.given(known);
-    const bool is_told_anew = given.path == claim.path && !books_.rights.believes(uid, given.path_uid);
-    if (is_told_anew && books_.rights.manage(uid, given.loader)) {
-      books_.store.set_path(known, claim.path, claim.path_uid);
+    const bool is_more_than_label = given.path == claim.path && given.is_label && !claim.is_label;
+    if (is_more_than_label && books_.rights.manage(uid, given.loader)) {
+      books_.store.set_path(known, claim.path, /*is_label=*/false);
     }
   }
   books_.store.asked_again(resident, claim.path, claim.asked);

@@ -19,7 +19,7 @@ struct Claim {
   std::string path, name, type;      // an empty name: the one it has, else default_name()
   std::optional<uid_t> name_loader;  // who gave the name, if not the peer
   std::uint64_t asked = 0;           // the order in which files were looked at: what a path led to last, counts
-  uid_t path_uid = 0;                // who says that the file lies there
+  bool is_label = false;             // the path, see GivenName
   uid_t source_uid = 0;
   bool is_private = false;  // the group cannot read it
   bool any_name = false;    // a free one, if default_name() is taken

@@ -10,9 +10,6 @@
 namespace modelbroker {
 namespace {
 
-// Who says where an unrecorded block's file lies. With a group it may be a member, so nobody takes his word.
-uid_t teller_of(const Books& books) { return books.rights.group() ? static_cast<uid_t>(-1) : books.os.uid(); }
-
 // What a load makes of a file in one second, where nobody measured it: bytes.
 constexpr double kUsualRate = 2e9;
 
@@ -31,9 +28,7 @@ Resident entry_of(const Books& books, Block block, const BlockRecord* record) {
     resident.source.ctime_ns = record->ctime_ns;
     resident.loader = record->loader;
     resident.source_uid = record->source_uid;
-    resident.path_uid = record->path_uid;
   }
-  if (record == nullptr) resident.path_uid = teller_of(books);
   // Without a record nobody knows why it was withdrawn: it is not given out again.
   if (record == nullptr && block.name().state == BlockState::kDraining) resident.damaged = true;
   resident.is_private = books.rights.group().has_value() && block.group() != books.rights.group();
@@ -70,13 +65,12 @@ using Known = std::map<std::string, const BlockRecord*>;
 // A block that the database does not know: it was published just before the death, or the database is lost.
 void name_from_manifest(Books& books, Resident& resident, const Known& known, Recovered& recovered) {
   const std::string& name = resident.block->manifest().name;
-  const GivenName given{.loader = 0, .path = resident.path, .path_uid = teller_of(books)};
-  // With a group its path may be a member's word, by which another's names are not moved.
-  const bool is_believed = !books.rights.group();
-  Resident* const there = is_believed ? books.store.by_path(resident.path) : nullptr;
+  // With a group its path may have been told by a member.
+  const GivenName given{.loader = 0, .path = resident.path, .is_label = books.rights.group().has_value()};
+  Resident* const there = given.is_label ? nullptr : books.store.by_path(resident.path);
   Resident* const owner = there != nullptr && there != &resident ? there : books.store.by_name(name);
   if (owner == nullptr && take_name(books, resident, name, given)) return;
-  if (is_believed && owner != nullptr && owner->path == resident.path) {
+  if (!given.is_label && owner != nullptr && owner->path == resident.path) {
     const bool is_older =
         !known.contains(owner->block->id()) && owner->block->name().generation < resident.block->name().generation;
     if (!is_older) {  // nobody was told of this one; what is known has the names

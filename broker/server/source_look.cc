@@ -63,14 +63,22 @@ Result<Fd> open_for_member(Os& os, const std::vector<std::string>& folders, cons
                   "the file itself, as 'modelbroker load' and the clients' load() do");
 }
 
+bool leads_to(Os& os, const std::vector<std::string>& folders, const std::string& path, const Fd& file) {
+  const std::optional<Fd> there = open_in_folders(os, folders, path);
+  if (!there) return false;
+  const auto seen = os.fstat(there->get()), told = os.fstat(file.get());
+  return seen && told && seen->st_dev == told->st_dev && seen->st_ino == told->st_ino;
+}
+
 }  // namespace
 
 Result<Look> look_at_source(Os& os, const LookOrder& order, Fd& file) {
+  Look look;
+  look.is_label = file && !order.everything && !leads_to(os, order.folders, order.path, file);
   if (!file) {
     MODELBROKER_ASSIGN(file, order.everything ? open_for_ourselves(os, order.path)
                                               : open_for_member(os, order.folders, order.peer, order.path));
   }
-  Look look;
   MODELBROKER_ASSIGN(look.source, settled_identity(os, file.get(), wire::printable(order.path)));
   if (const auto found = os.fstat(file.get())) look.uid = found->st_uid;
   look.is_private = order.group && !could_read(os, file.get(), *order.group);

@@ -18,6 +18,7 @@ struct Look {
   FileIdentity source;
   uid_t uid = 0;            // whose file it is
   bool is_private = false;  // the group cannot read it
+  bool is_label = false;    // the path: a group member told it, and the broker did not find the file there
 };
 
 // What a look needs to know of who asks, and of the broker's configuration.
@@ -29,7 +30,8 @@ struct LookOrder {
   std::vector<std::string> folders;  // others load by a path from these only
 };
 
-// Opens the file where none is given, and waits a moment for its writer.
+// Opens the file where none is given, and waits a moment for its writer. A path that a member tells with a file is more
+// than a label only if it leads to that very file through the model folders.
 [[nodiscard]] Result<Look> look_at_source(Os& os, const LookOrder& order, Fd& file);
 
 }  // namespace modelbroker

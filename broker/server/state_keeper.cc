@@ -38,7 +38,6 @@ BlockRecord StateKeeper::record_of(const Resident& resident) const {
   record.keep_alive_ns = resident.keep_alive.count();
   record.loader = resident.loader;
   record.source_uid = resident.source_uid;
-  record.path_uid = resident.path_uid;
   for (const std::string& name : resident.names) record.given.push_back(store_.given(name));
   return record;
 }

@@ -36,9 +36,6 @@ class Rights {
   }
   // Unload, pin and the like: `loader` gave the name.
   [[nodiscard]] bool manage(uid_t uid, uid_t loader) const noexcept { return everything(uid) || uid == loader; }
-  // With a descriptor a path is what its sender says: believed by that uid, and by all where it is one that may do
-  // everything (which is also who opened it when the broker did).
-  [[nodiscard]] bool believes(uid_t uid, uid_t teller) const noexcept { return everything(teller) || uid == teller; }
 
   // The refusals.
   [[nodiscard]] Error not_served(uid_t uid) const;

@@ -84,8 +84,35 @@ def test_what_lies_in_a_folder_is_loaded_and_stays_the_askers(place: Place) -> N
     assert place.ask(ALICE, path) == ("", "")
     assert place.ask(BOB, "good", "model.unload_model")[0] == "permission_denied"
     assert place.ask(BOB, path, "model.attach") == ("", "")
-    with Caller(place.broker) as caller:  # the broker opened it itself, so root believes the path
+    with Caller(place.broker) as caller:  # the broker opened it itself, so it is found by its path
         assert caller.ok("model.get", model=str(path))["model"]["name"] == "good"
+
+
+@pytest.mark.parametrize("told", ["its own path", "another file's path", "a path beside"])
+def test_the_path_of_an_offered_file_counts_if_a_folder_has_it_there(
+    place: Place, told: str
+) -> None:
+    path = place.file("a/handed.safetensors", seed=3)
+    label = {
+        "its own path": path,
+        "another file's path": place.file("a/another.safetensors", seed=4),
+        "a path beside": place.file("beside/handed.safetensors", seed=3),
+    }[told]
+
+    def hands_in() -> bool:
+        with Caller(place.broker) as caller:
+            return bool(caller.load(path, label=label, name="handed")["success"])
+
+    assert as_user(ALICE, hands_in)
+    try:
+        found = place.ask(BOB, label, "model.get")[0]
+        assert found == ("" if told == "its own path" else "not_found")
+        # So is its name, once its block is gone.
+        (place.broker.ram / place.broker.cli_json("show", "handed")["block"]).unlink()
+        attached = place.ask(BOB, "handed", "model.attach")[0]
+        assert attached == ("" if told == "its own path" else "permission_denied")
+    finally:
+        place.broker.cli("unload", "handed")
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ def test_a_name_is_its_givers_and_survives_a_restart(broker: BrokerProcess, fold
     assert code(broker, ALICE, "model.unload_model", model="hers") == ""
 
 
-def test_a_path_is_only_what_its_sender_says(broker: BrokerProcess, folder: Path) -> None:
+def test_a_members_path_is_only_a_label(broker: BrokerProcess, folder: Path) -> None:
     """Bob's file under the name and path of Alice's takes neither from her, nor from root."""
     good = made(folder / "good.safetensors", ALICE, 0o644, seed=1)
     evil = made(folder / "evil.safetensors", BOB, 0o644, seed=2)
@@ -170,10 +170,34 @@ def test_a_path_is_only_what_its_sender_says(broker: BrokerProcess, folder: Path
         return as_user(user, looks)
 
     hers = block_of(ALICE, "good")
-    assert block_of(ALICE, str(good)) == hers
     assert block_of(ROOT, "good") == hers
-    assert code(broker, ROOT, "model.get", model=str(good)) == "not_found"  # root believes neither
-    assert block_of(BOB, str(good)) != hers  # who lies to himself
+    assert {model["path"] for model in broker.cli_json("ls")} == {str(good)}  # as each said
+    for user in (ALICE, BOB, ROOT):
+        for type_ in ("model.get", "model.unload_model"):
+            assert code(broker, user, type_, model=str(good)) == "not_found"
+
+    # Who may read the file finds its block by the file.
+    def attaches() -> str:
+        with Caller(broker) as caller:
+            data = {"model": str(good), "file": caller.offer(good)}
+            return str(caller.ok("model.attach", **data)["blocks"][0]["block"])
+
+    assert as_user(ALICE, attaches) == hers
+    assert load(broker, ROOT, good, "roots") == ""  # which also tells where it lies
+    assert block_of(BOB, str(good)) == hers
+
+
+def test_a_new_generation_of_a_labelled_file_has_its_name(
+    broker: BrokerProcess, folder: Path
+) -> None:
+    path = made(folder / "m.safetensors", ALICE, 0o644, seed=1)
+    assert load(broker, ALICE, path) == ""
+    made(folder / "m.safetensors", ALICE, 0o644, seed=2)
+    assert load(broker, BOB, path) == "already_exists"
+    assert load(broker, ALICE, path) == ""
+    with broker.connect() as client, client.attach("m") as weights:
+        assert weights.metadata["seed"] == "2"
+        assert [model.name for model in client.list()] == ["m"]
 
 
 # ---- what the group cannot read

@@ -16,7 +16,7 @@ def names(broker: BrokerProcess) -> list[str]:
 def note_deaths(broker: BrokerProcess, source: Path, deaths: int) -> None:
     """As if that many brokers in a row had died while they loaded it: for the next start."""
     found = source.stat()
-    words = ("died", deaths, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, 0, 0)
+    words = ("died", deaths, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, 0)
     folder = broker.run / "loads"
     folder.mkdir(mode=0o700, exist_ok=True)
     (folder / f"{'.'.join(map(str, words))}.{source.name}").touch(0o600)

@@ -28,7 +28,7 @@ using ::testing::HasSubstr;
 using testing::TempDirectory;
 
 LoadNotes::Source source(const std::string& path = "/models/m.safetensors", std::uint64_t inode = 7) {
-  return {{.device = 1, .inode = inode, .size = 1000, .mtime_ns = -5, .ctime_ns = 6}, path, 1000};
+  return {{.device = 1, .inode = inode, .size = 1000, .mtime_ns = -5, .ctime_ns = 6}, path};
 }
 
 class LoadNotesTest : public ::testing::Test {
@@ -155,8 +155,8 @@ TEST_F(LoadNotesTest, AFileIsTheSameByItsInodeOrByItsPath) {
   changed = {"another mtime", source(), false};
   changed.source.identity.mtime_ns = 8;
   others.push_back(changed);
-  changed = {"another user's word for the path", source("/models/m.safetensors", 99), false};
-  changed.source.path_uid = 1001;
+  changed = {"a label is not a path", source("/models/m.safetensors", 99), false};
+  changed.source.is_label = true;
   others.push_back(changed);
   for (const Other& other : others) EXPECT_EQ(refused(other.source), other.is_same) << other.what;
 }
@@ -188,15 +188,15 @@ TEST_F(LoadNotesTest, WhatIsNotANoteIsRemovedAndTold) {
   const std::vector<std::string> strange{"x",
                                          "running",
                                          "died.",
-                                         "running.0.1.2.3.4.5.6",
-                                         "running.0.1.2.3.4.5.x.m",
-                                         "running.-1.1.2.3.4.5.6.m",
-                                         "died.0.1.2.3.4.5.6.\xff",
-                                         "gone.0.1.2.3.4.5.6.m",
-                                         "running.99999999999999999999999.1.2.3.4.5.6.m",
-                                         "died.1000001.1.2.3.4.5.6.m",
-                                         " died.1.1.2.3.4.5.6.m",
-                                         "running.1 .1.2.3.4.5.6.m",
+                                         "running.0.1.2.3.4.5",
+                                         "running.0.1.2.3.4.x.m",
+                                         "running.-1.1.2.3.4.5.m",
+                                         "died.0.1.2.3.4.5.\xff",
+                                         "gone.0.1.2.3.4.5.m",
+                                         "running.99999999999999999999999.1.2.3.4.5.m",
+                                         "died.1000001.1.2.3.4.5.m",
+                                         " died.1.1.2.3.4.5.m",
+                                         "running.1 .1.2.3.4.5.m",
                                          "core"};
   for (const std::string& name : strange) std::ofstream(run_ / ("loads/" + name)) << "?";
   ASSERT_EQ(::mkfifo((run_ / "loads/fifo").c_str(), 0600), 0);
@@ -205,7 +205,7 @@ TEST_F(LoadNotesTest, WhatIsNotANoteIsRemovedAndTold) {
   ::testing::internal::CaptureStderr();
   live([](LoadNotes& notes) { EXPECT_TRUE(notes.check(source())); });
   const std::string log = ::testing::internal::GetCapturedStderr();
-  EXPECT_THAT(log, HasSubstr("/loads/running.-1.1.2.3.4.5.6.m' is not a note of a load: removed"));
+  EXPECT_THAT(log, HasSubstr("/loads/running.-1.1.2.3.4.5.m' is not a note of a load: removed"));
   EXPECT_THAT(log, HasSubstr("/loads/folder' cannot be removed"));
   EXPECT_EQ(files(), std::set<std::string>{"folder"});
   EXPECT_TRUE(std::filesystem::exists("/etc/passwd"));
@@ -214,7 +214,7 @@ TEST_F(LoadNotesTest, WhatIsNotANoteIsRemovedAndTold) {
 TEST_F(LoadNotesTest, TheirNumberIsBounded) {
   std::filesystem::create_directory(run_ / "loads");
   for (int i = 0; i < 1200; ++i) {
-    std::ofstream(run_ / ("loads/running.0.1." + std::to_string(i) + ".1000.4.5." + std::to_string(i) + ".m")).flush();
+    std::ofstream(run_ / ("loads/running.0.1." + std::to_string(i) + ".1000.4." + std::to_string(i) + ".m")).flush();
   }
   live([](LoadNotes&) {});
   EXPECT_EQ(files().size(), 1000U);
@@ -222,8 +222,7 @@ TEST_F(LoadNotesTest, TheirNumberIsBounded) {
 
 TEST_F(LoadNotesTest, TheSameFileNotedTwiceCountsOnceAsOftenAsItSays) {
   std::filesystem::create_directory(run_ / "loads");
-  for (const char* const name :
-       {"died.1.1.7.1000.-5.1000.1.a", "running.0.1.7.1000.-5.1000.2.b", "running.3.1.7.1000.-5.1000.3.c"}) {
+  for (const char* const name : {"died.1.1.7.1000.-5.1.a", "running.0.1.7.1000.-5.2.b", "running.3.1.7.1000.-5.3.c"}) {
     std::ofstream(run_ / (std::string("loads/") + name)).flush();
   }
   live([](LoadNotes& notes) { EXPECT_EQ(notes.check(source()).error().details.at("deaths"), 4U); });

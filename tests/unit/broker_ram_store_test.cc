@@ -50,9 +50,9 @@ TEST_F(RamStoreTest, ABlockIsFoundByIdNameAndPath) {
 
 TEST_F(RamStoreTest, TheNewestGenerationOfAPathIsTheOneMeant) {
   add({"old"});
-  store_.set_path("old", "/same", 0);
+  store_.set_path("old", "/same", false);
   Resident& newer = add({"new"});
-  store_.set_path("new", "/same", 0);
+  store_.set_path("new", "/same", false);
   EXPECT_EQ(store_.by_path("/same"), &newer);
   ASSERT_TRUE(store_.drain(newer));
   EXPECT_EQ(store_.by_path("/same"), store_.by_name("old"));
@@ -163,7 +163,7 @@ TEST_F(RamStoreTest, NamesAndPinMoveToANewGeneration) {
 
 TEST_F(RamStoreTest, OnlyTheNamesOfAPathMove) {
   Resident& from = add({"one", "link"});
-  store_.set_path("link", "/link", 7);
+  store_.set_path("link", "/link", false);
   from.pinned = true;
   Resident& to = add({"new"});
   store_.move_names(from, to, "/link");
@@ -172,12 +172,14 @@ TEST_F(RamStoreTest, OnlyTheNamesOfAPathMove) {
   EXPECT_TRUE(from.pinned && to.pinned);
   EXPECT_EQ(store_.by_path("/models/1"), &from);
   EXPECT_EQ(store_.by_path("/link"), &to);
-  EXPECT_EQ(store_.by_path("/link", [](uid_t teller) { return teller != 7; }), nullptr);
+  store_.set_path("link", "/link", /*is_label=*/true);
+  EXPECT_EQ(store_.by_path("/link"), nullptr);
+  EXPECT_EQ(store_.by_name("link"), &to);
 }
 
 TEST_F(RamStoreTest, ANameThatWasAskedForAgainIsAsYoungAsThat) {
   Resident& one = add({"one", "link"});
-  store_.set_path("link", "/link", 0);
+  store_.set_path("link", "/link", false);
   store_.asked_again(one, "/link", 5);
   store_.asked_again(one, "/link", 4);
   EXPECT_EQ(store_.given("link").asked, 5U);
@@ -203,9 +205,9 @@ TEST_F(RamStoreTest, ADrainingBlockHasNoNamesAndAnotherFileName) {
   ASSERT_TRUE(store_.revive(one));
   EXPECT_FALSE(one.draining());
   EXPECT_EQ(files(), std::vector<std::string>{id});
+  EXPECT_EQ(store_.find("/models/1"), nullptr);  // before it has a name
+  EXPECT_TRUE(store_.add_name(one, "one", {.path = "/models/1"}));
   EXPECT_EQ(store_.find("/models/1"), &one);
-  EXPECT_TRUE(store_.add_name(one, "one"));
-  EXPECT_EQ(store_.by_name("one"), &one);
 }
 
 TEST_F(RamStoreTest, AFailedRenameKeepsWhatWas) {

@@ -43,17 +43,12 @@ TEST(RightsTest, APrivateModelIsItsUsersAndItsLoaders) {
   EXPECT_TRUE(rights.attach(kBob, {kOwn, kAlice, false}));
 }
 
-TEST(RightsTest, WhatSomebodyLoadedOthersDoNotManageAndAPathIsItsTellersWord) {
+TEST(RightsTest, WhatSomebodyLoadedOthersDoNotManage) {
   const Rights rights(kOwn, kGroup);
   EXPECT_TRUE(rights.manage(kAlice, kAlice));
   EXPECT_TRUE(rights.manage(0, kAlice));
   EXPECT_FALSE(rights.manage(kBob, kAlice));
   EXPECT_FALSE(rights.manage(kBob, kOwn));
-  EXPECT_TRUE(rights.believes(kAlice, kAlice));
-  EXPECT_TRUE(rights.believes(kAlice, kOwn));
-  EXPECT_TRUE(rights.believes(kAlice, 0));
-  EXPECT_FALSE(rights.believes(kAlice, kBob));
-  EXPECT_FALSE(rights.believes(0, kBob));
 }
 
 // ---- files

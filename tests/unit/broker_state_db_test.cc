@@ -19,7 +19,7 @@ namespace modelbroker {
 
 // For comparisons in this file.
 inline bool operator==(const GivenName& a, const GivenName& b) {
-  return std::tie(a.loader, a.path, a.path_uid) == std::tie(b.loader, b.path, b.path_uid);
+  return std::tie(a.loader, a.path, a.is_label) == std::tie(b.loader, b.path, b.is_label);
 }
 inline bool operator==(const EvictedNames::Named& a, const EvictedNames::Named& b) {
   const auto tie = [](const EvictedNames::Named& n) {
@@ -31,7 +31,7 @@ inline bool operator==(const EvictedNames::Named& a, const EvictedNames::Named& 
 inline bool operator==(const BlockRecord& a, const BlockRecord& b) {
   const auto tie = [](const BlockRecord& r) {
     return std::tie(r.block, r.names, r.type, r.path, r.pinned, r.damaged, r.ctime_ns, r.keep_alive_ns, r.loader,
-                    r.source_uid, r.path_uid, r.given);
+                    r.source_uid, r.given);
   };
   return tie(a) == tie(b);
 }
@@ -48,16 +48,15 @@ BlockRecord record(const std::string& block, const std::vector<std::string>& nam
   made.ctime_ns = 1'700'000'000'123'456'789;
   made.loader = 1500;
   made.source_uid = 4'000'000'000;
-  made.path_uid = 1502;
   for (const std::string& name : names) {
     const auto size = static_cast<std::uint32_t>(name.size());
-    made.given.push_back({1600 + size, "/links/" + name, 1700 + size});
+    made.given.push_back({1600 + size, "/links/" + name, size % 2 == 0});
   }
   return made;
 }
 
 EvictedNames::Model evicted_model(const std::string& path, std::optional<FileIdentity> source = {}) {
-  return {{1500, path, 4'000'000'000}, "unet", Duration(77), source.has_value(), source};
+  return {{4'000'000'000, path, path == "/a"}, "unet", Duration(77), source.has_value(), source};
 }
 
 class StateDbTest : public ::testing::Test {
