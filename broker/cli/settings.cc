@@ -18,7 +18,7 @@ namespace {
 using enum SettingKind;
 
 // clang-format off
-constexpr std::array<Setting, 20> kSettings{{
+constexpr std::array<Setting, 19> kSettings{{
     {"server", "run_directory", "run-directory", kPath, &Config::run_directory, "",
      "/run/modelbroker for root, otherwise the user's own", false, "sockets, lock and state database"},
     {"server", "group", "group", kWord, &Config::group, "", "only this user and root", false,
@@ -49,10 +49,8 @@ constexpr std::array<Setting, 20> kSettings{{
      "threads that read one file; 0: one per usable core, more for a file that is not cached"},
     {"models", "folders", "model-folders", kPaths, &Config::model_folders, "", "none", true,
      "folders from which members of the group may load"},
-    {"lease", "heartbeat", "heartbeat", kTime, &Config::heartbeat, "", "3s", false,
-     "how often a worker whose pid is not visible must send something"},
     {"lease", "hung", "hung", kTime, &Config::hung, "", "15s", true,
-     "silence after which such a worker counts as gone"},
+     "silence after which a worker whose pid is not visible counts as gone"},
     {"lease", "grace", "grace", kTime, &Config::grace, "", "15s", true,
      "after a start: how long earlier workers have to re-register their leases"},
     {"scrub", "rate", "scrub-rate", kRate, &Config::scrub_rate, "", "64MiB", true,

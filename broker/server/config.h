@@ -25,11 +25,10 @@ struct Config {
   std::string disabled_features;              // of the kernel, by name: to run on the second way
   Duration grace = std::chrono::seconds(15);  // after a start: how long leases may be restated
   Duration hung = std::chrono::seconds(15);   // silence of a peer that has no pid
-  Duration heartbeat = std::chrono::seconds(3);
-  std::string group;                       // whose members may list, attach and load; empty: nobody but our uid
-  std::vector<std::string> model_folders;  // absolute; from which members of the group may load
-  Duration keep_alive = Duration(-1);      // how long an unused model stays; negative: until its room is needed
-  std::uint64_t scrub_rate = 64ULL << 20;  // bytes a second that are hashed again; 0: none
+  std::string group;                          // whose members may list, attach and load; empty: nobody but our uid
+  std::vector<std::string> model_folders;     // absolute; from which members of the group may load
+  Duration keep_alive = Duration(-1);         // how long an unused model stays; negative: until its room is needed
+  std::uint64_t scrub_rate = 64ULL << 20;     // bytes a second that are hashed again; 0: none
   Duration scrub_interval = std::chrono::hours(24);  // from a block's check to its next
   std::uint64_t memory_reserve = 512ULL << 20;       // of MemAvailable and of the control group, never used by a load
   std::string log_level = "info";                    // debug, info, warning, error
