@@ -9,7 +9,6 @@ namespace modelbroker::client {
 namespace {
 
 constexpr Timeout kSlice{1000};   // how long it sleeps at most between two looks
-constexpr Timeout kSoon{100};     // an answer that is not here by then needs the broker's time, not ours
 constexpr Timeout kRepeat{5000};  // after so long a silence it asks again: the broker joins repeats
 constexpr std::size_t kForASocket = 4;
 constexpr Timeout kGrace{500};  // the broker's own "deadline_exceeded" is worth waiting for
@@ -57,10 +56,10 @@ Result<Channel> Channel::connect(Os& os, zmq::context_t& context, const std::str
 }
 
 Result<wire::Reply> Channel::ask(const Encode& encode, std::string_view id, std::string_view type,
-                                 const Deadline& deadline, const Session& session, const Receipt* receipt) {
+                                 const Deadline& deadline, const Session& session) {
   spoilt_ = true;
   try {
-    auto reply = exchange(encode, id, type, deadline, session, receipt);
+    auto reply = exchange(encode, id, type, deadline, session);
     spoilt_ = !reply;
     return reply;
   } catch (const zmq::error_t& error) {
@@ -69,28 +68,21 @@ Result<wire::Reply> Channel::ask(const Encode& encode, std::string_view id, std:
 }
 
 Result<wire::Reply> Channel::exchange(const Encode& encode, std::string_view id, std::string_view type,
-                                      const Deadline& deadline, const Session& session, const Receipt* receipt) {
+                                      const Deadline& deadline, const Session& session) {
   const auto send = [&](const std::string& bytes) {
     // Full: the broker does not read; the wait below ends as it must.
     (void)again_if_interrupted([&] { return socket_.send(zmq::buffer(bytes), zmq::send_flags::dontwait); });
   };
   send(encode(deadline.milliseconds()));
   Deadline repeat(kRepeat);
-  const Deadline soon(kSoon);
-  bool unread = receipt != nullptr;  // and no receipt was asked for
   // A little later than the broker's own answer to the deadline would come.
   const Deadline end(deadline.never() ? Timeout{0} : deadline.left(Timeout::max() / 2) + kGrace);
-  for (bool hung_up = false; true; hung_up = wait(end.left(repeat.left(unread ? soon.left(kSoon) : kSlice)), session)) {
-    if (unread && soon.passed()) {
-      unread = false;
-      send(receipt->bytes);
-    }
+  for (bool hung_up = false; true; hung_up = wait(end.left(repeat.left(kSlice)), session)) {
     zmq::message_t message;
     while (again_if_interrupted([&] { return socket_.recv(message, zmq::recv_flags::dontwait); })) {
       auto reply = wire::Reply::decode(message.to_string_view());
       // One request at a time: what has no id (it could not be read) is about ours.
       if (!reply || reply->request_id() == id || reply->request_id().empty()) return reply;
-      if (receipt != nullptr && reply->request_id() == receipt->id) receipt->read();
     }
     if (hung_up) return tl::unexpected(lost("the broker went away: start it again and retry"));
     if (end.passed()) {

@@ -29,25 +29,16 @@ class Channel {
 
   [[nodiscard]] static Result<Channel> connect(Os& os, zmq::context_t& context, const std::string& endpoint);
 
-  // A second question, asked where the first is not answered soon. It is read after that one, so its answer tells that
-  // the broker has read that one, and `read` is called.
-  struct Receipt {
-    std::string id;
-    std::string bytes;
-    std::function<void()> read;
-  };
-
   // Sends, waits, and asks again where an answer may have got lost. After a failure that is not the broker's answer the
   // channel is `spoilt`: a late reply may still come.
   [[nodiscard]] Result<wire::Reply> ask(const Encode& encode, std::string_view id, std::string_view type,
-                                        const Deadline& deadline, const Session& session,
-                                        const Receipt* receipt = nullptr);
+                                        const Deadline& deadline, const Session& session);
   [[nodiscard]] bool spoilt() const noexcept { return spoilt_; }
 
  private:
   explicit Channel(zmq::socket_t socket) : socket_(std::move(socket)) {}
   [[nodiscard]] Result<wire::Reply> exchange(const Encode& encode, std::string_view id, std::string_view type,
-                                             const Deadline& deadline, const Session& session, const Receipt* receipt);
+                                             const Deadline& deadline, const Session& session);
   [[nodiscard]] bool wait(Timeout most, const Session& session);
 
   zmq::socket_t socket_;

@@ -65,7 +65,7 @@ std::string Link::next_id() { return prefix_ + "-" + std::to_string(next_number_
 // ---- calls
 
 Result<wire::Reply> Link::exchange(const Session& session, std::string_view id, std::string_view type,
-                                   const Channel::Encode& encode, const Deadline& deadline, Session::Turn turn) {
+                                   const Channel::Encode& encode, const Deadline& deadline) {
   std::optional<Channel> channel;
   std::uint64_t epoch = 0;
   {
@@ -79,16 +79,7 @@ Result<wire::Reply> Link::exchange(const Session& session, std::string_view id, 
   if (!channel) {
     MODELBROKER_ASSIGN(channel, Channel::connect(os_, context_, endpoint_.broker()));
   }
-  std::optional<Channel::Receipt> receipt;
-  if (turn) {
-    const std::string ping = std::string(id) + "-read";
-    receipt = {
-        .id = ping,
-        .bytes = wire::encode_request(
-            {.request_id = ping, .type = "session.ping", .session = session.token(), .deadline_ms = 0}, wire::Empty{}),
-        .read = [&turn] { turn.reset(); }};
-  }
-  auto reply = channel->ask(encode, id, type, deadline, session, receipt ? &*receipt : nullptr);
+  auto reply = channel->ask(encode, id, type, deadline, session);
   if (!channel->spoilt()) {
     const std::lock_guard lock(mutex_);
     if (epoch == epoch_ && idle_.size() < kMostIdle) idle_.push_back(std::move(*channel));
@@ -99,9 +90,9 @@ Result<wire::Reply> Link::exchange(const Session& session, std::string_view id, 
 Result<Link::Granted> Link::attach(wire::Attach data, const Deadline& deadline, const Fd* file) {
   settle(deadline);
   return with_session<Granted>(deadline, [&](const SharedSession& session) -> Result<Granted> {
-    MODELBROKER_ASSIGN(Session::Turn turn, offer(data, file, *session, deadline));
+    MODELBROKER_TRY(offer(data, file, *session, deadline));
     const std::string id = next_id();
-    auto reply = ask<wire::AttachReply>(*session, id, "model.attach", data, deadline, std::move(turn));
+    auto reply = ask<wire::AttachReply>(*session, id, "model.attach", data, deadline);
     if (reply) return hold(std::move(*reply), session);
     if (is_unanswered(reply.error())) {
       // Nobody waits any more, but a lease may be granted yet: find out and end it. If the broker never heard of it

@@ -58,8 +58,8 @@ class Link : public std::enable_shared_from_this<Link> {
     settle(deadline);
     const std::string id = next_id();
     return with_session<Reply>(deadline, [&](const SharedSession& session) -> Result<Reply> {
-      MODELBROKER_ASSIGN(Session::Turn turn, offer(data, file, *session, deadline));
-      auto reply = ask<Reply>(*session, id, type, data, deadline, std::move(turn));
+      MODELBROKER_TRY(offer(data, file, *session, deadline));
+      auto reply = ask<Reply>(*session, id, type, data, deadline);
       if constexpr (requires { data.retry; }) data.retry = false;  // it costs one broker at most
       return reply;
     });
@@ -101,29 +101,25 @@ class Link : public std::enable_shared_from_this<Link> {
   }
   template <class Reply, class M>
   [[nodiscard]] Result<Reply> ask(const Session& session, const std::string& id, std::string_view type, const M& data,
-                                  const Deadline& deadline, Session::Turn turn = nullptr) {
+                                  const Deadline& deadline) {
     const auto encode = [&](std::uint64_t deadline_ms) {
       return wire::encode_request(
           {.request_id = id, .type = type, .session = session.token(), .deadline_ms = deadline_ms}, data);
     };
-    MODELBROKER_ASSIGN(const auto reply, exchange(session, id, type, encode, deadline, std::move(turn)));
+    MODELBROKER_ASSIGN(const auto reply, exchange(session, id, type, encode, deadline));
     return reply.template data<Reply>();
   }
   template <class M>
-  [[nodiscard]] static Result<Session::Turn> offer(M& data, const Fd* file, Session& session,
-                                                   const Deadline& deadline) {
-    Session::Turn turn;
+  [[nodiscard]] static Result<void> offer(M& data, const Fd* file, Session& session, const Deadline& deadline) {
     if constexpr (requires { data.file; }) {
       if (file != nullptr) {
-        MODELBROKER_ASSIGN(turn, session.turn_to_offer(deadline));
         MODELBROKER_ASSIGN(data.file, session.offer_file(*file, deadline));
       }
     }
-    return turn;
+    return {};
   }
   [[nodiscard]] Result<wire::Reply> exchange(const Session& session, std::string_view id, std::string_view type,
-                                             const Channel::Encode& encode, const Deadline& deadline,
-                                             Session::Turn turn);
+                                             const Channel::Encode& encode, const Deadline& deadline);
   [[nodiscard]] std::string next_id();
 
   [[nodiscard]] Result<SharedSession> session_for(const Deadline& deadline);

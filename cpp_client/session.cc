@@ -131,22 +131,6 @@ Result<std::pair<Reply, std::vector<Fd>>> Session::exchange(std::string_view typ
   }
 }
 
-Result<Session::Turn> Session::turn_to_offer(const Deadline& deadline) {
-  std::unique_lock lock(offering_);
-  const bool mine = offer_used_.wait_until(lock, at(deadline), [&] { return offers_ < kMostOffers; });
-  if (!mine) return hangs(path_, "use the files that were handed in");
-  ++offers_;
-  return Turn(this);
-}
-
-void Session::end_turn() noexcept {
-  {
-    const std::lock_guard lock(offering_);
-    --offers_;
-  }
-  offer_used_.notify_one();
-}
-
 Result<std::string> Session::offer_file(const Fd& file, const Deadline& deadline) {
   MODELBROKER_ASSIGN(auto reply, exchange<wire::FileOfferReply>("file.offer", wire::Empty{}, {file.get()}, deadline));
   return std::move(reply.first.file);

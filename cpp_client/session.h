@@ -5,7 +5,6 @@
 // this from its books), else what the broker answered.
 #pragma once
 
-#include <condition_variable>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -50,36 +49,23 @@ class Session {
   // Ends it, and wakes whoever waits on it.
   void close() noexcept;
 
-  // The right to hand in a file, until the broker has used it or nobody waits for that any more. At most kMostOffers
-  // have it at once: of more files than twice that the broker drops the oldest.
-  struct EndTurn {
-    void operator()(Session* session) const noexcept { session->end_turn(); }
-  };
-  using Turn = std::unique_ptr<Session, EndTurn>;
-  [[nodiscard]] Result<Turn> turn_to_offer(const Deadline& deadline);
-  // Hands in a file; the handle is good for one load or attach.
+  // Hands in a file; the handle is good for one load or attach, and for 30 s.
   [[nodiscard]] Result<std::string> offer_file(const Fd& file, const Deadline& deadline);
   // A descriptor of a block that this session leases.
   [[nodiscard]] Result<Fd> open_block(const std::string& block, const Deadline& deadline);
 
  private:
-  static constexpr std::size_t kMostOffers = 32;
-
   Session(Os& os, std::string path, Fd socket) : os_(os), path_(std::move(path)), socket_(std::move(socket)) {}
   template <class Reply, class M>
   [[nodiscard]] Result<std::pair<Reply, std::vector<Fd>>> exchange(std::string_view type, const M& data,
                                                                    const std::vector<int>& descriptors,
                                                                    const Deadline& deadline);
-  void end_turn() noexcept;
 
   Os& os_;
   std::string path_;
   Fd socket_;
   std::timed_mutex exchanging_;
   std::uint64_t next_id_ = 0;
-  std::mutex offering_;  // guards offers_
-  std::condition_variable offer_used_;
-  std::size_t offers_ = 0;
   std::string token_, boot_id_;
 };
 

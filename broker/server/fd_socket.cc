@@ -4,6 +4,7 @@
 #include <sys/epoll.h>
 #include <sys/random.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstdlib>
@@ -18,6 +19,7 @@ namespace {
 constexpr std::size_t kMostConnections = 10000;
 constexpr std::chrono::milliseconds kPause{100};
 constexpr std::chrono::seconds kSilence{10};  // of a connection that opens no session
+constexpr Duration kBetweenExpiries = std::chrono::seconds(1);
 }  // namespace
 
 std::string random_token() {
@@ -194,13 +196,26 @@ Result<FdSocket::Answer> FdSocket::offer_file(Session& session, const wire::Repl
     return fail(ErrorCode::kInvalidArgument, "file.offer takes a descriptor that is open for reading only");
   }
   const uid_t uid = session.peer.uid;
-  const bool too_many = !books_.rights.everything(uid) && books_.sessions.offers_of(uid) >= Gate::get().share();
+  const std::size_t share = Gate::get().share();
+  const bool too_many = !books_.rights.everything(uid) && books_.sessions.offers_of(uid) >= share;
   if (too_many || Gate::get().in_reserve(descriptors.front().get())) {
     return fail(ErrorCode::kResourceExhausted,
-                "the broker has hardly any descriptors left: use the files that were offered, or raise its limit");
+                "the broker has hardly any descriptors left: use the files that were offered, or raise its limit "
+                "(ulimit -n)");
   }
-  const std::string handle = Sessions::offer(session, std::move(descriptors.front()));
+  MODELBROKER_ASSIGN(const std::string handle,
+                     Sessions::offer(session, std::move(descriptors.front()), books_.clock.now(),
+                                     std::min(share, Sessions::kMostOffers)));
+  if (!std::exchange(expiring_, true)) loop_.after(Sessions::kOfferLifetime, [this] { expire_offers(); });
   return Answer{wire::encode_reply(to, wire::FileOfferReply{handle}), {}};
+}
+
+// One timer for the offers of all sessions.
+void FdSocket::expire_offers() {
+  const TimePoint now = books_.clock.now();
+  const auto next = books_.sessions.expire_offers(now);
+  expiring_ = next.has_value();
+  if (next) loop_.after(std::max(*next - now, kBetweenExpiries), [this] { expire_offers(); });
 }
 
 Result<FdSocket::Answer> FdSocket::open_block(const Session& session, const wire::Request& request) {

@@ -60,6 +60,7 @@ class FdSocket {
   [[nodiscard]] Result<Answer> open_session(Connection& connection, const wire::ReplyTo& to);
   [[nodiscard]] Result<Answer> offer_file(Session& session, const wire::ReplyTo& to, std::vector<Fd>& descriptors);
   [[nodiscard]] Result<Answer> open_block(const Session& session, const wire::Request& request);
+  void expire_offers();
 
   Books& books_;
   Loop& loop_;
@@ -68,6 +69,7 @@ class FdSocket {
   SessionEnded session_ended_;
   Fd listener_;
   WatchId listener_watch_ = 0;
+  bool expiring_ = false;  // a timer runs for the offers
   ConnectionId next_id_ = 1;
   std::unordered_map<ConnectionId, Connection> connections_;
 };

@@ -44,7 +44,7 @@ Result<Loads::Ask> Server::ask_for(Session& session, const std::string& path, co
   ask.peer = session.peer;
   ask.path = path;
   if (!file.empty()) {
-    MODELBROKER_ASSIGN(ask.file, Sessions::take_offer(session, file));
+    MODELBROKER_ASSIGN(ask.file, Sessions::take_offer(session, file, books_->clock.now()));
   }
   if (!is_path(path) || path.size() > 4096 || path.find('\0') != std::string::npos) {
     return fail(ErrorCode::kInvalidArgument,

@@ -1,10 +1,27 @@
 #include "broker/workers/sessions.h"
 
-#include <algorithm>
+#include <charconv>
 
 namespace modelbroker {
 namespace {
+
 std::string handle_of(std::uint64_t offer) { return "f" + std::to_string(offer); }
+
+// 0, which no offer has, for what handle_of() did not make.
+std::uint64_t number_of(const std::string& handle) {
+  std::uint64_t number = 0;
+  if (!handle.starts_with('f')) return 0;
+  std::from_chars(handle.data() + 1, handle.data() + handle.size(), number);
+  return handle_of(number) == handle ? number : 0;
+}
+
+void expire(Session& session, TimePoint now) {
+  auto& offers = session.offers;
+  while (!offers.empty() && offers.begin()->second.expires <= now) offers.erase(offers.begin());
+}
+
+std::string lifetime() { return std::to_string(Sessions::kOfferLifetime.count()) + " s"; }
+
 }  // namespace
 
 Result<Session*> Sessions::open(Peer peer, std::string token, TimePoint now) {
@@ -61,23 +78,45 @@ std::size_t Sessions::offers_of(uid_t uid) const {
   return count;
 }
 
-std::string Sessions::offer(Session& session, Fd file) {
-  if (session.offers.size() >= kMostOffers) session.offers.erase(session.offers.begin());
+Result<std::string> Sessions::offer(Session& session, Fd file, TimePoint now, std::size_t most) {
+  expire(session, now);
+  if (session.offers.size() >= most) {
+    return fail(ErrorCode::kResourceExhausted,
+                "the session has " + std::to_string(most) +
+                    " file offers that no request has used, and may have no more: send the requests that name them, or "
+                    "wait until the first expires, " +
+                    lifetime() + " after it came");
+  }
   const std::uint64_t number = session.next_offer++;
-  session.offers.emplace(number, std::move(file));
+  session.offers.emplace(number, FileOffer{std::move(file), now + kOfferLifetime});
   return handle_of(number);
 }
 
-Result<Fd> Sessions::take_offer(Session& session, const std::string& handle) {
-  const auto found =
-      std::ranges::find_if(session.offers, [&](const auto& offer) { return handle_of(offer.first) == handle; });
+Result<Fd> Sessions::take_offer(Session& session, const std::string& handle, TimePoint now) {
+  expire(session, now);
+  const std::uint64_t number = number_of(handle);
+  const auto found = session.offers.find(number);
   if (found == session.offers.end()) {
-    return fail(ErrorCode::kNotFound,
-                "the file handle is used up or was never given: send the descriptor with file.offer");
+    const bool was_given = number > 0 && number < session.next_offer;
+    return fail(ErrorCode::kNotFound, was_given
+                                          ? "the file offer '" + handle + "' was used before, or has expired (after " +
+                                                lifetime() + "): send the descriptor again with file.offer"
+                                          : "the file handle was never given: send the descriptor with file.offer");
   }
-  Fd file = std::move(found->second);
+  Fd file = std::move(found->second.file);
   session.offers.erase(found);
   return file;
+}
+
+std::optional<TimePoint> Sessions::expire_offers(TimePoint now) {
+  std::optional<TimePoint> next;
+  for (auto& [id, session] : sessions_) {
+    expire(session, now);
+    if (session.offers.empty()) continue;
+    const TimePoint first = session.offers.begin()->second.expires;
+    if (!next || first < *next) next = first;
+  }
+  return next;
 }
 
 }  // namespace modelbroker

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <unordered_map>
 
@@ -21,6 +22,12 @@ namespace modelbroker {
 
 using SessionId = std::uint64_t;
 
+// A file that a peer handed in, until a request uses it.
+struct FileOffer {
+  Fd file;
+  TimePoint expires;
+};
+
 struct Session {
   SessionId id = 0;
   std::string token;  // empty: ZeroMQ-only
@@ -29,13 +36,14 @@ struct Session {
   TimePoint last_heard;
   std::uint64_t next_lease = 1;
   std::uint64_t next_offer = 1;
-  std::map<std::uint64_t, Fd> offers;  // by number, until used
+  std::map<std::uint64_t, FileOffer> offers;  // by number, until used; the first expires first
 };
 
 class Sessions {
  public:
   static constexpr std::size_t kMost = 10000;
-  static constexpr std::size_t kMostOffers = 64;
+  static constexpr std::size_t kMostOffers = 1100;  // unused, of a session: a model of 1,024 files and some more
+  static constexpr std::chrono::seconds kOfferLifetime{30};
 
   // resource_exhausted when there are too many.
   [[nodiscard]] Result<Session*> open(Peer peer, std::string token, TimePoint now);
@@ -54,11 +62,13 @@ class Sessions {
   [[nodiscard]] std::size_t offers_of(uid_t uid) const;
   [[nodiscard]] const std::unordered_map<SessionId, Session>& all() const noexcept { return sessions_; }
 
-  // Keeps a descriptor until it is used, and gives its handle. Past kMostOffers the oldest goes: whoever offered it
-  // has most likely given up (a call that timed out never hears its handle).
-  [[nodiscard]] static std::string offer(Session& session, Fd file);
-  // Takes it out; not_found for a handle that is used up or was never given.
-  [[nodiscard]] static Result<Fd> take_offer(Session& session, const std::string& handle);
+  // Keeps a descriptor until it is used or expires, and gives its handle. resource_exhausted: the session has `most`.
+  [[nodiscard]] static Result<std::string> offer(Session& session, Fd file, TimePoint now,
+                                                 std::size_t most = kMostOffers);
+  // Takes it out; not_found for a handle that is used up, has expired, or was never given.
+  [[nodiscard]] static Result<Fd> take_offer(Session& session, const std::string& handle, TimePoint now);
+  // Closes the offers that have expired; when the next one will.
+  std::optional<TimePoint> expire_offers(TimePoint now);
 
  private:
   std::unordered_map<SessionId, Session> sessions_;

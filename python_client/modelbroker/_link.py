@@ -32,7 +32,7 @@ from ._errors import (
 from ._keeper import Keeper
 from ._leases import Errand, Held, Lease, LeaseRef
 from ._pool import Pool
-from ._session import Offer, Session
+from ._session import Session
 from ._threads import OutOfThreadsError, no_thread_left
 from ._whole import take
 from ._wire import RequestIds, SessionLost, UnansweredError, encode_request
@@ -82,8 +82,9 @@ class Link:
         request_id = self._ids()
         while True:
             session = self.session(deadline)
-            with _Losing(self, session), session.offered(file, deadline) as offer:
-                return self._ask(session, request_id, type_, data, deadline, offer)
+            with _Losing(self, session):
+                offered = _offered(data, file, session, deadline)
+                return self._ask(session, request_id, type_, offered, deadline)
             data = {**data, "retry": False} if "retry" in data else data  # costs one broker at most
 
     def attach(self, data: Data, deadline: Deadline, file: int | None = None) -> tuple[Data, Lease]:
@@ -95,18 +96,17 @@ class Link:
             self._keep()
         while True:
             session = self.session(deadline)
-            with _Losing(self, session), session.offered(file, deadline) as offer:
-                errand = Errand(session, self._ids(), "model.attach", data)
-                reply, lease = self._attach_once(errand, deadline, offer)
+            with _Losing(self, session):
+                offered = _offered(data, file, session, deadline)
+                errand = Errand(session, self._ids(), "model.attach", offered)
+                reply, lease = self._attach_once(errand, deadline)
                 if lease is not None:
                     return reply, lease
 
-    def _attach_once(
-        self, errand: Errand, deadline: Deadline, offer: Offer | None
-    ) -> tuple[Data, Lease | None]:
+    def _attach_once(self, errand: Errand, deadline: Deadline) -> tuple[Data, Lease | None]:
         session = errand.session
         try:
-            reply = self._ask(session, errand.request_id, errand.type, errand.data, deadline, offer)
+            reply = self._ask(session, errand.request_id, errand.type, errand.data, deadline)
             return reply, self._hold(reply, session)
         except SessionLost:
             raise
@@ -116,7 +116,8 @@ class Link:
             if isinstance(error, UnansweredError | BrokerHangsError) or not isinstance(
                 error, ModelBrokerError
             ):
-                self._errands.append(replace(errand, data={**errand.data, "load": False}))
+                asked = {key: errand.data[key] for key in errand.data if key != "file"}
+                self._errands.append(replace(errand, data={**asked, "load": False}))
                 self._keep()
             raise
 
@@ -128,25 +129,14 @@ class Link:
                 return session.open_block(name, deadline)
 
     def _ask(
-        self,
-        session: Session,
-        request_id: str,
-        type_: str,
-        data: Data,
-        deadline: Deadline,
-        offer: Offer | None = None,
+        self, session: Session, request_id: str, type_: str, data: Data, deadline: Deadline
     ) -> Data:
-        if offer is not None:
-            data = {**data, "file": offer.handle}
-
         def encode(deadline_ms: int) -> bytes:
             return encode_request(
                 request_id, type_, data, session=session.token, deadline_ms=deadline_ms
             )
 
-        return self._pool.ask(
-            encode, request_id, deadline, session, session.receipt(request_id, offer)
-        )
+        return self._pool.ask(encode, request_id, deadline, session)
 
     # ---- the session
 
@@ -405,6 +395,11 @@ class Link:
             self._session.forget()
         self._pool.forget()
         self._reset()
+
+
+def _offered(data: Data, file: int | None, session: Session, deadline: Deadline) -> Data:
+    """A request's data, with the handle of the file that it is about."""
+    return data if file is None else {**data, "file": session.offer(file, deadline)}
 
 
 class _Losing:

@@ -5,6 +5,7 @@ Threads: any; a socket is used by the one call that has it. After a fork the chi
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import threading
@@ -18,7 +19,7 @@ from . import _threads
 from ._deadline import Deadline
 from ._descriptors import FOR_A_CONTEXT, FOR_A_SOCKET, ensure_left, or_exhausted
 from ._session import Session
-from ._wire import Receipt, SessionLost, UnansweredError, data_of, decode_reply
+from ._wire import SessionLost, UnansweredError, data_of, decode_reply, encode_request
 
 _SLICE_MS = 100  # how often a waiting call looks whether its session still lives
 _REPEAT_SECONDS = 5.0  # after so long a silence it asks again: the broker joins repeats
@@ -87,7 +88,6 @@ class Pool:
         request_id: str,
         deadline: Deadline,
         session: Session,
-        receipt: Receipt,
     ) -> dict[str, Any]:
         """Sends what `encode(deadline_ms)` makes and waits for the data of its reply.
 
@@ -96,7 +96,7 @@ class Pool:
         epoch = self._epoch
         socket = self._take()
         try:
-            reply = _exchange(socket, encode, request_id, deadline, session, receipt)
+            reply = _exchange(socket, encode, request_id, deadline, session)
         except BaseException:
             socket.close(0)  # a late reply may still come: not into somebody else's call
             raise
@@ -150,23 +150,17 @@ def _exchange(
     request_id: str,
     deadline: Deadline,
     session: Session,
-    receipt: Receipt,
 ) -> dict[str, Any]:
+    ping = f"{request_id}-ping"  # its answer tells that the broker lives
     _send(socket, encode(deadline.milliseconds()))
     repeat = grace = silence = None
-    unread = receipt.is_urgent  # and no receipt was asked for
     while True:
-        try:
+        with contextlib.suppress(zmq.Again):
             reply = decode_reply(socket.recv())
             if reply.get("request_id") == request_id:
                 return reply
-            if reply.get("request_id") == receipt.request_id:
-                receipt.read()
+            if reply.get("request_id") == ping:
                 silence = None
-        except zmq.Again:
-            if unread:
-                unread = False
-                _send(socket, receipt.encode())
         if session.hung_up():
             raise SessionLost
         if deadline.passed():
@@ -180,7 +174,7 @@ def _exchange(
         if repeat.passed():
             repeat = None
             _send(socket, encode(deadline.milliseconds()))
-            _send(socket, receipt.encode())
+            _send(socket, encode_request(ping, "session.ping", {}, session=session.token))
 
 
 def _send(socket: Socket, raw: bytes) -> None:

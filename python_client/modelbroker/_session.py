@@ -10,23 +10,19 @@ from __future__ import annotations
 import array
 import contextlib
 import os
-import queue
 import select
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from ._deadline import Deadline
 from ._descriptors import exhausted
 from ._endpoint import Endpoint
 from ._errors import BrokerHangsError, InternalError, ModelBrokerError, PermissionDeniedError
-from ._whole import for_each, take
+from ._whole import take
 from ._wire import (
     PACKET_LIMIT,
-    Receipt,
     RequestIds,
     SessionLost,
     data_of,
@@ -34,34 +30,19 @@ from ._wire import (
     encode_request,
 )
 
-_MOST_OFFERS = 32  # of more files than twice that, the broker drops the oldest
 _EXCHANGE_SECONDS = 10.0  # the broker answers these from its books: longer means that it hangs
 _CREDENTIALS = struct.Struct("=iII")  # SO_PEERCRED: pid, uid, gid
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """A file in the broker's hands: the handle is good for one load or attach.
-
-    used(): the broker has it no more, and another may be offered in its place. Idempotent.
-    """
-
-    handle: str
-    used: Callable[[], None]
 
 
 class Session:
     """An open session. `token` rides every ZeroMQ request."""
 
-    __slots__ = ("_endpoint", "_ids", "_lock", "_offers", "_socket", "boot_id", "token")
+    __slots__ = ("_endpoint", "_ids", "_lock", "_socket", "boot_id", "token")
 
     def __init__(self, connection: socket.socket, endpoint: Endpoint) -> None:
         self._socket = connection
         self._endpoint = endpoint
         self._lock = threading.Lock()
-        self._offers: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        for _ in range(_MOST_OFFERS):
-            self._offers.put(True)
         self._ids = RequestIds()
         self.token = ""
         self.boot_id = ""
@@ -105,42 +86,15 @@ class Session:
         poller.register(descriptor, select.POLLRDHUP)
         return bool(poller.poll(0))
 
-    def receipt(self, request_id: str, offer: Offer | None) -> Receipt:
-        """For that request, and the file that it names."""
-        ping = f"{request_id}-read"
-
-        def encode() -> bytes:
-            return encode_request(ping, "session.ping", {}, session=self.token)
-
-        return Receipt(ping, encode, offer.used if offer else lambda: None, offer is not None)
-
     def hangs(self) -> BrokerHangsError:
         """What to raise when this session's broker has said nothing for too long."""
         return _hangs(self._endpoint, self._socket)
 
-    @contextlib.contextmanager
-    def offered(self, descriptor: int | None, deadline: Deadline) -> Iterator[Offer | None]:
-        """Hands in a file's descriptor, if there is one, in its turn."""
-        if descriptor is None:
-            yield None
-            return
-        deadline = deadline.at_most(_EXCHANGE_SECONDS)
-        turn: list[bool] = []
-        taken = iter(turn)  # gives it once, and then nothing more
-
-        def used() -> None:
-            for_each(self._offers.put, taken)
-
-        try:
-            try:
-                turn.extend(map(self._offers.get, (True,), (_patience(deadline),)))
-            except queue.Empty:
-                raise self.hangs() from None
-            data, descriptors = self._exchange("file.offer", {}, (descriptor,), deadline)
-            _close_all(descriptors)
-            yield Offer(str(data["file"]), used)
-        finally:
-            used()
+    def offer(self, descriptor: int, deadline: Deadline) -> str:
+        """Hands in a file; the handle is good for one load or attach, and for 30 s."""
+        data, descriptors = self._exchange("file.offer", {}, (descriptor,), deadline)
+        _close_all(descriptors)
+        return str(data["file"])
 
     def open_block(self, name: str, deadline: Deadline) -> int:
         """A descriptor of a block that this session leases; the caller closes it."""

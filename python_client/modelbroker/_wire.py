@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import msgpack
@@ -23,20 +21,6 @@ class SessionLost(Exception):  # noqa: N818  it is news, not an error, and never
 
 class UnansweredError(DeadlineExceededError):
     """The broker has said nothing yet: what was asked of it may still happen."""
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """A second request, sent where the first is not answered soon.
-
-    It is read after that one: its answer tells that the broker lives and has read that one, and
-    `read` is called. `is_urgent`: something waits for that.
-    """
-
-    request_id: str
-    encode: Callable[[], bytes]  # most calls never need it
-    read: Callable[[], object]
-    is_urgent: bool
 
 
 class RequestIds:

@@ -41,12 +41,13 @@ T must(Result<T> result, std::string_view what) {
 class Honest {
  public:
   explicit Honest(InProcessBroker& broker)
-      : os_(broker.os()), connection_(must(Connection::connect(os_, {.endpoint = broker.endpoint()}), "connects")) {
-    const std::string path = broker / "m.safetensors";
-    testing::write_file(path, testing::safetensors_bytes("{" + testing::u8_tensor("a", 0, 2) + "}", "xy"));
-    file_ = testing::open_source(path);
+      : os_(broker.os()),
+        connection_(must(Connection::connect(os_, {.endpoint = broker.endpoint()}), "connects")),
+        path_(broker / "m.safetensors") {
+    testing::write_file(path_, testing::safetensors_bytes("{" + testing::u8_tensor("a", 0, 2) + "}", "xy"));
+    file_ = testing::open_source(path_);
     wire::Attach attach;
-    attach.model = path;
+    attach.model = path_;
     attach.file = must(connection_.offer_file(file_), "a file is taken");
     const auto attached = must(connection_.request<wire::AttachReply>("model.attach", attach, Timeout(kPatienceMs)),
                                "a model is attached");
@@ -55,9 +56,11 @@ class Honest {
   void is_served() {
     const Fd block = must(connection_.open_block(block_), "a block is handed out");
     require(os_.fstat(block.get()).has_value(), "a block's descriptor is one");
-    require(!must(connection_.offer_file(file_), "a file is taken").empty(), "a handle is something");
-    must(connection_.request<wire::SessionPingReply>("session.ping", wire::Empty{}, Timeout(kPatienceMs)),
-         "a ping is answered");
+    wire::LoadModel load;
+    load.path = path_;
+    load.file = must(connection_.offer_file(file_), "a file is taken");
+    must(connection_.request<wire::LoadModelReply>("model.load_model", load, Timeout(kPatienceMs)),
+         "a load is answered");
   }
   [[nodiscard]] const Fd& file() const { return file_; }
 
@@ -65,7 +68,7 @@ class Honest {
   Os& os_;
   Connection connection_;
   Fd file_;
-  std::string block_;
+  std::string path_, block_;
 };
 
 // Waits for the answer. False: the broker closed the connection.

@@ -8,6 +8,7 @@ import signal
 import socket
 import struct
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import zmq
 import modelbroker
 from support import files
 from support.broker import BrokerProcess, wait_until
+from support.offers import meet_after_offers
 from support.raw_wire import call, code_of, dealer, frame, open_session, packet, packets
 from support.workers import assert_right_bytes, crcs
 
@@ -167,6 +169,22 @@ def test_descriptors_that_are_handed_in_do_not_use_up_the_reserve(
         assert_served(broker, client, model)
         with broker.connect() as later:
             assert_served(broker, later, model)
+
+
+def test_threads_beyond_the_offers_that_a_session_may_have_are_told_so(
+    broker: SmallBroker, model: Path
+) -> None:
+    with broker.connect() as client, ThreadPoolExecutor(80) as threads:
+        with pytest.MonkeyPatch.context() as patch:
+            meet_after_offers(patch, 80)
+            loads = [threads.submit(client.load, model, "m") for _ in range(80)]
+            errors = [load.exception(60) for load in loads]
+        refused = [error for error in errors if error is not None]
+        assert 0 < len(refused) < 80
+        for error in refused:
+            assert isinstance(error, modelbroker.ResourceExhaustedError)
+            assert f"{80 - len(refused)} file offers" in str(error)
+        assert_served(broker, client, model)
 
 
 def test_connections_that_come_and_go_leave_no_account_behind(broker: SmallBroker) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import socket
 import struct
 import tempfile
@@ -231,24 +232,26 @@ def test_a_descriptor_of_the_wrong_kind_is_refused(town: Town, kind: str) -> Non
     town.assert_unharmed()
 
 
-def test_sixty_four_unused_offers_are_kept_and_one_more_closes_the_oldest(town: Town) -> None:
+def test_past_the_most_unused_offers_one_more_is_refused(town: Town) -> None:
     with town.path.open("rb") as file, session(town) as peer, session(town) as other:
-        for _ in range(3):
-            replies = [peer.packet("file.offer", {}, file.fileno())[0] for _ in range(70)]
-            handles = [reply["data"]["file"] for reply in replies]
-            assert len(set(handles)) == 70
-            gone, handles = handles[:6], handles[6:]
-            for handle in gone:
-                data = {"path": str(town.path), "file": handle}
-                assert code_of(peer.call("model.load_model", data)) == "not_found"
-            theirs = other.call("model.load_model", {"path": "/x", "file": handles[0]})
-            assert code_of(theirs) == "not_found"
-            for handle in handles:
-                data = {"path": str(town.path), "file": handle}
-                assert peer.ok("model.load_model", data)["outcome"] == "resident"
-                assert code_of(peer.call("model.load_model", data)) == "not_found"
-        for _ in range(64):
+        replies = [peer.packet("file.offer", {}, file.fileno())[0] for _ in range(1105)]
+        kept = [reply for reply in replies if reply["success"]]
+        if resource.getrlimit(resource.RLIMIT_NOFILE)[1] >= 16384:  # where the broker has enough
+            assert len(kept) == 1100
+        refused = replies[len(kept) :]
+        assert {code_of(reply) for reply in refused} == {"resource_exhausted"}
+        assert f"{len(kept)} file offers" in refused[0]["error"]["message"]
+        handles = [reply["data"]["file"] for reply in kept]
+        assert len(set(handles)) == len(handles)
+        theirs = other.call("model.load_model", {"path": "/x", "file": handles[0]})
+        assert code_of(theirs) == "not_found"
+        for handle in handles[:70]:  # none was dropped for another
+            data = {"path": str(town.path), "file": handle}
+            assert peer.ok("model.load_model", data)["outcome"] == "resident"
+            assert code_of(peer.call("model.load_model", data)) == "not_found"
+        for _ in range(70):
             assert peer.packet("file.offer", {}, file.fileno())[0]["success"]
+        assert code_of(peer.packet("file.offer", {}, file.fileno())[0]) == "resource_exhausted"
     town.assert_unharmed()
 
 

@@ -21,12 +21,12 @@ namespace modelbroker::testing {
 class InProcessBroker {
  public:
   // `before` gets the Os and the RAM directory, in which an earlier broker may have left something.
-  explicit InProcessBroker(const std::function<void(Os&, const std::string&)>& before = {}) {
+  explicit InProcessBroker(const std::function<void(Os&, const std::string&)>& before = {},
+                           const Clock& clock = system_clock()) {
     set_log_level("error");
     if (before) before(*os_, folder_.path());
     std::promise<Server*> started;
-    thread_ = std::thread([this, &started] {
-      const SystemClock clock;
+    thread_ = std::thread([this, &started, &clock] {
       Config config;
       config.run_directory = folder_ / "run";
       config.ram_directory = folder_.path();
@@ -54,6 +54,10 @@ class InProcessBroker {
   [[nodiscard]] std::string endpoint() const { return "ipc://" + (folder_ / "run/broker.sock"); }
 
  private:
+  static const Clock& system_clock() {
+    static const SystemClock clock;
+    return clock;
+  }
   static void give_up(const Error& error) {
     std::fprintf(stderr, "the broker in this process: %s\n", error.message.c_str());
     std::abort();

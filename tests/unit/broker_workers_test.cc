@@ -1,5 +1,6 @@
 // Who talks to the broker, and who has a right to which blocks.
 #include <fcntl.h>
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -135,6 +136,9 @@ class OffersTest : public ::testing::Test {
  protected:
   static Fd file() { return Fd(::open("/dev/null", O_RDONLY | O_CLOEXEC)); }
   static bool is_open(int fd) { return ::fcntl(fd, F_GETFD) >= 0; }
+  std::string offer(Fd file, int seconds = 0) {
+    return Sessions::offer(*session_, std::move(file), at(seconds)).value();
+  }
 
   Sessions sessions_;
   Session* const session_ = sessions_.open({}, "token", at(0)).value();
@@ -143,45 +147,70 @@ class OffersTest : public ::testing::Test {
 TEST_F(OffersTest, AnOfferIsTakenOnce) {
   Fd one = file();
   const int number = one.get();
-  const std::string handle = Sessions::offer(*session_, std::move(one));
-  const std::string other = Sessions::offer(*session_, file());
+  const std::string handle = offer(std::move(one));
+  const std::string other = offer(file());
   EXPECT_NE(handle, other);
   {
-    const auto taken = Sessions::take_offer(*session_, handle);
+    const auto taken = Sessions::take_offer(*session_, handle, at(0));
     ASSERT_TRUE(taken);
     EXPECT_EQ(taken->get(), number);
   }
   EXPECT_FALSE(is_open(number));
-  EXPECT_EQ(Sessions::take_offer(*session_, handle).error().code, ErrorCode::kNotFound);
-  EXPECT_EQ(Sessions::take_offer(*session_, "").error().code, ErrorCode::kNotFound);
-  EXPECT_TRUE(Sessions::take_offer(*session_, other));
+  for (const std::string& wrong : Blocks{handle, "", "f", "f0", "f01", "f1x", "f99", "g1", "f18446744073709551616"}) {
+    EXPECT_EQ(Sessions::take_offer(*session_, wrong, at(0)).error().code, ErrorCode::kNotFound) << wrong;
+  }
+  EXPECT_TRUE(Sessions::take_offer(*session_, other, at(0)));
 }
 
 TEST_F(OffersTest, AHandleIsGoodInItsOwnSessionOnly) {
   Session* const other = sessions_.open({}, "other", at(0)).value();
-  const std::string handle = Sessions::offer(*session_, file());
-  EXPECT_EQ(Sessions::take_offer(*other, handle).error().code, ErrorCode::kNotFound);
-  EXPECT_TRUE(Sessions::take_offer(*session_, handle));
+  const std::string handle = offer(file());
+  EXPECT_EQ(Sessions::take_offer(*other, handle, at(0)).error().code, ErrorCode::kNotFound);
+  EXPECT_TRUE(Sessions::take_offer(*session_, handle, at(0)));
 }
 
-TEST_F(OffersTest, PastTheMostTheOldestIsClosed) {
+TEST_F(OffersTest, PastTheMostOneIsRefusedUntilAnotherIsUsedOrExpires) {
+  constexpr std::size_t kMost = 3;
+  const std::string first = offer(file());
+  for (std::size_t i = 1; i < kMost; ++i) offer(file(), 10);
+  Fd refused = file();
+  const int number = refused.get();
+  const auto more = Sessions::offer(*session_, std::move(refused), at(29), kMost);
+  ASSERT_FALSE(more);
+  EXPECT_EQ(more.error().code, ErrorCode::kResourceExhausted);
+  EXPECT_THAT(more.error().message, ::testing::HasSubstr("3 file offers"));
+  EXPECT_FALSE(is_open(number));
+  EXPECT_TRUE(Sessions::take_offer(*session_, first, at(29)));  // no other one was dropped for it
+  EXPECT_TRUE(Sessions::offer(*session_, file(), at(29), kMost));
+  EXPECT_FALSE(Sessions::offer(*session_, file(), at(39), kMost));
+  EXPECT_TRUE(Sessions::offer(*session_, file(), at(40), kMost));
+}
+
+TEST_F(OffersTest, AnUnusedOneExpires) {
+  Session* const other = sessions_.open({}, "other", at(0)).value();
   Fd one = file();
   const int number = one.get();
-  const std::string oldest = Sessions::offer(*session_, std::move(one));
-  const std::string second = Sessions::offer(*session_, file());
-  for (std::size_t i = 2; i < Sessions::kMostOffers; ++i) (void)Sessions::offer(*session_, file());
+  const std::string early = offer(std::move(one));
+  const std::string late = offer(file(), 5);
+  (void)Sessions::offer(*other, file(), at(3)).value();
+  EXPECT_EQ(sessions_.expire_offers(at(29)), at(30));
   EXPECT_TRUE(is_open(number));
-  const std::string newest = Sessions::offer(*session_, file());
+  EXPECT_EQ(sessions_.expire_offers(at(30)), at(33));
   EXPECT_FALSE(is_open(number));
-  EXPECT_EQ(Sessions::take_offer(*session_, oldest).error().code, ErrorCode::kNotFound);
-  EXPECT_TRUE(Sessions::take_offer(*session_, second));
-  EXPECT_TRUE(Sessions::take_offer(*session_, newest));
+  const auto gone = Sessions::take_offer(*session_, early, at(30));
+  ASSERT_FALSE(gone);
+  EXPECT_EQ(gone.error().code, ErrorCode::kNotFound);
+  EXPECT_THAT(gone.error().message, ::testing::HasSubstr("has expired (after 30 s)"));
+  // Not before it has, and then also where nobody has closed it yet.
+  EXPECT_EQ(sessions_.expire_offers(at(34)), at(35));
+  EXPECT_FALSE(Sessions::take_offer(*session_, late, at(35)));
+  EXPECT_EQ(sessions_.expire_offers(at(35)), std::nullopt);
 }
 
 TEST_F(OffersTest, EndWithTheirSession) {
   Fd one = file();
   const int number = one.get();
-  (void)Sessions::offer(*session_, std::move(one));
+  offer(std::move(one));
   ASSERT_TRUE(is_open(number));
   sessions_.close(session_->id);
   EXPECT_FALSE(is_open(number));

@@ -54,8 +54,8 @@ TEST(ClientConnection, SignalsThatTheProgramHandlesFailNoRequest) {
   for (int i = 0; i < 2000 || interruptions.count() < 1000; ++i) {
     const auto pong = connection->request<wire::SessionPingReply>("session.ping", wire::Empty{}, Timeout(60'000));
     ASSERT_TRUE(pong) << i << ": " << pong.error().message;
-    const auto offered = connection->offer_file(file);
-    ASSERT_TRUE(offered) << i << ": " << offered.error().message;
+    const auto offered = connection->offer_file(file);  // past the most, that it is too many
+    ASSERT_TRUE(offered || offered.error().code == ErrorCode::kResourceExhausted) << offered.error().message;
   }
 }
 

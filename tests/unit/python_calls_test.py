@@ -116,21 +116,6 @@ def test_a_wait_that_is_too_long_says_so_and_the_unload_stands(loaded: BrokerPro
     wait_until(loaded.is_empty)
 
 
-@pytest.mark.slow
-def test_loads_that_came_too_late_do_not_use_up_the_session(
-    loaded: BrokerProcess, tmp_path: Path
-) -> None:
-    # Each has handed in its file's descriptor, and has not waited for the handle.
-    with loaded.connect() as client, client.attach("m") as weights:
-        with loaded.frozen():
-            for _ in range(70):
-                with pytest.raises(modelbroker.DeadlineExceededError):
-                    client.load(tmp_path / "m", timeout=0)
-        assert client.load(tmp_path / "m").outcome == "resident"
-        assert client.attach(tmp_path / "m").model == "m"
-        assert weights.raw("t0").any()
-
-
 @pytest.mark.parametrize("timeout", [-1, float("nan"), float("inf")])
 def test_a_timeout_that_is_none_is_refused(loaded: BrokerProcess, timeout: float) -> None:
     with loaded.connect() as client:

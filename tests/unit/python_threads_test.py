@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
-import time
 import zlib
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 from support import files
 from support.broker import BrokerProcess, wait_until
+from support.offers import meet_after_offers
 
 
 def test_sixteen_threads_share_one_broker(broker: BrokerProcess, tmp_path: Path) -> None:
@@ -76,36 +77,12 @@ def test_weights_attached_in_one_thread_are_released_in_another(
         wait_until(lambda: broker.books()["leases"] == 0)
 
 
-def test_more_threads_than_the_broker_keeps_files_for_load_them_all(
-    broker: BrokerProcess, tmp_path: Path
+def test_many_threads_hand_in_their_files_at_once_and_load_them_all(
+    broker: BrokerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    number = 128  # the broker keeps 64 files of a session
+    number = 128
+    meet_after_offers(monkeypatch, number)
     paths = [files.write_random(tmp_path / f"m{n}", 0.01, seed=n) for n in range(number)]
-    socket, aside = broker.run / "broker.sock", broker.run / "aside"
     with broker.connect() as client, ThreadPoolExecutor(number) as threads:
-        before = broker.descriptors()
-        socket.rename(aside)  # files come to the broker, and no request that uses them
         loads = [threads.submit(client.load, path) for path in paths]
-        wait_until(lambda: broker.descriptors() >= before + 32)
-        time.sleep(0.2)  # if more are to come, they come now
-        aside.rename(socket)
         assert {load.result(120).outcome for load in loads} == {"loaded"}
-
-
-def test_loads_that_wait_for_room_hold_up_no_other(
-    make_broker: Callable[..., BrokerProcess], tmp_path: Path
-) -> None:
-    broker = make_broker("--ram-budget", "40MiB").start()
-    small, first, big = (
-        files.write_random(tmp_path / name, size)
-        for name, size in (("small", 1), ("first", 25), ("big", 25))
-    )
-    with broker.connect() as client, ThreadPoolExecutor(40) as threads:
-        client.load(small)
-        weights = client.attach(first)
-        waiting = [threads.submit(client.load, big, timeout=120) for _ in range(40)]
-        time.sleep(0.5)  # most of them have handed in their file
-        assert client.load(small).outcome == "resident"
-        weights.release()
-        del weights
-        assert {future.result(120).model for future in waiting} == {"big"}
