@@ -3,6 +3,7 @@
 #include <poll.h>
 #include <unistd.h>
 
+#include <set>
 #include <system_error>
 
 #include "cpp_client/find_broker.h"
@@ -12,8 +13,8 @@ namespace modelbroker::client {
 namespace {
 
 constexpr Timeout kPatience{30'000};  // how long a call without a timeout waits for a broker that is gone
-constexpr Timeout kErrandTimeout{1000};
-constexpr Timeout kErrandsAgain{1000};
+constexpr Timeout kDetachTimeout{1000};
+constexpr Timeout kTellAgain{1000};
 constexpr Timeout kForever{60'000};
 // A broker that comes back soon is met soon; one that stays away costs little.
 constexpr Timeout kBackoffFirst{20};
@@ -60,7 +61,7 @@ Link::~Link() {
   keeper_.join();
 }
 
-std::string Link::next_id() { return prefix_ + "-" + std::to_string(next_number_++); }
+std::string Link::next_id() { return prefix_ + "-" + std::to_string(next_request_++); }
 
 // ---- calls
 
@@ -91,32 +92,31 @@ Result<Link::Granted> Link::attach(wire::Attach data, const Deadline& deadline, 
   settle(deadline);
   return with_session<Granted>(deadline, [&](const SharedSession& session) -> Result<Granted> {
     MODELBROKER_TRY(offer(data, file, *session, deadline));
-    const std::string id = next_id();
-    auto reply = ask<wire::AttachReply>(*session, id, "model.attach", data, deadline);
-    if (reply) return hold(std::move(*reply), session);
-    if (is_unanswered(reply.error())) {
-      // Nobody waits any more, but a lease may be granted yet: find out and end it. If the broker never heard of it
-      // before, nothing is loaded.
-      data.load = false;
-      data.file.clear();
-      const std::lock_guard lock(mutex_);
-      errands_.push_back({session, id, data});
-      os_.event_fd_signal(wake_.get());
+    data.lease = next_lease_++;
+    auto reply = ask<wire::AttachReply>(*session, next_id(), "model.attach", data, deadline);
+    if (!reply) {
+      if (is_unanswered(reply.error())) drop(data.lease);  // it may be granted yet
+      return tl::unexpected(std::move(reply).error());
     }
-    return tl::unexpected(std::move(reply).error());
+    if (reply->lease != data.lease) {
+      drop(reply->lease);
+      return fail(ErrorCode::kUnimplemented,
+                  "the broker is older than this client, and numbers leases itself: restart it with this version");
+    }
+    return hold(std::move(*reply), session);
   });
 }
 
 Result<Link::Granted> Link::hold(wire::AttachReply reply, const SharedSession& session) {
   wire::HeldLease held{.lease = reply.lease, .model = reply.model, .blocks = {}};
   for (const wire::BlockGrant& block : reply.blocks) held.blocks.push_back(block.block);
-  const Key key = next_number_++;
+  const std::uint64_t number = reply.lease;
   {
     const std::lock_guard lock(mutex_);
     if (session_ != session) return tl::unexpected(lost("the session has ended, and the lease with it"));
-    held_.emplace(key, std::move(held));
+    held_.emplace(number, std::move(held));
   }
-  return Granted{std::move(reply), std::make_shared<const HeldLease>(shared_from_this(), key)};
+  return Granted{std::move(reply), std::make_shared<const HeldLease>(shared_from_this(), number)};
 }
 
 Result<Fd> Link::open_block(const std::string& block, const Deadline& deadline) {
@@ -156,42 +156,36 @@ Result<void> Link::open(const Deadline& deadline) {
 
 Result<void> Link::open_session(const Deadline& deadline) {
   MODELBROKER_ASSIGN(SharedSession session, Session::open(os_, endpoint_, deadline));
-  std::map<Key, wire::HeldLease> held;
+  Leases held;
   {
     const std::lock_guard lock(mutex_);  // none is added meanwhile: attach() wants a session
     held = held_;
-    restating_ = true;
+    dropped_.clear();  // they ended with the session before; what is dropped from here on may be stated
   }
-  const auto gone = restate(*session, held, deadline);
+  MODELBROKER_ASSIGN(const auto gone, restate(*session, held, deadline));
   {
     const std::lock_guard lock(mutex_);
-    restating_ = false;
-    if (gone) {
-      for (const Key key : *gone) held_.erase(key);
-      session_ = std::move(session);
-    }
-    for (const Key key : std::exchange(let_go_, {})) end_lease(key);
+    for (const std::uint64_t number : gone) held_.erase(number);
+    session_ = std::move(session);
   }
-  if (!gone) return tl::unexpected(gone.error());
   os_.event_fd_signal(wake_.get());  // the keeper has another descriptor to look at
   return {};
 }
 
-// The keys of those that this broker does not have.
-Result<std::vector<Link::Key>> Link::restate(const Session& session, const std::map<Key, wire::HeldLease>& held,
-                                             const Deadline& deadline) {
+// The numbers of those that this broker does not have.
+Result<std::vector<std::uint64_t>> Link::restate(const Session& session, const Leases& held, const Deadline& deadline) {
   const Deadline soon = deadline.at_most(kExchange);
-  std::vector<Key> gone;
+  std::vector<std::uint64_t> gone;
   for (auto next = held.begin(); next != held.end();) {
     wire::Restate some;
-    std::map<std::uint64_t, Key> stated;
+    std::set<std::uint64_t> stated;
     for (; next != held.end() && some.leases.size() < kRestatedAtOnce; ++next) {
       some.leases.push_back(next->second);
-      stated.emplace(next->second.lease, next->first);
+      stated.insert(next->first);
     }
     MODELBROKER_ASSIGN(const auto reply, ask<wire::RestateReply>(session, next_id(), "lease.restate", some, soon));
     for (const std::uint64_t lease : reply.restated) stated.erase(lease);
-    for (const auto& [lease, key] : stated) gone.push_back(key);
+    gone.insert(gone.end(), stated.begin(), stated.end());
   }
   return gone;
 }
@@ -211,71 +205,41 @@ void Link::lose(const SharedSession& session) {
 
 // ---- leases
 
-void Link::drop(Key key) {
+void Link::drop(std::uint64_t lease) {
   if (pid_ != ::getpid()) return;  // a forked child: the lease is its parent's
   const std::lock_guard lock(mutex_);
-  if (restating_) {
-    let_go_.push_back(key);  // by now it may be stated: ended on the session that comes
-  } else {
-    end_lease(key);
-  }
+  held_.erase(lease);
+  dropped_.push_back(lease);
   os_.event_fd_signal(wake_.get());
 }
 
-// Under mutex_.
-void Link::end_lease(Key key) {
-  const auto found = held_.find(key);
-  if (found == held_.end()) return;
-  if (session_) errands_.push_back({session_, next_id(), wire::Detach{found->second.lease}});
-  held_.erase(found);  // without a session it has ended already
-}
-
-// Tells the broker of leases that have ended, and what became of abandoned attaches.
+// Tells the broker of leases that were dropped.
 void Link::settle(const Deadline& deadline) {
-  {
+  const auto first = [this]() -> std::optional<std::uint64_t> {
     const std::lock_guard lock(mutex_);
-    if (errands_.empty() && !running_errand_) return;
-  }
-  const std::unique_lock settling(settling_, deadline.left(kErrandTimeout));
+    return dropped_.empty() ? std::nullopt : std::optional(dropped_.front());
+  };
+  if (!first()) return;
+  const std::unique_lock settling(settling_, deadline.left(kDetachTimeout));
   if (!settling) return;
-  while (true) {
-    Errand errand;
-    {
-      const std::lock_guard lock(mutex_);
-      running_errand_ = !errands_.empty();
-      if (!running_errand_) return;
-      errand = std::move(errands_.front());
-      errands_.pop_front();
-    }
-    if (!run(errand, deadline)) {  // the broker is slow: later
-      const std::lock_guard lock(mutex_);
-      errands_.push_back(std::move(errand));
-      running_errand_ = false;
-      return;
-    }
+  while (const auto lease = first()) {  // it stays there while it is told: others wait until it is
+    if (!detach(*lease, deadline)) return;
+    const std::lock_guard lock(mutex_);
+    if (!dropped_.empty() && dropped_.front() == *lease) dropped_.pop_front();
   }
 }
 
-// False when it got no answer and should be run again.
-bool Link::run(const Errand& errand, const Deadline& deadline) {
-  if (errand.session != current()) return true;  // its lease ended with its session
-  const Deadline soon = deadline.at_most(kErrandTimeout);
-  const auto done = [&](const Error& error) {
-    if (is_lost(error)) lose(errand.session);
-    return !is_unanswered(error);
-  };
-  if (const auto* detach = std::get_if<wire::Detach>(&errand.data)) {
-    const auto reply = ask<wire::DetachReply>(*errand.session, errand.id, "model.detach", *detach, soon);
-    if (reply) return true;
-    // No descriptor for a channel: not an answer, for a broker refuses no detach so.
-    return done(reply.error()) && reply.error().code != ErrorCode::kResourceExhausted;
-  }
-  const auto reply =
-      ask<wire::AttachReply>(*errand.session, errand.id, "model.attach", std::get<wire::Attach>(errand.data), soon);
-  if (!reply) return done(reply.error());
-  const std::lock_guard lock(mutex_);
-  errands_.push_back({errand.session, next_id(), wire::Detach{reply->lease}});
-  return true;
+// False when it got no answer and should be told again. Without a session it has ended already.
+bool Link::detach(std::uint64_t lease, const Deadline& deadline) {
+  const SharedSession session = current();
+  if (!session) return false;
+  const Deadline soon = deadline.at_most(kDetachTimeout);
+  const auto reply = ask<wire::DetachReply>(*session, next_id(), "model.detach", wire::Detach{lease}, soon);
+  if (reply) return true;
+  if (is_lost(reply.error())) lose(session);
+  // No descriptor for a channel: not an answer, for a broker refuses no detach so.
+  return !is_lost(reply.error()) && !is_unanswered(reply.error()) &&
+         reply.error().code != ErrorCode::kResourceExhausted;
 }
 
 // ---- the keeper: keeps leases alive behind the program's back
@@ -291,7 +255,7 @@ void Link::keep() {
       if (stopping_) return;
     }
     const Tended tended = tend();
-    most = tended == Tended::kErrands ? kErrandsAgain : kForever;
+    most = tended == Tended::kUntold ? kTellAgain : kForever;
     if (tended == Tended::kUnreachable) {
       most = backoff;
       backoff = std::min(2 * backoff, ++tries < kSoonTries ? kBackoffSoon : kBackoffMost);
@@ -317,9 +281,9 @@ Link::Tended Link::tend() {
     orphaned = !session_ && !held_.empty();
   }
   if (orphaned && !open(Deadline(kExchange))) return Tended::kUnreachable;
-  settle(Deadline(kErrandTimeout));
+  settle(Deadline(kDetachTimeout));
   const std::lock_guard lock(mutex_);
-  return errands_.empty() ? Tended::kIdle : Tended::kErrands;
+  return session_ && !dropped_.empty() ? Tended::kUntold : Tended::kIdle;
 }
 
 }  // namespace modelbroker::client

@@ -2,7 +2,8 @@
 // outlive a restart of the broker.
 //
 // Invariant: every lease in `held_` is good on `session_`. A new session is published only when the leases have been
-// stated on it, and a lease that an older session granted is not taken in.
+// stated on it, and a lease that an older session granted is not taken in. A lease has its number before it is asked
+// for: a detach of that number ends it, also one that is granted only later.
 // Threads: any. In a forked child it is of no use: open another (pid() tells).
 // Failure: unavailable when no broker answers for 30 s or the deadline, deadline_exceeded, else what the broker said.
 #pragma once
@@ -19,7 +20,6 @@
 #include <string_view>
 #include <thread>
 #include <utility>
-#include <variant>
 #include <vector>
 #include <zmq.hpp>
 
@@ -76,17 +76,10 @@ class Link : public std::enable_shared_from_this<Link> {
  private:
   friend class HeldLease;
   using SharedSession = std::shared_ptr<Session>;
-  using Key = std::uint64_t;
+  using Leases = std::map<std::uint64_t, wire::HeldLease>;  // by number
 
-  // A request that nobody waits for, good on one session only: a detach; or an attach whose caller gave up: asked again
-  // with the same id, it tells which lease it got, so that this can be ended.
-  struct Errand {
-    SharedSession session;
-    std::string id;
-    std::variant<wire::Detach, wire::Attach> data;
-  };
   // What is left to do, for the keeper.
-  enum class Tended : std::uint8_t { kIdle, kErrands, kUnreachable };
+  enum class Tended : std::uint8_t { kIdle, kUntold, kUnreachable };
 
   Link(Os& os, wire::Endpoint endpoint, Fd wake);
 
@@ -125,21 +118,23 @@ class Link : public std::enable_shared_from_this<Link> {
   [[nodiscard]] Result<SharedSession> session_for(const Deadline& deadline);
   [[nodiscard]] SharedSession current() const;
   [[nodiscard]] Result<void> open_session(const Deadline& deadline);
-  [[nodiscard]] Result<std::vector<Key>> restate(const Session& session, const std::map<Key, wire::HeldLease>& held,
-                                                 const Deadline& deadline);
+  [[nodiscard]] Result<std::vector<std::uint64_t>> restate(const Session& session, const Leases& held,
+                                                           const Deadline& deadline);
   void lose(const SharedSession& session);
 
   // Takes a granted lease in; lost when its session is over, and the lease with it.
   [[nodiscard]] Result<Granted> hold(wire::AttachReply reply, const SharedSession& session);
-  void drop(Key key);
-  void end_lease(Key key);
+  // It is held no longer, or nobody waits for its grant.
+  void drop(std::uint64_t lease);
   void settle(const Deadline& deadline);
-  [[nodiscard]] bool run(const Errand& errand, const Deadline& deadline);
+  [[nodiscard]] bool detach(std::uint64_t lease, const Deadline& deadline);
   void keep();  // the keeper's thread
   [[nodiscard]] Tended tend();
   void wait_for_something(Timeout most) const;
 
   static constexpr Timeout kExchange{5000};
+  // A broker that is too old to be told numbers counts from 1.
+  static constexpr std::uint64_t kFirstLease = 1001;
 
   Os& os_;
   const wire::Endpoint endpoint_;
@@ -147,34 +142,32 @@ class Link : public std::enable_shared_from_this<Link> {
   zmq::context_t context_{1};
   Fd wake_;
   const std::string prefix_ = random_prefix();
-  std::atomic<std::uint64_t> next_number_ = 0;  // of requests and of keys
+  std::atomic<std::uint64_t> next_request_ = 0;
+  std::atomic<std::uint64_t> next_lease_ = kFirstLease;
 
   mutable std::mutex mutex_;  // short; guards what follows
   std::vector<Channel> idle_;
   std::uint64_t epoch_ = 0;  // of the channels: they belong to one broker
   SharedSession session_;
-  std::map<Key, wire::HeldLease> held_;
-  std::deque<Errand> errands_;
-  bool running_errand_ = false;  // one that is no longer in the queue
-  bool restating_ = false;       // held_ was copied, and is being stated
-  std::vector<Key> let_go_;      // keys in held_ that were dropped meanwhile
+  Leases held_;
+  std::deque<std::uint64_t> dropped_;  // leases that the broker is still to be told of
   bool stopping_ = false;
 
   std::timed_mutex renewing_;  // long: opening a session
-  std::timed_mutex settling_;  // long: running errands
+  std::timed_mutex settling_;  // long: detaching
   std::thread keeper_;
 };
 
 class HeldLease {
  public:
-  HeldLease(std::shared_ptr<Link> link, Link::Key key) : link_(std::move(link)), key_(key) {}
-  ~HeldLease() { link_->drop(key_); }
+  HeldLease(std::shared_ptr<Link> link, std::uint64_t number) : link_(std::move(link)), number_(number) {}
+  ~HeldLease() { link_->drop(number_); }
   HeldLease(const HeldLease&) = delete;
   HeldLease& operator=(const HeldLease&) = delete;
 
  private:
   std::shared_ptr<Link> link_;
-  Link::Key key_;
+  std::uint64_t number_;
 };
 
 }  // namespace modelbroker::client

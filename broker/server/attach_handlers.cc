@@ -4,13 +4,24 @@
 #include "broker/server/server.h"
 
 namespace modelbroker {
+namespace {
 
-wire::AttachReply Server::grant(Session& session, Resident& resident, const std::string& model,
+Result<void> use_number(Session& session, std::uint64_t lease) {
+  if (lease > LeaseNumbers::kHighest) return fail(ErrorCode::kInvalidArgument, "a lease's number is at most 2^62");
+  if (lease == 0 || session.lease_numbers.use(lease)) return {};
+  return fail(ErrorCode::kAlreadyExists,
+              "the lease number " + std::to_string(lease) +
+                  " was used in this session before, by an attach or a detach: count upwards");
+}
+
+}  // namespace
+
+wire::AttachReply Server::grant(Session& session, std::uint64_t lease, Resident& resident, const std::string& model,
                                 const std::string& outcome) {
   const Block& block = *resident.block;
   const BlockLayout& layout = block.header().layout;
   wire::AttachReply attached;
-  attached.lease = session.next_lease++;
+  attached.lease = lease != 0 ? lease : session.lease_numbers.use_next();
   attached.model = model;
   attached.outcome = outcome;
   wire::BlockGrant grant;
@@ -31,6 +42,7 @@ wire::AttachReply Server::grant(Session& session, Resident& resident, const std:
 }
 
 void Server::attach(Session& session, const wire::Attach& data, const Reply<wire::AttachReply>& reply) {
+  if (const auto used = use_number(session, data.lease); !used) return reply.error(used.error());
   if (data.device != "cpu") {
     return reply.error({ErrorCode::kUnimplemented,
                         "device '" + wire::printable(data.device, 64) + "': this version serves 'cpu' only"});
@@ -62,6 +74,7 @@ void Server::attach(Session& session, const wire::Attach& data, const Reply<wire
     ask->pin = evicted->pinned;
     ask->name_loader = evicted->given.loader;
     ask->until = reply.deadline();
+    ask->lease = data.lease;
     return attach_by_load(std::move(*ask), reply, data.model);
   }
   if (!is_path(data.model) || (data.file.empty() && !data.load)) {
@@ -71,20 +84,30 @@ void Server::attach(Session& session, const wire::Attach& data, const Reply<wire
       return reply.error(Rights::not_attachable(wire::printable(data.model)));
     }
     ++books_->hits;
-    return reply.ok(grant(session, **resident, is_path(data.model) ? (*resident)->name() : data.model, "resident"));
+    const std::string& name = is_path(data.model) ? (*resident)->name() : data.model;
+    return reply.ok(grant(session, data.lease, **resident, name, "resident"));
   }
   auto ask = ask_for(session, data.model, data.file);
   if (!ask) return reply.error(ask.error());
   ask->any_name = true;  // who attaches by path wants the weights, whatever they are called
   ask->look_only = !data.load;
   ask->until = reply.deadline();
+  ask->lease = data.lease;
   attach_by_load(std::move(*ask), reply, "");
 }
 
 // `evicted`: the name of a model that was here before and is loaded again.
 void Server::attach_by_load(Loads::Ask ask, const Reply<wire::AttachReply>& reply, const std::string& evicted) {
   const SessionId id = ask.session;
-  const Loads::AskId asked = loads_->start(std::move(ask), [this, reply, id, evicted](Result<Loads::Outcome> outcome) {
+  const std::uint64_t lease = ask.lease;
+  if (lease != 0) books_->sessions.find(id)->attaching.insert(lease);
+  // False: a detach came before the grant, or the session has ended.
+  const auto waited = [this, id, lease] {
+    Session* const asker = books_->sessions.find(id);
+    return asker != nullptr && (asker->attaching.erase(lease) > 0 || lease == 0);
+  };
+  const auto done = [this, reply, id, lease, evicted, waited](Result<Loads::Outcome> outcome) {
+    const bool is_wanted = waited();
     if (!outcome) {
       Error error = outcome.error();
       if (!evicted.empty() && error.code == ErrorCode::kPermissionDenied) {
@@ -95,20 +118,28 @@ void Server::attach_by_load(Loads::Ask ask, const Reply<wire::AttachReply>& repl
       return reply.error(error);
     }
     if (reply.answered()) return;  // deadline passed: nobody would ever end that lease
+    if (!is_wanted) return reply.error(Loads::lease_detached(lease));
     Session* const asker = books_->sessions.find(id);
     Resident* const resident = books_->store.by_block(outcome->block);
-    if (asker == nullptr || resident == nullptr || resident->draining()) {
+    if (resident == nullptr || resident->draining()) {
       return reply.error({ErrorCode::kUnavailable, "the model was unloaded before this request could use it; retry"});
     }
-    reply.ok(grant(*asker, *resident, outcome->model, outcome->outcome));
+    reply.ok(grant(*asker, lease, *resident, outcome->model, outcome->outcome));
+  };
+  const Loads::AskId asked = loads_->start(std::move(ask), done);
+  reply.on_late([this, asked, waited] {
+    loads_->give_up(asked);
+    (void)waited();
   });
-  reply.on_late([this, asked] { loads_->give_up(asked); });
 }
 
 void Server::detach(Session& session, const wire::Detach& data, const Reply<wire::DetachReply>& reply) {
   wire::EventData released = event_of(session.peer);
   if (const Lease* const lease = books_->leases.find(session.id, data.lease)) released.model = lease->model;
   const std::vector<std::string> blocks = books_->leases.end(session.id, data.lease);
+  // Not granted yet: its attach is cancelled, or refused when it comes.
+  if (session.attaching.erase(data.lease) > 0) loads_->detached(session.id, data.lease);
+  if (data.lease <= LeaseNumbers::kHighest) session.lease_numbers.use(data.lease);
   reply.ok({!blocks.empty()});
   if (blocks.empty()) return;
   released.block = blocks.front();

@@ -8,10 +8,6 @@
 #include "shm/block_format.h"
 
 namespace modelbroker {
-namespace {
-constexpr std::uint64_t kHighestLease = 1ULL << 62;  // far from where the next number would wrap
-}
-
 template <class M, class R>
 void Server::on(std::string_view type, void (Server::*handler)(Session&, const M&, const Reply<R>&)) {
   handlers_.emplace(type, [this, handler](Session& session, const wire::Request& request, Ticket ticket) {
@@ -102,7 +98,8 @@ LeaseBook::Ended Server::end_leases(const Session& session) {
 
 void Server::restate(Session& session, const wire::Restate& data, const Reply<wire::RestateReply>& reply) {
   wire::RestateReply outcome;
-  if (std::ranges::any_of(data.leases, [](const wire::HeldLease& held) { return held.lease > kHighestLease; })) {
+  if (std::ranges::any_of(data.leases,
+                          [](const wire::HeldLease& held) { return held.lease > LeaseNumbers::kHighest; })) {
     return reply.error({ErrorCode::kInvalidArgument, "a lease's number is at most 2^62"});
   }
   for (const wire::HeldLease& held : data.leases) {
@@ -110,7 +107,7 @@ void Server::restate(Session& session, const wire::Restate& data, const Reply<wi
       const Resident* const resident = books_->store.by_block(block);
       return resident != nullptr && !resident->removing && books_->may_attach(session.peer.uid, *resident);
     });
-    session.next_lease = std::max(session.next_lease, held.lease + 1);
+    session.lease_numbers.use(held.lease);
     if (!all_here) {
       outcome.lost.push_back(held.lease);
       continue;

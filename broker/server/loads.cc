@@ -21,6 +21,7 @@ Loads::AskId Loads::start(Ask ask, Done done) {
   const auto waiter = std::make_shared<Waiter>();
   waiter->id = next_id_++;
   waiter->session = ask.session;
+  waiter->lease = ask.lease;
   waiter->peer = std::move(ask.peer);
   waiter->path = std::move(ask.path);
   waiter->name = std::move(ask.name);
@@ -212,8 +213,17 @@ void Loads::give_up_if_unwanted(const FlightPtr& flight) {
   }
 }
 
+Error Loads::lease_detached(std::uint64_t lease) {
+  return {ErrorCode::kCancelled, "the lease " + std::to_string(lease) + " was detached before it was granted"};
+}
+
 void Loads::give_up(AskId id) {
   withdraw([&](const Waiter& waiter) { return waiter.id == id; }, std::nullopt);
+}
+
+void Loads::detached(SessionId session, std::uint64_t lease) {
+  withdraw([&](const Waiter& waiter) { return waiter.session == session && waiter.lease == lease; },
+           lease_detached(lease));
 }
 
 void Loads::session_ended(SessionId session) {

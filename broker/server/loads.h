@@ -39,10 +39,11 @@ class Loads {
  public:
   struct Ask {
     SessionId session = 0;
-    Peer peer;         // the session's
-    Fd file;           // open for reading; empty: the broker opens `path` itself
-    std::string path;  // absolute; with `file` only a label
-    std::string name;  // empty: the name it has, else default_name()
+    std::uint64_t lease = 0;  // an attach's number, if the client chose it
+    Peer peer;                // the session's
+    Fd file;                  // open for reading; empty: the broker opens `path` itself
+    std::string path;         // absolute; with `file` only a label
+    std::string name;         // empty: the name it has, else default_name()
     std::string type;
     bool pin = false;
     bool retry = false;      // also if brokers died of it
@@ -57,6 +58,8 @@ class Loads {
     std::string model;    // the name that was asked for, or the first
     std::string outcome;  // loaded, resident, revived, alias
   };
+  // Why an attach is not granted whose lease was detached before.
+  [[nodiscard]] static Error lease_detached(std::uint64_t lease);
   using Done = std::function<void(Result<Outcome>)>;
   using AskId = std::uint64_t;
 
@@ -78,6 +81,8 @@ class Loads {
   AskId start(Ask ask, Done done);
   // Whoever asked so waits no longer.
   void give_up(AskId id);
+  // Cancels an attach whose lease was ended before it was granted.
+  void detached(SessionId session, std::uint64_t lease);
   // Cancels what an ended session asked for.
   void session_ended(SessionId session);
   // Cancels what is loaded again by a name that was unloaded meanwhile.
@@ -101,6 +106,7 @@ class Loads {
   struct Waiter : Claim {
     AskId id = 0;
     SessionId session = 0;
+    std::uint64_t lease = 0;
     bool pin = false, retry = false, look_only = false;
     std::optional<Duration> keep_alive;
     std::optional<TimePoint> until;

@@ -134,8 +134,9 @@ class Server {
   // attach_handlers.cc
   void attach(Session& session, const wire::Attach& data, const Reply<wire::AttachReply>& reply);
   void attach_by_load(Loads::Ask ask, const Reply<wire::AttachReply>& reply, const std::string& evicted);
-  [[nodiscard]] wire::AttachReply grant(Session& session, Resident& resident, const std::string& model,
-                                        const std::string& outcome);
+  // `lease`: the number that the client chose; 0: the next.
+  [[nodiscard]] wire::AttachReply grant(Session& session, std::uint64_t lease, Resident& resident,
+                                        const std::string& model, const std::string& outcome);
   void detach(Session& session, const wire::Detach& data, const Reply<wire::DetachReply>& reply);
 
   using Handler = std::function<void(Session&, const wire::Request&, Ticket)>;

@@ -10,10 +10,12 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <unordered_map>
 
 #include "broker/clock.h"
+#include "broker/workers/lease_numbers.h"
 #include "broker/workers/peer.h"
 #include "shm/error.h"
 #include "shm/fd.h"
@@ -34,7 +36,8 @@ struct Session {
   Peer peer;
   std::string plain_key;  // ZeroMQ-only: what it is found by
   TimePoint last_heard;
-  std::uint64_t next_lease = 1;
+  LeaseNumbers lease_numbers;
+  std::set<std::uint64_t> attaching;  // numbers of leases whose attach waits for a load
   std::uint64_t next_offer = 1;
   std::map<std::uint64_t, FileOffer> offers;  // by number, until used; the first expires first
 };

@@ -18,7 +18,7 @@ from ._session import Session
 # A broker that comes back soon is met soon; one that stays away costs little.
 _BACKOFF_FIRST, _BACKOFF_SOON, _BACKOFF_MOST = 0.02, 0.1, 0.5
 _SOON_TRIES = 100
-_ERRANDS_AGAIN = 1.0
+_TELL_AGAIN = 1.0
 
 
 class Kept(Protocol):
@@ -28,7 +28,7 @@ class Kept(Protocol):
         """The session whose hang-up should wake the keeper."""
 
     def tend(self) -> str:
-        """Does what is to be done: "idle", "errands" (some are left), "unreachable" or "done"."""
+        """Does what is to be done: "idle", "untold" (some is left), "unreachable" or "done"."""
 
 
 class Keeper:
@@ -81,7 +81,7 @@ class Keeper:
             outcome = link.tend()
             if outcome == "done":
                 return
-            seconds = {"unreachable": backoff, "errands": _ERRANDS_AGAIN}.get(outcome)
+            seconds = {"unreachable": backoff, "untold": _TELL_AGAIN}.get(outcome)
             if outcome == "unreachable":
                 tries += 1
                 backoff = min(2 * backoff, _BACKOFF_SOON if tries < _SOON_TRIES else _BACKOFF_MOST)

@@ -1,4 +1,4 @@
-"""Leases as this process knows them, and what must still be told to the broker about them."""
+"""Leases as this process knows them."""
 
 from __future__ import annotations
 
@@ -6,42 +6,25 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
-
-from ._session import Session
 
 
 @dataclass(slots=True)
 class Held:
-    """A lease that lives: what `lease.restate` says of it."""
+    """A lease that was asked for, and what `lease.restate` says of it once it is granted."""
 
-    number: int
-    model: str
-    blocks: list[str]
     ref: LeaseRef  # kept alive, or it tells nobody
+    model: str = ""
+    blocks: list[str] = field(default_factory=list)  # none: not granted yet
 
     def as_wire(self) -> dict[str, Any]:
         """An element of `lease.restate`'s leases."""
-        return {"lease": self.number, "model": self.model, "blocks": self.blocks}
-
-
-@dataclass(slots=True)
-class Errand:
-    """A request that nobody waits for, good on one session only.
-
-    A detach; or an attach whose caller gave up: asked again with the same id, it tells which lease
-    it got, so that this can be ended.
-    """
-
-    session: Session
-    request_id: str
-    type: str
-    data: dict[str, Any]
+        return {"lease": self.ref.number, "model": self.model, "blocks": self.blocks}
 
 
 class Lease:
-    """Held by every mapping of one attach; when the last is gone, `wake` is called.
+    """Held by an attach, then by every mapping of it; when the last is gone, `wake` is called.
 
     `wake` runs as a finalizer: anywhere, in any thread, and never in a forked child or at the
     interpreter's exit (where the session ends anyway).
@@ -61,12 +44,12 @@ def _call_if_ours(pid: int, wake: Callable[[], None]) -> None:
 class LeaseRef(weakref.ref[Lease]):
     """Goes into a deque when its lease is let go: a C function does it, which nobody interrupts."""
 
-    __slots__ = ("key",)
-    key: int
+    __slots__ = ("number",)
+    number: int
 
     @classmethod
-    def to(cls, lease: Lease, dropped: deque[LeaseRef], key: int) -> LeaseRef:
-        """`key`: the lease's in the books."""
+    def to(cls, lease: Lease, dropped: deque[LeaseRef], number: int) -> LeaseRef:
+        """`number`: the lease's."""
         ref = cls(lease, dropped.append)
-        ref.key = key
+        ref.number = number
         return ref

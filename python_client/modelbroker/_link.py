@@ -1,7 +1,9 @@
 """The link to one broker: its session, the leases held over it, and calls that outlive a restart.
 
-Invariant: every lease in `_held` is good on `_session`. A new session is published only when the
-leases have been stated on it, and a lease that an older session granted is not taken in.
+Invariant: every lease in `_held` that has blocks is good on `_session`. A new session is published
+only when the leases have been stated on it, and a lease that an older session granted is not taken
+in. A lease has its number before it is asked for: whatever becomes of the call, when the last who
+holds the lease is gone a detach of that number ends it, also one that is granted only later.
 
 Threads: any. Finalizers run anywhere, even inside our own critical sections, so they take no lock:
 a C function appends to a deque, and they wake the keeper, which does the rest.
@@ -16,7 +18,6 @@ import threading
 import time
 import weakref
 from collections import deque
-from dataclasses import replace
 from typing import Any, TypeAlias
 
 from ._deadline import Deadline
@@ -28,9 +29,10 @@ from ._errors import (
     ModelBrokerError,
     PermissionDeniedError,
     UnavailableError,
+    UnimplementedError,
 )
 from ._keeper import Keeper
-from ._leases import Errand, Held, Lease, LeaseRef
+from ._leases import Held, Lease, LeaseRef
 from ._pool import Pool
 from ._session import Session
 from ._threads import OutOfThreadsError, no_thread_left
@@ -44,7 +46,8 @@ Failure: TypeAlias = "tuple[type[UnavailableError | BrokerHangsError | Permissio
 _BACKOFF_FIRST, _BACKOFF_MOST = 0.02, 0.5
 PATIENCE = 30.0  # how long a call without a timeout waits for a broker that is gone
 _RESTATED_AT_ONCE = 1000  # far below the limits of one message
-_ERRAND_SECONDS = 1.0
+_FIRST_LEASE = 1001  # a broker that is too old to be told numbers counts from 1
+_DETACH_SECONDS = 1.0
 _RESTATE_SECONDS = 5.0
 
 
@@ -61,15 +64,14 @@ class Link:
 
     def _reset(self) -> None:
         self._ids = RequestIds()
-        self._keys = itertools.count()
+        self._numbers = itertools.count(_FIRST_LEASE)
         self._session: Session | None = None
         self._held: dict[int, Held] = {}
         self._dropped: deque[LeaseRef] = deque()  # of _held, let go
-        self._errands: deque[Errand] = deque()
         self._keeper: Keeper | None = None
         self._lock = threading.Lock()  # short: the fields above
         self._renewing = threading.Lock()  # long: opening a session
-        self._settling = threading.Lock()  # long: running errands
+        self._settling = threading.Lock()  # long: detaching
 
     # ---- calls
 
@@ -98,27 +100,23 @@ class Link:
             session = self.session(deadline)
             with _Losing(self, session):
                 offered = _offered(data, file, session, deadline)
-                errand = Errand(session, self._ids(), "model.attach", offered)
-                reply, lease = self._attach_once(errand, deadline)
+                reply, lease = self._attach_once(session, offered, deadline)
                 if lease is not None:
                     return reply, lease
 
-    def _attach_once(self, errand: Errand, deadline: Deadline) -> tuple[Data, Lease | None]:
-        session = errand.session
+    def _attach_once(
+        self, session: Session, data: Data, deadline: Deadline
+    ) -> tuple[Data, Lease | None]:
+        number, lease = self._new_lease()
         try:
-            reply = self._ask(session, errand.request_id, errand.type, errand.data, deadline)
-            return reply, self._hold(reply, session)
-        except SessionLost:
-            raise
+            data = {**data, "lease": number}
+            reply = self._ask(session, self._ids(), "model.attach", data, deadline)
+            self._check_number(number, reply, session, deadline)
+            return reply, lease if self._granted(number, reply, session) else None
         except BaseException as error:
-            # Nobody waits any more, but a lease may be granted yet: find out and end it. If the
-            # broker never heard of it before, nothing is loaded.
-            if isinstance(error, UnansweredError | BrokerHangsError) or not isinstance(
-                error, ModelBrokerError
-            ):
-                asked = {key: errand.data[key] for key in errand.data if key != "file"}
-                self._errands.append(replace(errand, data={**asked, "load": False}))
-                self._keep()
+            if _is_answer(error):
+                self._forget(number)
+            del lease  # it ends: what is raised keeps this frame
             raise
 
     def open_block(self, name: str, deadline: Deadline) -> int:
@@ -190,33 +188,33 @@ class Link:
     def _open_session(self, deadline: Deadline) -> None:
         session = Session.open(self.endpoint, deadline.at_most(_RESTATE_SECONDS))
         try:
-            with self._lock:  # none is added meanwhile: _hold() wants a session
-                held = dict(self._held)
+            with self._lock:  # none is granted meanwhile: _granted() wants a session
+                held = {number: held for number, held in self._held.items() if held.blocks}
             lost = self._restate(session, held, deadline.at_most(_RESTATE_SECONDS))
         except BaseException:
             session.close()
             raise
         with self._lock:
-            for key in lost:
-                self._held.pop(key, None)
+            for number in lost:
+                self._held.pop(number, None)
             self._session = session
         self._wake()
 
     def _restate(self, session: Session, held: dict[int, Held], deadline: Deadline) -> list[int]:
-        """States leases on a new session; the keys of those that this broker does not have."""
+        """States leases on a new session; the numbers of those that this broker does not have."""
         lost: list[int] = []
-        keys = list(held)
-        for start in range(0, len(keys), _RESTATED_AT_ONCE):
-            some = keys[start : start + _RESTATED_AT_ONCE]
+        numbers = list(held)
+        for start in range(0, len(numbers), _RESTATED_AT_ONCE):
+            some = numbers[start : start + _RESTATED_AT_ONCE]
             reply = self._ask(
                 session,
                 self._ids(),
                 "lease.restate",
-                {"leases": [held[key].as_wire() for key in some]},
+                {"leases": [held[number].as_wire() for number in some]},
                 deadline,
             )
             restated = set(reply.get("restated") or ())
-            lost += [key for key in some if held[key].number not in restated]
+            lost += [number for number in some if number not in restated]
         return lost
 
     def lose(self, session: Session) -> None:
@@ -230,19 +228,36 @@ class Link:
 
     # ---- leases
 
-    def _hold(self, reply: Data, session: Session) -> Lease | None:
-        """Takes a granted lease in; None when its session is over, and the lease with it."""
-        blocks = [str(block["block"]) for block in reply["blocks"]]
-        key = next(self._keys)
-        lease = Lease(self._wake)
-        ref = LeaseRef.to(lease, self._dropped, key)
-        held = Held(int(reply["lease"]), str(reply["model"]), blocks, ref)
+    def _new_lease(self) -> tuple[int, Lease]:
+        number, lease = next(self._numbers), Lease(self._wake)
         with self._lock:
+            self._held[number] = Held(LeaseRef.to(lease, self._dropped, number))
+        return number, lease
+
+    def _check_number(self, number: int, reply: Data, session: Session, deadline: Deadline) -> None:
+        if int(reply["lease"]) == number:
+            return
+        self._ask(session, self._ids(), "model.detach", {"lease": reply["lease"]}, deadline)
+        raise UnimplementedError(
+            "the broker is older than this client, and numbers leases itself: restart it "
+            "with this version"
+        )
+
+    def _granted(self, number: int, reply: Data, session: Session) -> bool:
+        """False when the session is over, and the lease with it."""
+        blocks = [str(block["block"]) for block in reply["blocks"]]
+        with self._lock:
+            held = self._held[number]
             if self._session is not session:
-                return None
-            self._held[key] = held
+                del self._held[number]
+                return False
+            held.model, held.blocks = str(reply["model"]), blocks
         self._keep()
-        return lease
+        return True
+
+    def _forget(self, number: int) -> None:
+        with self._lock:
+            self._held.pop(number, None)
 
     def _wake(self) -> None:
         """Also a finalizer: no locks here."""
@@ -264,62 +279,49 @@ class Link:
         self._wake()
 
     def settle(self, deadline: Deadline) -> None:
-        """Tells the broker of leases that have ended, and what became of abandoned attaches."""
-        # The lock last: what the keeper has taken out it runs under it.
-        if not self._dropped and not self._errands and not self._settling.locked():
+        """Tells the broker of leases that were let go."""
+        # The lock last: what is being told is told under it.
+        if not self._dropped and not self._settling.locked():
             return
         taken: list[bool] = []
         try:
-            if not take(taken, self._settling, deadline.left(_ERRAND_SECONDS)):
+            if not take(taken, self._settling, deadline.left(_DETACH_SECONDS)):
                 return
-            self._dropped_to_errands()
-            for _ in range(len(self._errands)):
-                # It stays until it is done: who interrupts us leaves it to the next.
-                if not self._run(self._errands[0], deadline.at_most(_ERRAND_SECONDS)):
-                    self._errands.rotate(-1)
-                    return  # the broker is slow: later
-                self._errands.popleft()
+            for _ in range(len(self._dropped)):
+                # It stays until it is told: who interrupts us leaves it to the next.
+                ref = self._dropped[0] if self._dropped else None
+                if ref is None or not self._detach(ref, deadline.at_most(_DETACH_SECONDS)):
+                    return  # later: the broker is slow, or there is none
         finally:
             if True in taken:
                 self._settling.release()
 
-    def _dropped_to_errands(self) -> None:
-        with self._lock:
-            session = self._session
-            if session is None:
-                return
-            while self._dropped:
-                key = self._dropped[0].key
-                held = self._held.get(key)
-                if held is not None:  # an errand too many, if we are interrupted, does no harm
-                    data = {"lease": held.number}
-                    self._errands.append(Errand(session, self._ids(), "model.detach", data))
-                    self._held.pop(key, None)
-                self._dropped.popleft()
-
-    def _run(self, errand: Errand, deadline: Deadline) -> bool:
-        """Runs an errand; False when it got no answer and should be run again."""
-        if errand.session is not self._session:
-            return True  # its lease ended with its session
+    def _detach(self, ref: LeaseRef, deadline: Deadline) -> bool:
+        """False when it got no answer and should be told again: on another session, too."""
+        session = self._session
+        if session is None:
+            return False
         try:
-            reply = self._ask(errand.session, errand.request_id, errand.type, errand.data, deadline)
+            self._ask(session, self._ids(), "model.detach", {"lease": ref.number}, deadline)
         except SessionLost:
-            self.lose(errand.session)
-            return True
+            self.lose(session)
+            return False
         except (UnansweredError, OutOfDescriptorsError, OutOfThreadsError):
             return False
         except ModelBrokerError:
-            return True
-        if errand.type == "model.attach":
-            data = {"lease": reply["lease"]}
-            self._errands.append(Errand(errand.session, self._ids(), "model.detach", data))
+            pass
+        with self._lock:
+            self._held.pop(ref.number, None)
+            if self._dropped and self._dropped[0] is ref:
+                self._dropped.popleft()
         return True
 
     def _forget_dropped(self) -> None:
         """Without a session, a lease that was let go has ended already."""
         with self._renewing, self._lock:
             while self._session is None and self._dropped:
-                self._held.pop(self._dropped.popleft().key, None)
+                self._held.pop(self._dropped[0].number, None)
+                self._dropped.popleft()
 
     @property
     def closing(self) -> bool:
@@ -337,16 +339,19 @@ class Link:
         session = self._session
         if session is not None and session.hung_up():
             self.lose(session)
-        orphaned = self._session is None and len(self._held) > len(self._dropped)
-        if orphaned and not self._restored():
+        if self._session is None and self._is_orphaned() and not self._restored():
             return "unreachable"
-        self.settle(Deadline(_ERRAND_SECONDS))
+        self.settle(Deadline(_DETACH_SECONDS))
         if self._session is None:
             self._forget_dropped()
         if self._closing and not self._held:
             self._shut_down()
             return "done"
-        return "errands" if self._errands else "idle"
+        return "untold" if self._dropped else "idle"
+
+    def _is_orphaned(self) -> bool:
+        with self._lock:
+            return any(held.blocks and held.ref() is not None for held in self._held.values())
 
     def _restored(self) -> bool:
         try:
@@ -359,7 +364,7 @@ class Link:
     def close(self) -> None:
         """No more calls. The session goes on while weights or tensors need it."""
         self._closing = True
-        self.settle(Deadline(_ERRAND_SECONDS))
+        self.settle(Deadline(_DETACH_SECONDS))
         if not self._held:
             self._shut_down()
         self._wake()
@@ -400,6 +405,13 @@ class Link:
 def _offered(data: Data, file: int | None, session: Session, deadline: Deadline) -> Data:
     """A request's data, with the handle of the file that it is about."""
     return data if file is None else {**data, "file": session.offer(file, deadline)}
+
+
+def _is_answer(error: BaseException) -> bool:
+    """Whether a lease that was asked for will not be granted."""
+    if isinstance(error, ModelBrokerError):
+        return not isinstance(error, UnansweredError | BrokerHangsError)
+    return isinstance(error, SessionLost)
 
 
 class _Losing:

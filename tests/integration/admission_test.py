@@ -155,24 +155,6 @@ def test_past_its_deadline_a_load_is_given_up(
         assert broker.books()["loads"] == 0
 
 
-def test_an_attach_that_the_broker_gave_up_is_not_asked_again(
-    make_broker: MakeBroker, tmp_path: Path
-) -> None:
-    broker = make_broker("--ram-budget", "200MiB").start()
-    other = files.write_random(tmp_path / "other.safetensors", 150)
-    with broker.connect() as client:
-        client.load(files.write_random(tmp_path / "m.safetensors", 150))
-        client.load(other)  # in its place: there is room for one
-        with pytest.raises(DeadlineExceededError):
-            client.attach("m", timeout=0.001)
-        client.load(other, timeout=60)  # waits until what that made is gone
-        # More than the answers that a broker remembers, and longer than until an errand is run.
-        for _ in range(600):
-            client.status()
-            time.sleep(0.004)
-        assert [model.name for model in client.list()] == ["other"]
-
-
 def test_an_attach_that_was_given_up_before_it_was_sent_loads_nothing(tight: Tight) -> None:
     broker = tight.broker
     with broker.connect() as client, broker.connect() as late:
@@ -184,7 +166,6 @@ def test_an_attach_that_was_given_up_before_it_was_sent_loads_nothing(tight: Tig
         time.sleep(0.5)  # a thread of ZeroMQ's closes its socket
         broker.thaw()
         assert late.load(tight.second).outcome == "resident"
-        time.sleep(1.5)  # as long as it takes until what is left over is asked again
         assert broker.books()["loads"] == 2
         assert [model.name for model in client.list()] == ["second"]
 

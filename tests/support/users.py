@@ -111,11 +111,19 @@ class Caller:
         if self._fds is not None:
             self._fds.close()
 
-    def call(self, type_: str, **data: Any) -> dict[str, Any]:
+    def send(self, type_: str, **data: Any) -> str:
+        """Its id; answers come by answer(), in any order."""
         self._ids += 1
         head = {"session": self.token} if self.token else {}
         self._dealer.send(frame(type_, data, f"i{self._ids}", **head))
+        return f"i{self._ids}"
+
+    def answer(self) -> dict[str, Any]:
         return received(self._dealer.recv())
+
+    def call(self, type_: str, **data: Any) -> dict[str, Any]:
+        self.send(type_, **data)
+        return self.answer()
 
     def code(self, type_: str, **data: Any) -> str:
         """Empty for success."""

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "broker/workers/lease_numbers.h"
 #include "broker/workers/leases.h"
 #include "broker/workers/sessions.h"
 
@@ -217,6 +218,41 @@ TEST_F(OffersTest, EndWithTheirSession) {
 }
 
 // ---- leases
+
+TEST(LeaseNumbersTest, ANumberIsNewOnce) {
+  struct Case {
+    const char* what;
+    std::vector<std::uint64_t> used, again, fresh;
+    std::uint64_t next;
+  };
+  constexpr std::uint64_t kHighest = LeaseNumbers::kHighest;
+  const std::vector<Case> cases{
+      {"none", {}, {}, {0, 1, kHighest}, 1},
+      {"upwards", {1, 2, 3}, {1, 2, 3}, {0, 4}, 4},
+      {"downwards", {3, 2, 1}, {1, 2, 3}, {0, 4}, 4},
+      {"a gap that is filled", {1, 2, 5, 6, 3, 4}, {1, 2, 3, 4, 5, 6}, {0, 7}, 7},
+      {"a gap that stays", {10, 12}, {10, 12}, {9, 11, 13}, 13},
+      {"the highest", {kHighest}, {kHighest}, {kHighest - 1}, kHighest + 1},
+  };
+  for (const Case& one : cases) {
+    LeaseNumbers numbers;
+    for (const std::uint64_t number : one.used) EXPECT_TRUE(numbers.use(number)) << one.what << ": " << number;
+    for (const std::uint64_t number : one.again) EXPECT_FALSE(numbers.use(number)) << one.what << ": " << number;
+    for (const std::uint64_t number : one.fresh)
+      EXPECT_TRUE(LeaseNumbers(numbers).use(number)) << one.what << ": " << number;
+    EXPECT_EQ(numbers.use_next(), one.next) << one.what;
+    EXPECT_FALSE(numbers.use(one.next)) << one.what;
+  }
+}
+
+TEST(LeaseNumbersTest, PastTheMostGapsTheLowestCountsAsUsed) {
+  LeaseNumbers numbers;
+  for (std::uint64_t i = 0; i <= LeaseNumbers::kMostGaps; ++i) EXPECT_TRUE(numbers.use(10 * i));
+  EXPECT_TRUE(LeaseNumbers(numbers).use(5));
+  EXPECT_TRUE(numbers.use(10 * (LeaseNumbers::kMostGaps + 1)));
+  EXPECT_FALSE(numbers.use(5));
+  EXPECT_TRUE(numbers.use(15));
+}
 
 Lease lease(const Blocks& blocks, pid_t pid = 7, int since = 0) { return {"model", blocks, {1000, pid}, at(since)}; }
 

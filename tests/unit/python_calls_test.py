@@ -6,10 +6,13 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import modelbroker
+from modelbroker._link import Data, Link
+from modelbroker._session import Session
 from support import files
 from support.broker import BrokerProcess, run_python, wait_until
 
@@ -57,18 +60,21 @@ weights.release()
     wait_until(loaded.is_empty)
 
 
-def test_ctrl_c_in_an_attach_leaves_no_lease(broker: BrokerProcess, tmp_path: Path) -> None:
+def test_ctrl_c_in_an_attach_leaves_no_lease_and_no_load(
+    broker: BrokerProcess, tmp_path: Path
+) -> None:
     size = 512 << 20
     path = tmp_path / "m.safetensors"
     path.write_bytes(files.encode({"t": files.entry("U8", [size], 0, size)}))
     os.truncate(path, path.stat().st_size + size)
     script = """
 interrupted(lambda: client.attach(sys.argv[1]), lambda: bool(observer.list()))
-while not observer.list() or observer.list()[0].state != "resident":
+while [model for model in observer.list() if model.state == "loading"]:
     pass
 while observer.status().tiers["ram"].leases:
     pass
-client.unload("m")
+if observer.list():  # it was loaded before it was interrupted
+    client.unload("m")
 """
     done = run_python(INTERRUPTED + script, str(path), environment=broker.environment)
     assert (done.returncode, done.stderr) == (0, "")
@@ -94,6 +100,42 @@ def test_an_attach_that_came_too_late_leaves_no_lease(
         del weights
         client.unload("m", wait=True)
     assert loaded.is_empty()
+
+
+def test_an_attach_that_came_too_late_leaves_no_lease_with_the_next_broker(
+    loaded: BrokerProcess,
+) -> None:
+    with loaded.connect() as client, client.attach("m") as kept:
+        loaded.freeze()
+        with pytest.raises(modelbroker.DeadlineExceededError):
+            client.attach("m", timeout=0.1)
+        loaded.kill()
+        loaded.start()
+        with client.attach("m", timeout=30) as weights:  # its number is new in this session too
+            assert weights.raw("t0").any()
+        del weights
+        wait_until(lambda: client.status().tiers["ram"].leases == 1)
+        assert kept.raw("t0").any()
+
+
+def test_a_broker_that_is_too_old_for_lease_numbers_is_told_so(
+    loaded: BrokerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = Link._ask
+
+    def ask_an_old_one(
+        link: Link, session: Session, id_: str, type_: str, data: Data, *more: Any
+    ) -> Data:
+        if type_ == "model.attach":
+            data = {key: value for key, value in data.items() if key != "lease"}
+        return ask(link, session, id_, type_, data, *more)
+
+    monkeypatch.setattr(Link, "_ask", ask_an_old_one)
+    with loaded.connect() as client:
+        with pytest.raises(modelbroker.UnimplementedError, match="older"):
+            client.attach("m")
+        assert client.status().tiers["ram"].leases == 0
+        assert [model.name for model in client.list()] == ["m"]
 
 
 def test_a_call_that_came_too_late_does_no_harm_to_the_next(loaded: BrokerProcess) -> None:

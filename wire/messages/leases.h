@@ -12,12 +12,14 @@ namespace modelbroker::wire {
 struct Attach {
   std::string model, file;
   bool load = true;
+  std::uint64_t lease = 0;
   std::string component, device = "cpu";
   template <class Self, class F>
   static void fields(Self& self, F&& f) {
     f("model", self.model, Need::kRequired);
     f("file", self.file);
     f("load", self.load);
+    f("lease", self.lease);
     f("component", self.component);
     f("device", self.device);
   }
