@@ -5,6 +5,7 @@
 #include "cpp_client/channel.h"
 #include "cpp_client/find_broker.h"
 #include "cpp_client/session.h"
+#include "shm/text.h"
 #include "shm/threads.h"
 
 namespace modelbroker::client {
@@ -79,7 +80,7 @@ Result<Fd> Connection::open_block(const std::string& block, const Deadline& dead
 
 Result<Fd> open_source(Os& os, const std::string& path) {
   auto fd = os.open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0);
-  if (!fd) return fail_errno(fd.error().number, "opening '" + wire::printable(path) + "'");
+  if (!fd) return fail_errno(fd.error().number, "opening '" + printable(path) + "'");
   return std::move(*fd);
 }
 

@@ -4,7 +4,7 @@
 #include <numeric>
 
 #include "cpp_client/attached.h"
-#include "wire/frame.h"
+#include "shm/text.h"
 
 namespace modelbroker {
 namespace {
@@ -73,8 +73,7 @@ Result<Tensor> Weights::tensor(std::string_view name) const {
   const auto name_of = [&](std::uint32_t i) { return contents->tensors[i].name; };
   const auto found = std::ranges::lower_bound(contents->by_name, name, {}, name_of);
   if (found != contents->by_name.end() && name_of(*found) == name) return contents->tensors[*found];
-  return fail(ErrorCode::kNotFound,
-              "model '" + wire::printable(model()) + "' has no tensor '" + wire::printable(name) + "'");
+  return fail(ErrorCode::kNotFound, "model '" + printable(model()) + "' has no tensor '" + printable(name) + "'");
 }
 
 Result<std::map<std::string, std::string>> Weights::metadata() const {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "shm/text.h"
 #include "wire/frame.h"
 
 namespace modelbroker::wire {

@@ -8,7 +8,7 @@
 #include "broker/cli/json.h"
 #include "broker/cli/output.h"
 #include "cpp_client/connection.h"
-#include "wire/frame.h"
+#include "shm/text.h"
 
 namespace modelbroker::cli {
 
@@ -21,7 +21,7 @@ inline constexpr client::Timeout kNoEnd{0};      // loads: a terminal has Ctrl-C
 }
 
 // Text from a peer or a file, fit for a terminal.
-[[nodiscard]] inline std::string shown(const std::string& text) { return wire::printable(text, 4096); }
+[[nodiscard]] inline std::string shown(const std::string& text) { return printable(text, 4096); }
 
 inline void print(const Json& json) {
   std::printf("%s\n", json.dump(2, ' ', false, Json::error_handler_t::replace).c_str());

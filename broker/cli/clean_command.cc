@@ -4,11 +4,11 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "broker/base/sizes.h"
 #include "broker/cli/clean_instance.h"
 #include "broker/cli/commands.h"
 #include "broker/cli/output.h"
 #include "broker/cli/setting_flags.h"
-#include "broker/ram/sizes.h"
 #include "shm/os.h"
 
 namespace modelbroker::cli {

@@ -5,8 +5,8 @@
 #include <cstdio>
 #include <thread>
 
+#include "broker/base/sizes.h"
 #include "broker/cli/ask.h"
-#include "broker/ram/sizes.h"
 #include "cpp_client/events.h"
 #include "cpp_client/paths.h"
 

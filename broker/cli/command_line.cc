@@ -11,7 +11,7 @@
 #include "broker/cli/output.h"
 #include "modelbroker_version.h"
 #include "shm/limits.h"
-#include "wire/frame.h"
+#include "shm/text.h"
 
 namespace modelbroker::cli {
 namespace {
@@ -79,7 +79,7 @@ std::string first_word(int argc, const char* const* argv) {
 int refuse_word(const CLI::App& app, const std::string& word) {
   const std::string meant = nearest(word, names_of(app));
   std::fprintf(stderr, "modelbroker: there is no command '%s'%s ('modelbroker --help' lists all)\n",
-               wire::printable(word, 64).c_str(), meant.empty() ? "" : (": did you mean '" + meant + "'?").c_str());
+               printable(word, 64).c_str(), meant.empty() ? "" : (": did you mean '" + meant + "'?").c_str());
   return kExitUsage;
 }
 

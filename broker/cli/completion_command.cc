@@ -6,6 +6,7 @@
 
 #include "broker/cli/ask.h"
 #include "broker/cli/completion.h"
+#include "shm/text.h"
 
 namespace modelbroker::cli {
 namespace {
@@ -105,7 +106,7 @@ void add_completion_command(CLI::App& app, Common& common, Action& action) {
       ->type_name("bash|zsh|fish|models")
       ->check([](const std::string& word) {
         const bool known = word == "bash" || word == "zsh" || word == "fish" || word == "models";
-        return known ? "" : "'" + wire::printable(word, 64) + "' is not bash, zsh, fish or models";
+        return known ? "" : "'" + printable(word, 64) + "' is not bash, zsh, fish or models";
       });
   command->add_option("--endpoint", common.endpoint, "broker whose models are meant (default: as everywhere)");
   command->callback([&app, &common, &action, what] {

@@ -13,6 +13,7 @@
 
 #include "cpp_client/paths.h"
 #include "shm/os.h"
+#include "shm/text.h"
 #include "wire/endpoint.h"
 #include "wire/frame.h"
 
@@ -107,7 +108,7 @@ Result<std::vector<std::string>> values_of(const Setting& setting, const toml::n
     // Relative to what? A broker that is told to read again may stand elsewhere by then.
     if (paths && !value.starts_with('/')) {
       return fail(ErrorCode::kInvalidArgument,
-                  "'" + wire::printable(value, 64) + "' is not allowed: in a file a path begins with '/'");
+                  "'" + printable(value, 64) + "' is not allowed: in a file a path begins with '/'");
     }
   }
   return values;
@@ -141,8 +142,7 @@ class FileReader {
     for (const auto& [name, node] : table) {
       const std::string section(name.str());
       if (known_keys(section).empty()) {
-        return wrong(name.source(),
-                     "unknown section [" + wire::printable(section, 64) + "]: there are " + known_sections());
+        return wrong(name.source(), "unknown section [" + printable(section, 64) + "]: there are " + known_sections());
       }
       const toml::table* const inner = node.as_table();
       if (inner == nullptr) {
@@ -160,8 +160,8 @@ class FileReader {
     for (const auto& [key, node] : table) {
       const Setting* const setting = find_setting(section, key.str());
       if (setting == nullptr) {
-        return wrong(key.source(), "unknown key '" + wire::printable(key.str(), 64) + "': [" + section + "] has " +
-                                       known_keys(section));
+        return wrong(key.source(),
+                     "unknown key '" + printable(key.str(), 64) + "': [" + section + "] has " + known_keys(section));
       }
       const auto values = values_of(*setting, node);
       if (!values) return wrong(node.source(), setting->name() + ": " + values.error().message);
@@ -185,7 +185,7 @@ Result<void> apply_file(Config& config, const std::string& text, const std::stri
     return FileReader(config, path).root(toml::parse(text, path));
   } catch (const toml::parse_error& error) {
     return fail(ErrorCode::kInvalidArgument, path + ":" + std::to_string(error.source().begin.line) +
-                                                 ": not TOML: " + wire::printable(error.description()));
+                                                 ": not TOML: " + printable(error.description()));
   }
 }
 
@@ -244,7 +244,7 @@ std::vector<std::string> unknown_variables() {
     const std::string_view rest = name.substr(kPrefix.size());
     const bool known = std::ranges::any_of(kOthers, [&](std::string_view other) { return rest.starts_with(other); }) ||
                        std::ranges::any_of(settings(), [&](const Setting& s) { return s.variable() == name; });
-    if (!known) unknown.push_back(wire::printable(name, 64));
+    if (!known) unknown.push_back(printable(name, 64));
   }
   return unknown;
 }

@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "broker/base/config.h"
 #include "broker/cli/settings.h"
-#include "broker/server/config.h"
 #include "shm/error.h"
 
 namespace modelbroker::cli {

@@ -8,7 +8,7 @@
 #include <string_view>
 #include <vector>
 
-#include "broker/server/config.h"
+#include "broker/base/config.h"
 #include "shm/os.h"
 
 namespace modelbroker::cli {

@@ -14,6 +14,7 @@
 #include "broker/cli/setting_flags.h"
 #include "cpp_client/connection.h"
 #include "modelbroker_version.h"
+#include "shm/text.h"
 
 namespace modelbroker::cli {
 namespace {
@@ -47,9 +48,8 @@ std::string_view chosen_by(const Common& common) {
 Check answering(Os& os, const client::Connection& connection, const std::string& found_by) {
   const wire::SessionHelloReply& hello = connection.hello();
   Check check{"broker", Verdict::kOk,
-              "version " + wire::printable(hello.version, 64) + ", instance '" + wire::printable(hello.instance, 64) +
-                  "', " + to_text(program_of(os, connection)) + ", answers at " + connection.endpoint().broker() +
-                  found_by};
+              "version " + printable(hello.version, 64) + ", instance '" + printable(hello.instance, 64) + "', " +
+                  to_text(program_of(os, connection)) + ", answers at " + connection.endpoint().broker() + found_by};
   if (hello.version != kVersion) {
     check.verdict = Verdict::kNote;
     check.cost = std::string("this program is version ") + kVersion + ": they work together by protocol " +
@@ -71,7 +71,7 @@ Check broker_check(Os& os, const Config& config, const Common& common) {
   const auto connection = client::Connection::connect(os, at(common.endpoint));
   if (connection) return answering(os, *connection, chosen.empty() ? "" : " (" + std::string(chosen) + ")");
   if (connection.error().code != ErrorCode::kUnavailable) {
-    return {"broker", Verdict::kProblem, wire::printable(connection.error().message, 500),
+    return {"broker", Verdict::kProblem, printable(connection.error().message, 500),
             "commands and workers of this user cannot use it", "see the message"};
   }
   std::string looked;
@@ -108,7 +108,7 @@ void print_json(const std::vector<Check>& checks, std::size_t problems) {
 void print_text(const std::vector<Check>& checks, std::size_t problems) {
   for (const Check& check : checks) {
     std::printf("%-8s %-19s %s\n", std::string(to_string(check.verdict)).c_str(), check.name.c_str(),
-                wire::printable(check.found, 1000).c_str());
+                printable(check.found, 1000).c_str());
     if (!check.cost.empty()) std::printf("%28s cost: %s\n", "", check.cost.c_str());
     if (!check.remedy.empty()) std::printf("%28s fix:  %s\n", "", check.remedy.c_str());
   }

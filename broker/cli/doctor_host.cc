@@ -6,9 +6,9 @@
 #include <array>
 #include <sstream>
 
+#include "broker/base/sizes.h"
 #include "broker/cli/doctor_checks.h"
 #include "broker/ram/room.h"
-#include "broker/ram/sizes.h"
 #include "shm/limits.h"
 #include "shm/os_features.h"
 #include "wire/endpoint.h"

@@ -8,10 +8,10 @@
 #include <fstream>
 #include <sstream>
 
+#include "broker/base/sizes.h"
 #include "broker/cli/doctor_checks.h"
 #include "broker/ram/memory_facts.h"
 #include "broker/ram/room.h"
-#include "broker/ram/sizes.h"
 #include "shm/kernel.h"
 #include "shm/mapping.h"
 #include "shm/os_features.h"

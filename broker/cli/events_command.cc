@@ -12,12 +12,13 @@
 #include <ctime>
 #include <memory>
 
+#include "broker/base/sizes.h"
 #include "broker/cli/commands.h"
 #include "broker/cli/json.h"
 #include "broker/cli/output.h"
-#include "broker/ram/sizes.h"
 #include "cpp_client/events.h"
 #include "shm/os.h"
+#include "shm/text.h"
 
 namespace modelbroker::cli {
 namespace {
@@ -29,7 +30,7 @@ struct Arguments {
   bool snapshot_only = false;
 };
 
-std::string shown(const std::string& text) { return wire::printable(text, 4096); }
+std::string shown(const std::string& text) { return printable(text, 4096); }
 
 bool matches(const std::string& pattern, std::string_view type) {
   return ::fnmatch(pattern.c_str(), std::string(type).c_str(), 0) == 0;

@@ -4,8 +4,8 @@
 #include <cmath>
 #include <cstdio>
 
+#include "broker/base/sizes.h"
 #include "broker/cli/ask.h"
-#include "broker/ram/sizes.h"
 #include "cpp_client/paths.h"
 #include "shm/block.h"
 

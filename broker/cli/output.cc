@@ -9,7 +9,7 @@
 #include <system_error>
 #include <utility>
 
-#include "broker/ram/sizes.h"
+#include "broker/base/sizes.h"
 
 namespace modelbroker::cli {
 

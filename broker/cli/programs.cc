@@ -2,7 +2,7 @@
 
 #include <filesystem>
 
-#include "wire/frame.h"
+#include "shm/text.h"
 
 namespace modelbroker::cli {
 namespace {
@@ -28,7 +28,7 @@ BrokerProgram program_of(Os& os, const client::Connection& connection) {
 
 std::string to_text(const BrokerProgram& program) {
   if (program.pid == 0) return "in another pid namespace";
-  const std::string path = program.path.empty() ? "" : ", " + wire::printable(program.path, 4096);
+  const std::string path = program.path.empty() ? "" : ", " + printable(program.path, 4096);
   return "pid " + std::to_string(program.pid) + path;
 }
 

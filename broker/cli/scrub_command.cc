@@ -4,20 +4,21 @@
 #include <memory>
 #include <thread>
 
+#include "broker/base/sizes.h"
 #include "broker/cli/commands.h"
 #include "broker/cli/json.h"
 #include "broker/cli/output.h"
-#include "broker/ram/sizes.h"
 #include "cpp_client/connection.h"
 #include "cpp_client/events.h"
 #include "cpp_client/paths.h"
+#include "shm/text.h"
 
 namespace modelbroker::cli {
 namespace {
 
 constexpr client::Timeout kNoEnd{0};
 
-std::string shown(const std::string& text) { return wire::printable(text, 4096); }
+std::string shown(const std::string& text) { return printable(text, 4096); }
 
 void watch_progress(Os& os, const Common& common, const Fd& done) {
   ProgressLine line;

@@ -4,11 +4,11 @@
 #include <cstdlib>
 #include <memory>
 
+#include "broker/base/log.h"
 #include "broker/cli/commands.h"
 #include "broker/cli/output.h"
 #include "broker/cli/setting_flags.h"
 #include "broker/cli/supervise.h"
-#include "broker/server/log.h"
 #include "broker/server/server.h"
 #include "shm/instruments.h"
 

@@ -3,6 +3,7 @@
 #include <array>
 #include <cstdio>
 
+#include "shm/text.h"
 #include "wire/endpoint.h"
 #include "wire/frame.h"
 
@@ -102,7 +103,7 @@ std::string commented_file(const Config& config, const std::string& read) {
   std::string text =
       "# Every setting of 'modelbroker serve'. A variable overrides this file, and a flag overrides both.\n";
   text += read.empty() ? "# No configuration file is there; what is not commented out comes from variables and flags.\n"
-                       : "# Read from " + wire::printable(read, 4096) + ", variables and flags.\n";
+                       : "# Read from " + printable(read, 4096) + ", variables and flags.\n";
   const Config standard = default_configuration();
   std::string_view section;
   for (const Setting& setting : settings()) {

@@ -6,11 +6,11 @@
 #include <cmath>
 #include <sstream>
 
-#include "broker/ram/sizes.h"
+#include "broker/base/sizes.h"
 #include "cpp_client/paths.h"
 #include "shm/block_format.h"
 #include "shm/os.h"
-#include "wire/frame.h"
+#include "shm/text.h"
 
 namespace modelbroker::cli {
 namespace {
@@ -60,7 +60,7 @@ constexpr std::array<Setting, 19> kSettings{{
 }};
 // clang-format on
 
-std::string quoted(const std::string& value) { return "'" + wire::printable(value, 64) + "'"; }
+std::string quoted(const std::string& value) { return "'" + printable(value, 64) + "'"; }
 
 tl::unexpected<Error> refuse(const Setting& setting, const std::string& value) {
   return fail(ErrorCode::kInvalidArgument, quoted(value) + " is not allowed: " + allowed(setting));

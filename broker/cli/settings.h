@@ -1,5 +1,5 @@
 // Settings: the one table of what a broker can be told. File, environment, flags, help and the table in
-// docs/operations.md come from it: a new setting is one row (and its field in broker/server/config.h).
+// docs/operations.md come from it: a new setting is one row (and its field in broker/base/config.h).
 //
 // Threads: any; the table is constant. Failure: invalid_argument that says what is allowed; the caller adds where.
 #pragma once
@@ -12,7 +12,7 @@
 #include <variant>
 #include <vector>
 
-#include "broker/server/config.h"
+#include "broker/base/config.h"
 #include "shm/error.h"
 
 namespace modelbroker::cli {

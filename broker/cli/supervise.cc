@@ -13,8 +13,8 @@
 #include <cstring>
 #include <string>
 
-#include "broker/clock.h"
-#include "broker/server/log.h"
+#include "broker/base/clock.h"
+#include "broker/base/log.h"
 #include "shm/fd.h"
 
 namespace modelbroker::cli {

@@ -15,7 +15,7 @@
 #include <string>
 #include <vector>
 
-#include "broker/catalog/formats/directory.h"
+#include "broker/formats/directory.h"
 #include "broker/ram/memory_facts.h"
 #include "shm/block.h"
 

@@ -4,7 +4,7 @@
 #include <charconv>
 #include <string_view>
 
-#include "broker/ram/sizes.h"
+#include "broker/base/sizes.h"
 
 namespace modelbroker {
 namespace {

@@ -1,6 +1,6 @@
 #include "broker/ram/room.h"
 
-#include "broker/ram/sizes.h"
+#include "broker/base/sizes.h"
 #include "shm/limits.h"
 
 namespace modelbroker {

@@ -1,7 +1,9 @@
 // Requests about leases on models: attach, detach.
 #include <utility>
 
+#include "broker/models/model_events.h"
 #include "broker/server/server.h"
+#include "shm/text.h"
 
 namespace modelbroker {
 namespace {
@@ -44,12 +46,12 @@ wire::AttachReply Server::grant(Session& session, std::uint64_t lease, Resident&
 void Server::attach(Session& session, const wire::Attach& data, const Reply<wire::AttachReply>& reply) {
   if (const auto used = use_number(session, data.lease); !used) return reply.error(used.error());
   if (data.device != "cpu") {
-    return reply.error({ErrorCode::kUnimplemented,
-                        "device '" + wire::printable(data.device, 64) + "': this version serves 'cpu' only"});
+    return reply.error(
+        {ErrorCode::kUnimplemented, "device '" + printable(data.device, 64) + "': this version serves 'cpu' only"});
   }
   if (!data.component.empty()) {
     return reply.error(
-        {ErrorCode::kUnimplemented, "component '" + wire::printable(data.component, 64) +
+        {ErrorCode::kUnimplemented, "component '" + printable(data.component, 64) +
                                         "': this version attaches whole models; use state_dict(prefix=...)"});
   }
   Resident* const there = books_->store.find(data.model);
@@ -57,14 +59,14 @@ void Server::attach(Session& session, const wire::Attach& data, const Reply<wire
     (void)scrubber_->withdraw_missing(*there);
     if (there->damaged && !there->draining() && !reaper_->drain(*there)) {
       return reply.error({ErrorCode::kUnavailable,
-                          "'" + wire::printable(data.model) + "' is damaged, and could not be withdrawn yet: retry"});
+                          "'" + printable(data.model) + "' is damaged, and could not be withdrawn yet: retry"});
     }
   }
   const EvictedNames::Model* const evicted = data.load ? books_->evicted.find(data.model) : nullptr;
   if (evicted != nullptr && books_->store.by_name(data.model) == nullptr) {
     if (evicted->given.is_label) {
-      return reply.error({ErrorCode::kPermissionDenied,
-                          "'" + wire::printable(data.model) + "' was evicted: load it again from its file"});
+      return reply.error(
+          {ErrorCode::kPermissionDenied, "'" + printable(data.model) + "' was evicted: load it again from its file"});
     }
     auto ask = ask_for(session, evicted->given.path, "");
     if (!ask) return reply.error(ask.error());
@@ -81,7 +83,7 @@ void Server::attach(Session& session, const wire::Attach& data, const Reply<wire
     const auto resident = require(session, data.model);
     if (!resident) return reply.error(resident.error());
     if (!books_->may_attach(session.peer.uid, **resident)) {
-      return reply.error(Rights::not_attachable(wire::printable(data.model)));
+      return reply.error(Rights::not_attachable(printable(data.model)));
     }
     ++books_->hits;
     const std::string& name = is_path(data.model) ? (*resident)->name() : data.model;
@@ -111,9 +113,9 @@ void Server::attach_by_load(Loads::Ask ask, const Reply<wire::AttachReply>& repl
     if (!outcome) {
       Error error = outcome.error();
       if (!evicted.empty() && error.code == ErrorCode::kPermissionDenied) {
-        error.message = "'" + wire::printable(evicted) + "' was evicted: load it again from its file";
+        error.message = "'" + printable(evicted) + "' was evicted: load it again from its file";
       } else if (!evicted.empty()) {
-        error.message = "'" + wire::printable(evicted) + "' was evicted and cannot be loaded again: " + error.message;
+        error.message = "'" + printable(evicted) + "' was evicted and cannot be loaded again: " + error.message;
       }
       return reply.error(error);
     }

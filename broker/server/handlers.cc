@@ -3,9 +3,11 @@
 
 #include <algorithm>
 
+#include "broker/models/model_events.h"
 #include "broker/server/server.h"
 #include "modelbroker_version.h"
 #include "shm/block_format.h"
+#include "shm/text.h"
 
 namespace modelbroker {
 template <class M, class R>
@@ -42,7 +44,7 @@ void Server::dispatch(Session& session, const wire::Request& request, Ticket tic
   const auto handler = handlers_.find(request.type());
   if (handler != handlers_.end()) return handler->second(session, request, std::move(ticket));
   const Error error{ErrorCode::kUnimplemented,
-                    "'" + wire::printable(request.type(), 64) + "' is not served by modelbroker " + kVersion};
+                    "'" + printable(request.type(), 64) + "' is not served by modelbroker " + kVersion};
   ticket->answer(wire::encode_error(ticket->to(), error));
 }
 

@@ -4,9 +4,11 @@
 #include <iterator>
 #include <utility>
 
-#include "broker/ram/sizes.h"
-#include "broker/server/log.h"
+#include "broker/base/log.h"
+#include "broker/base/sizes.h"
+#include "broker/models/model_events.h"
 #include "broker/server/server.h"
+#include "shm/text.h"
 
 namespace modelbroker {
 namespace {
@@ -33,7 +35,7 @@ Result<Resident*> Server::require(const Session& session, const std::string& mod
   Resident* const resident = books_->store.find(model);
   // Whether another's private file is loaded, its path does not tell.
   if (resident != nullptr && (!is_path(model) || books_->may_attach(uid, *resident))) return resident;
-  return fail(ErrorCode::kNotFound, "no model '" + wire::printable(model) +
+  return fail(ErrorCode::kNotFound, "no model '" + printable(model) +
                                         "' is loaded: 'modelbroker ls' shows those that are, 'modelbroker load "
                                         "FILE --name NAME' loads one");
 }
@@ -48,7 +50,7 @@ Result<Loads::Ask> Server::ask_for(Session& session, const std::string& path, co
   }
   if (!is_path(path) || path.size() > 4096 || path.find('\0') != std::string::npos) {
     return fail(ErrorCode::kInvalidArgument,
-                "the path '" + wire::printable(path) + "' must be absolute and at most 4096 bytes long");
+                "the path '" + printable(path) + "' must be absolute and at most 4096 bytes long");
   }
   return ask;
 }
@@ -56,15 +58,15 @@ Result<Loads::Ask> Server::ask_for(Session& session, const std::string& path, co
 void Server::load(Session& session, const wire::LoadModel& data, const Reply<wire::LoadModelReply>& reply) {
   auto ask = ask_for(session, data.path, data.file);
   if (!ask) return reply.error(ask.error());
-  if (!data.name.empty() && !wire::valid_model_name(data.name)) {
+  if (!data.name.empty() && !valid_model_name(data.name)) {
     return reply.error({ErrorCode::kInvalidArgument,
-                        "the name '" + wire::printable(data.name) +
+                        "the name '" + printable(data.name) +
                             "' must have 1 to 255 bytes of UTF-8, no control, invisible or direction-changing "
                             "characters, and no empty, '.' or '..' part before or behind a '/', which belongs to a "
                             "path: choose another by --name"});
   }
   ask->name = data.name;
-  ask->type = wire::printable(data.type, 64);
+  ask->type = printable(data.type, 64);
   ask->pin = data.pin;
   ask->retry = data.retry;
   if (data.keep_alive && std::isnan(*data.keep_alive)) {
@@ -99,10 +101,10 @@ Result<Resident*> Server::require_own(const Session& session, const std::string&
   MODELBROKER_ASSIGN(Resident* const resident, require(session, model));
   const uid_t uid = session.peer.uid;
   if (!is_path(model) && !books_->rights.manage(uid, books_->store.loader_of(model))) {
-    return tl::unexpected(Rights::not_manageable(wire::printable(model), books_->store.loader_of(model)));
+    return tl::unexpected(Rights::not_manageable(printable(model), books_->store.loader_of(model)));
   }
   if (is_path(model) && !books_->manages_all(uid, *resident)) {
-    return tl::unexpected(Rights::not_manageable(wire::printable(model), resident->loader));
+    return tl::unexpected(Rights::not_manageable(printable(model), resident->loader));
   }
   return resident;
 }
@@ -119,7 +121,7 @@ Result<bool> Server::forget_evicted(const Session& session, const std::string& m
   } else if (books_->evicted.find(model) == nullptr) {
     return false;
   } else if (!is_managed(model)) {
-    return tl::unexpected(Rights::not_manageable(wire::printable(model), books_->evicted.find(model)->given.loader));
+    return tl::unexpected(Rights::not_manageable(printable(model), books_->evicted.find(model)->given.loader));
   }
   forget(names);
   return !names.empty();
@@ -173,7 +175,7 @@ void Server::unload(Session& session, const wire::UnloadModel& data, const Reply
   }
   const std::string block = resident.block->id();
   const std::uint64_t bytes = resident.bytes();
-  log_info("unloading '" + wire::printable(model) + "'");
+  log_info("unloading '" + printable(model) + "'");
   const auto drained = [this, reply, outcome, block, bytes, wait = data.wait](bool freed) {
     const auto answer = [this, reply, bytes](wire::UnloadModelReply result, bool gone) {
       (gone ? result.freed : result.draining) = bytes;
@@ -185,7 +187,7 @@ void Server::unload(Session& session, const wire::UnloadModel& data, const Reply
     reaper_->when_gone(block, [answer, outcome, reply, told](bool gone) {
       if (std::exchange(*told, true)) return;
       if (gone) return answer(outcome, true);
-      reply.error({ErrorCode::kCancelled, "'" + wire::printable(outcome.model) + "' was loaded again meanwhile"});
+      reply.error({ErrorCode::kCancelled, "'" + printable(outcome.model) + "' was loaded again meanwhile"});
     });
     if (wait) return;
     loop_->after(kUnloadPatience, [answer, outcome, told] {
@@ -284,7 +286,7 @@ void Server::cancel(Session& session, const wire::ModelName& data, const Reply<w
   const std::size_t count =
       loads_->cancel(data.model, everybodys ? std::nullopt : std::optional<uid_t>(session.peer.uid));
   if (count > 0) return reply.ok({count});
-  reply.error({ErrorCode::kNotFound, "nothing that is called '" + wire::printable(data.model) +
+  reply.error({ErrorCode::kNotFound, "nothing that is called '" + printable(data.model) +
                                          "' is being loaded: 'modelbroker ps' shows what is"});
 }
 

@@ -7,7 +7,7 @@
 #include <string>
 #include <string_view>
 
-#include "broker/clock.h"
+#include "broker/base/clock.h"
 #include "shm/fd.h"
 
 namespace modelbroker {

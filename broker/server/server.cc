@@ -7,12 +7,13 @@
 #include <array>
 #include <cerrno>
 
+#include "broker/base/log.h"
+#include "broker/base/sizes.h"
+#include "broker/doors/gate.h"
+#include "broker/doors/run_directory.h"
+#include "broker/models/model_events.h"
+#include "broker/models/recovery.h"
 #include "broker/ram/room.h"
-#include "broker/ram/sizes.h"
-#include "broker/server/gate.h"
-#include "broker/server/log.h"
-#include "broker/server/recovery.h"
-#include "broker/server/run_directory.h"
 #include "shm/block_format.h"
 #include "shm/instruments.h"
 #include "shm/limits.h"
@@ -79,7 +80,7 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
   // libzmq aborts where it gets none: two contexts, and one for each kind of jobs.
   MODELBROKER_TRY(threads_left(2 * kThreadsOfAContext + kKindsOfJobs, "serving"));
   MODELBROKER_TRY(remove_stale_sockets());
-  MODELBROKER_ASSIGN(events_, Events::bind(endpoint_.events(), to_hex(books_->boot_id)));
+  MODELBROKER_ASSIGN(events_, EventSocket::bind(endpoint_.events(), to_hex(books_->boot_id)));
   jobs_ = std::make_unique<Jobs>(*loop_, kJobThreads);
   keeper_ =
       std::make_unique<StateKeeper>(*books_, *loop_, state_path, std::move(state.db), [this] { return hold_place(); });

@@ -13,20 +13,20 @@
 #include <string_view>
 #include <vector>
 
-#include "broker/server/admission.h"
-#include "broker/server/books.h"
-#include "broker/server/events.h"
-#include "broker/server/expiry.h"
-#include "broker/server/fd_socket.h"
-#include "broker/server/jobs.h"
-#include "broker/server/load_notes.h"
-#include "broker/server/loads.h"
+#include "broker/base/jobs.h"
+#include "broker/doors/event_socket.h"
+#include "broker/doors/fd_socket.h"
+#include "broker/doors/router.h"
+#include "broker/doors/run_directory.h"
+#include "broker/models/admission.h"
+#include "broker/models/books.h"
+#include "broker/models/expiry.h"
+#include "broker/models/load_notes.h"
+#include "broker/models/loads.h"
+#include "broker/models/reaper.h"
+#include "broker/models/scrubber.h"
+#include "broker/models/state_keeper.h"
 #include "broker/server/notify.h"
-#include "broker/server/reaper.h"
-#include "broker/server/router.h"
-#include "broker/server/run_directory.h"
-#include "broker/server/scrubber.h"
-#include "broker/server/state_keeper.h"
 #include "shm/file_mark.h"
 #include "shm/lock_file.h"
 #include "wire/endpoint.h"
@@ -154,7 +154,7 @@ class Server {
   bool reloading_ = false, reload_again_ = false;
   TimePoint settled_at_;
   std::map<SessionId, std::pair<Fd, WatchId>> plain_peers_;
-  std::unique_ptr<Events> events_;
+  std::unique_ptr<EventSocket> events_;
   std::unique_ptr<Jobs> jobs_;
   std::unique_ptr<StateKeeper> keeper_;
   std::unique_ptr<Reaper> reaper_;

@@ -1,9 +1,9 @@
 // The broker as a service: the configuration read again, and what a service manager hears.
 #include <time.h>
 
+#include "broker/base/log.h"
+#include "broker/base/sizes.h"
 #include "broker/ram/room.h"
-#include "broker/ram/sizes.h"
-#include "broker/server/log.h"
 #include "broker/server/server.h"
 #include "wire/frame.h"
 

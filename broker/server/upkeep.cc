@@ -3,7 +3,7 @@
 #include <string>
 #include <utility>
 
-#include "broker/server/log.h"
+#include "broker/base/log.h"
 #include "broker/server/server.h"
 
 namespace modelbroker {

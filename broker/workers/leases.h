@@ -12,7 +12,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "broker/clock.h"
+#include "broker/base/clock.h"
 #include "broker/workers/sessions.h"
 
 namespace modelbroker {

@@ -14,7 +14,7 @@
 #include <string>
 #include <unordered_map>
 
-#include "broker/clock.h"
+#include "broker/base/clock.h"
 #include "broker/workers/lease_numbers.h"
 #include "broker/workers/peer.h"
 #include "shm/error.h"

@@ -3,7 +3,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "broker/catalog/formats/directory.h"
+#include "broker/formats/directory.h"
 #include "broker/ram/loader.h"
 #include "shm/dtype.h"
 #include "tests/support/fuzz.h"

@@ -12,7 +12,7 @@
 #include <string_view>
 
 #include "shm/error.h"
-#include "wire/frame.h"
+#include "shm/text.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size);
 
@@ -27,7 +27,7 @@ inline void require(bool holds, std::string_view what) {
 // Every refusal can be sent to a client and shown.
 inline void require_presentable(const Error& error) {
   require(!error.message.empty() && error.message.size() < 2000, "a message is short");
-  require(wire::printable(error.message, 2000) == error.message, "a message is printable UTF-8");
+  require(printable(error.message, 2000) == error.message, "a message is printable UTF-8");
 }
 
 // Takes numbers off the front of the input; zeros when there is nothing left.

@@ -12,7 +12,7 @@
 #include <thread>
 #include <utility>
 
-#include "broker/server/log.h"
+#include "broker/base/log.h"
 #include "broker/server/server.h"
 #include "tests/support/temp_directory.h"
 

@@ -1,7 +1,7 @@
 """The books of the RAM tier as they should be: small, slow and plainly right.
 
 Knows blocks of one source each, no bytes, and no time but what it is told. Prices are all alike, so
-the oldest goes first: broker/ram/eviction.h.
+the oldest goes first: broker/tier/eviction.h.
 """
 
 from __future__ import annotations

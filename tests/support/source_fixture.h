@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "broker/catalog/formats/directory.h"
+#include "broker/formats/directory.h"
 #include "tests/support/block_fixture.h"
 #include "tests/support/safetensors_file.h"
 

@@ -1,5 +1,5 @@
 // How much the RAM tier may hold: what the machine says, what is refused, and sizes as people write them.
-#include "broker/ram/budget.h"
+#include "broker/tier/budget.h"
 
 #include <gtest/gtest.h>
 
@@ -7,8 +7,8 @@
 #include <fstream>
 #include <memory>
 
+#include "broker/base/sizes.h"
 #include "broker/ram/memory_facts.h"
-#include "broker/ram/sizes.h"
 #include "tests/support/block_fixture.h"
 #include "tests/support/faulty_os.h"
 #include "tests/support/temp_directory.h"

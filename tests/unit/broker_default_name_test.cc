@@ -1,12 +1,12 @@
 // The name that a file's path gives a model, as a table of what the hubs' libraries write.
-#include "broker/server/default_name.h"
+#include "broker/models/default_name.h"
 
 #include <gtest/gtest.h>
 
 #include <string>
 #include <vector>
 
-#include "wire/frame.h"
+#include "shm/text.h"
 
 namespace modelbroker {
 namespace {
@@ -81,7 +81,7 @@ TEST(DefaultName, IsTheStemOrWhatItsFoldersSay) {
   };
   for (const Case& c : cases) {
     EXPECT_EQ(default_name(c.path), c.name) << c.path;
-    EXPECT_TRUE(wire::valid_model_name(default_name(c.path))) << c.path;
+    EXPECT_TRUE(valid_model_name(default_name(c.path))) << c.path;
   }
 }
 
@@ -96,7 +96,7 @@ TEST(DefaultName, IsCutWhereItIsTooLongAndStaysDistinct) {
   std::string wide;
   for (int i = 0; i < 200; ++i) wide += "\xc3\xbc";
   for (const std::string& text : {wide, "x" + wide}) {
-    EXPECT_TRUE(wire::valid_model_name(default_name("/w/" + text + ".safetensors")));
+    EXPECT_TRUE(valid_model_name(default_name("/w/" + text + ".safetensors")));
   }
 }
 
@@ -106,7 +106,7 @@ TEST(DefaultName, ASuffixAlwaysFits) {
   std::string wide;
   for (int i = 0; i < 127; ++i) wide += "\xc3\xbc";
   const std::string cut = with_suffix(wide, "@1");
-  EXPECT_TRUE(wire::valid_model_name(cut)) << cut.size();
+  EXPECT_TRUE(valid_model_name(cut)) << cut.size();
   EXPECT_TRUE(cut.ends_with("@1"));
 }
 

@@ -1,5 +1,5 @@
 // What subscribers of the PUB socket get, and what one that does not read costs.
-#include "broker/server/events.h"
+#include "broker/doors/event_socket.h"
 
 #include <gtest/gtest.h>
 #include <sys/stat.h>
@@ -61,7 +61,7 @@ std::uint64_t anonymous_bytes() {
 
 class EventsTest : public ::testing::Test {
  protected:
-  EventsTest() : endpoint_("ipc://" + folder_ / "e"), events_(Events::bind(endpoint_, kBoot).value()) {}
+  EventsTest() : endpoint_("ipc://" + folder_ / "e"), events_(EventSocket::bind(endpoint_, kBoot).value()) {}
 
   static wire::EventData of(std::uint64_t count, std::string model = "m") {
     wire::EventData data;
@@ -83,7 +83,7 @@ class EventsTest : public ::testing::Test {
   testing::Watchdog watchdog_;
   testing::TempDirectory folder_{"/tmp"};
   std::string endpoint_;
-  std::unique_ptr<Events> events_;
+  std::unique_ptr<EventSocket> events_;
 };
 
 TEST_F(EventsTest, EachEventHasTheNextNumberOfItsBoot) {
@@ -197,7 +197,7 @@ TEST_F(EventsTest, AnotherBootIsTheSameSocketAndItsOwnCount) {
   publish_until_heard(subscriber);
   events_.reset();
   ::unlink((folder_ / "e").c_str());
-  events_ = Events::bind(endpoint_, "another").value();
+  events_ = EventSocket::bind(endpoint_, "another").value();
   const wire::Event heard = publish_until_heard(subscriber);  // libzmq has connected again
   EXPECT_EQ(heard.boot_id, "another");
   EXPECT_EQ(heard.seq, events_->last_seq());
@@ -213,7 +213,7 @@ TEST_F(EventsTest, NobodyElseMayConnect) {
 }
 
 TEST_F(EventsTest, APathThatCannotBeBoundIsAnError) {
-  const auto none = Events::bind("ipc://" + folder_ / "no/such/folder/e", kBoot);
+  const auto none = EventSocket::bind("ipc://" + folder_ / "no/such/folder/e", kBoot);
   ASSERT_FALSE(none);
   EXPECT_NE(none.error().message.find("no/such/folder"), std::string::npos) << none.error().message;
 }

@@ -1,5 +1,5 @@
 // Which blocks go when room is wanted.
-#include "broker/ram/eviction.h"
+#include "broker/tier/eviction.h"
 
 #include <gtest/gtest.h>
 
@@ -8,7 +8,7 @@
 #include <random>
 #include <set>
 
-#include "broker/ram/evicted.h"
+#include "broker/models/evicted.h"
 
 namespace modelbroker {
 namespace {

@@ -1,7 +1,7 @@
 // The books of the RAM tier: who has which name, what it costs, and what draining changes.
 #include <gtest/gtest.h>
 
-#include "broker/ram/store.h"
+#include "broker/models/store.h"
 #include "tests/support/block_fixture.h"
 #include "tests/support/faulty_os.h"
 

@@ -7,13 +7,13 @@
 #include <memory>
 #include <vector>
 
-#include "broker/catalog/formats/directory.h"
+#include "broker/formats/directory.h"
 #include "shm/dtype.h"
+#include "shm/text.h"
 #include "tests/support/faulty_os.h"
 #include "tests/support/safetensors_file.h"
 #include "tests/support/temp_directory.h"
 #include "tests/support/watchdog.h"
-#include "wire/frame.h"
 
 namespace modelbroker {
 namespace {
@@ -41,8 +41,8 @@ class SafetensorsTest : public ::testing::Test {
     EXPECT_EQ(result.error().code, code) << result.error().message;
     EXPECT_NE(result.error().message.find(kLabel), std::string::npos) << result.error().message;
     EXPECT_NE(result.error().message.find(word), std::string::npos) << result.error().message;
-    EXPECT_TRUE(wire::valid_utf8(result.error().message)) << result.error().message;
-    EXPECT_EQ(wire::printable(result.error().message, 500), result.error().message);
+    EXPECT_TRUE(valid_utf8(result.error().message)) << result.error().message;
+    EXPECT_EQ(printable(result.error().message, 500), result.error().message);
   }
   void expect_refused(const std::string& bytes, ErrorCode code, std::string_view word) {
     expect_refused(read(bytes), code, word);

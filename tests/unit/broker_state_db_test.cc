@@ -1,5 +1,5 @@
 // Names and pins over a broker's death: real files, killed writers, damage, and other versions.
-#include "broker/ram/state_db.h"
+#include "broker/models/state_db.h"
 
 #include <SQLiteCpp/SQLiteCpp.h>
 #include <gtest/gtest.h>

@@ -21,7 +21,7 @@ def test_an_include_up_the_floors_is_found(tmp_path: Path) -> None:
 
 
 def test_an_include_sideways_is_found(tmp_path: Path) -> None:
-    _write(tmp_path, "broker/workers/leases.cc", '#include "broker/ram/store.h"\n')
+    _write(tmp_path, "broker/workers/leases.cc", '#include "broker/models/store.h"\n')
     assert len(check_floors.violations(tmp_path)) == 1
 
 

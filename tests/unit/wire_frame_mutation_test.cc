@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "wire/frame.h"
+#include "shm/text.h"
 
 namespace modelbroker::wire {
 namespace {

@@ -11,16 +11,17 @@
 #include <optional>
 
 #include "bench_python.h"
+#include "broker/base/sizes.h"
 #include "broker/cli/bench/processes.h"
 #include "broker/cli/bench/tidier.h"
 #include "broker/cli/bench/worker.h"
 #include "broker/cli/commands.h"
 #include "broker/cli/output.h"
 #include "broker/cli/programs.h"
-#include "broker/ram/sizes.h"
 #include "cpp_client/broker.h"
 #include "cpp_client/connection.h"
 #include "cpp_client/paths.h"
+#include "shm/text.h"
 
 namespace modelbroker::cli {
 namespace {
@@ -181,7 +182,7 @@ Json to_json(const Results& results, const Arguments& arguments) {
 }
 
 void print(const Results& results, const Arguments& arguments) {
-  std::printf("%s: %s of weights, %s pages\n", wire::printable(results.file, 4096).c_str(),
+  std::printf("%s: %s of weights, %s pages\n", printable(results.file, 4096).c_str(),
               format_size(results.payload_bytes).c_str(), results.page_kind.c_str());
   std::printf("loaded once for all, from the page cache: %s; attached, nothing touched: %.0f us\n\n",
               seconds_text(results.load_seconds).c_str(), results.attach_seconds * 1e6);
@@ -208,7 +209,7 @@ Result<Json> ask_python(const Arguments& arguments) {
   auto has = process.hear();
   if (has || has.error().code == ErrorCode::kCancelled) return has;
   if (arguments.python_named) {
-    return fail(ErrorCode::kInvalidArgument, "--python '" + wire::printable(arguments.python) +
+    return fail(ErrorCode::kInvalidArgument, "--python '" + printable(arguments.python) +
                                                  "' does not run as a Python 3; leave it out to measure the broker "
                                                  "alone where there is no python3");
   }
@@ -221,7 +222,7 @@ Result<void> can_be_written(Os& os, const std::string& path) {
   if (path.empty()) return {};
   const bool is_new = ::access(path.c_str(), F_OK) != 0;
   const auto file = os.open(path, O_WRONLY | O_CREAT | O_NONBLOCK | O_CLOEXEC, 0666);
-  if (!file) return fail_errno(file.error().number, "writing '" + wire::printable(path) + "'");
+  if (!file) return fail_errno(file.error().number, "writing '" + printable(path) + "'");
   if (is_new) ::unlink(path.c_str());
   return {};
 }

@@ -1,4 +1,4 @@
-"""Sizes as people write them: "500MB", "1.5GiB". As broker/ram/sizes.cc reads them.
+"""Sizes as people write them: "500MB", "1.5GiB". As broker/base/sizes.cc reads them.
 
 Imports nothing: modelbroker.run reads its options with it before any program runs.
 """

@@ -1,0 +1,200 @@
+#include "broker/models/admission.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "broker/base/log.h"
+
+namespace modelbroker {
+namespace {
+
+// Room that is being freed comes within milliseconds, but for a cancelled load whose read hangs: what can be evicted is
+// when it is late, and who has no other hope waits somewhat longer.
+constexpr std::chrono::seconds kLate{1}, kPromise{10};
+// The refusal with its numbers should be there before the router says that the deadline has passed.
+constexpr std::chrono::milliseconds kBeforeDeadline{50};
+
+}  // namespace
+
+Admission::Id Admission::ask(Ask ask, Then then, std::optional<Id> place) {
+  const Id id = place ? *place : next_id_++;
+  Waiting waiting;
+  waiting.id = id;
+  waiting.ask = std::move(ask);
+  waiting.then = std::move(then);
+  queue_.insert(std::ranges::upper_bound(queue_, id, {}, &Waiting::id), std::move(waiting));
+  look_again();
+  return id;
+}
+
+void Admission::withdraw(Id id) {
+  const auto found = std::ranges::find(queue_, id, &Waiting::id);
+  if (found == queue_.end()) return;
+  if (found->timer) loop_.cancel(*found->timer);
+  queue_.erase(found);
+  look_again();  // what it had claimed is for others
+}
+
+void Admission::look_again() {
+  if ((queue_.empty() && !above_limit_) || std::exchange(looking_, true)) return;
+  loop_.post([this] {
+    looking_ = false;
+    look();
+  });
+}
+
+void Admission::limit_changed() {
+  above_limit_ = true;
+  look_again();
+}
+
+void Admission::keep_limit() {
+  Budget::Use use = books_.use();
+  use.draining = 0;  // goes by itself
+  const std::uint64_t excess = books_.budget.excess(use);
+  above_limit_ = excess > 0;
+  if (!above_limit_) return;
+  if (evict(excess) == 0) {  // not that much can go: what can
+    while (evict(1) > 0) {
+    }
+  }
+}
+
+Admission::Room Admission::room_now() const {
+  Room room;
+  // One reading for both: what a job frees in between were else in neither, and another model would go for it.
+  const Budget::Use use = books_.use();
+  room.available = books_.budget.available(use);
+  const Budget::GivenUp given_up = books_.budget.given_up(books_.clock.now() - kLate);
+  room.coming = given_up.lately + use.removing;
+  room.late = given_up.long_ago;
+  room.claimed = books_.budget.excess(use);
+  room.directory = file_system_room(books_.os, books_.config.ram_directory);
+  if (room.directory.free) {
+    const std::uint64_t reserved = books_.budget.loading().reserved;  // and not made yet
+    const std::uint64_t free = *room.directory.free - std::min(*room.directory.free, reserved);
+    room.is_full_by_others = free < room.available;
+    room.available = std::min(room.available, free);
+  }
+  return room;
+}
+
+Error Admission::refusal(const Ask& ask, const Room& room) const {
+  const Budget::Use use = books_.use();
+  const bool is_budgets = ask.bytes > books_.budget.available(use);
+  return is_budgets ? books_.budget.refusal(ask.bytes, use, ask.what)
+                    : no_room(ask.what, ask.bytes, books_.config.ram_directory, room.directory);
+}
+
+// One look at the whole queue, in its order.
+void Admission::look() {
+  std::vector<std::pair<Then, Result<Budget::Reservation>>> told;
+  std::vector<Waiting> still;
+  if (above_limit_) keep_limit();
+  Room room = room_now();
+  for (Waiting& waiting : queue_) {
+    const std::uint64_t bytes = waiting.ask.bytes;
+    const bool fits =
+        room.directory.has_inodes && bytes <= room.available && room.claimed + bytes <= room.available + room.coming;
+    if (fits || bytes > books_.budget.limit()) {
+      auto reserved = books_.budget.reserve(bytes, books_.use(), waiting.ask.what);
+      if (reserved) room.available -= bytes;
+      told.emplace_back(std::move(waiting.then), std::move(reserved));
+    } else if (promise(waiting, room) || (still.size() < kMostWaiting && keeps_waiting(waiting))) {
+      set_timer(waiting);
+      still.push_back(std::move(waiting));
+      continue;
+    } else {
+      told.emplace_back(std::move(waiting.then), tl::unexpected(refusal(waiting.ask, room)));
+    }
+    if (waiting.timer) loop_.cancel(*waiting.timer);
+  }
+  queue_ = std::move(still);
+  const bool wants_more = above_limit_ || !queue_.empty();
+  const bool may_get_more = books_.use().evictable > 0 || room.is_full_by_others || !room.directory.has_inodes;
+  if (wants_more && may_get_more && !std::exchange(waiting_for_holders_, true)) {
+    loop_.after(Reaper::kAskAgain, [this] {
+      waiting_for_holders_ = false;
+      look_again();
+    });
+  }
+  for (auto& [then, outcome] : told) then(std::move(outcome));
+}
+
+// Sees to it that room is on its way, and claims it; false if there is none to be had.
+bool Admission::promise(Waiting& waiting, Room& room) {
+  const TimePoint now = books_.clock.now();
+  if (!room.directory.has_inodes && room.coming == 0) {
+    const std::uint64_t found = evict(1);
+    if (found == 0) {
+      waiting.promised.reset();
+      return false;
+    }
+    waiting.promised = now;
+    room.coming = found;
+  }
+  const std::uint64_t wanted = room.claimed + waiting.ask.bytes;
+  const std::uint64_t expected = room.available + room.coming;
+  if (wanted > expected) {
+    const std::uint64_t missing = wanted - expected;
+    std::uint64_t found = evict(missing);
+    if (found > 0) {
+      waiting.promised = now;
+    } else if (missing <= room.late) {
+      found = missing;
+      room.late -= missing;
+    } else {
+      waiting.promised.reset();
+      return false;
+    }
+    room.coming += found;
+  }
+  if (!waiting.promised) waiting.promised = now;
+  if (now >= *waiting.promised + kPromise) return false;
+  room.claimed = wanted;
+  return true;
+}
+
+// Evicts blocks of that many bytes together, or none; returns how many bytes go.
+std::uint64_t Admission::evict(std::uint64_t needed) {
+  std::vector<EvictionCandidate> candidates;
+  for (const auto& [id, resident] : books_.store.all()) {
+    if (books_.evictable(resident)) {
+      candidates.push_back({id, resident.bytes(), resident.value, resident.last_used});
+    }
+  }
+  std::uint64_t bytes = 0;
+  while (bytes < needed) {
+    const auto victims = choose_victims(candidates, needed - bytes, [this](const std::string& block) {
+      return reaper_.nobody_has(*books_.store.by_block(block));
+    });
+    if (!victims) return bytes;
+    for (const std::string& block : *victims) {
+      Resident& resident = *books_.store.by_block(block);
+      const std::uint64_t held = resident.bytes();
+      if (reaper_.evict(resident, "room was needed")) bytes += held;
+      // One that could not be withdrawn is not asked again in this look.
+      std::erase_if(candidates, [&](const EvictionCandidate& c) { return c.block == block; });
+    }
+  }
+  return bytes;
+}
+
+bool Admission::keeps_waiting(const Waiting& waiting) const {
+  return waiting.ask.until && books_.clock.now() + kBeforeDeadline < *waiting.ask.until;
+}
+
+void Admission::set_timer(Waiting& waiting) {
+  if (waiting.timer) loop_.cancel(*waiting.timer);
+  const TimePoint now = books_.clock.now();
+  TimePoint when = waiting.ask.until ? *waiting.ask.until - kBeforeDeadline : now + kPromise;
+  if (waiting.promised) {
+    for (const auto end : {kLate, kPromise}) {
+      if (now < *waiting.promised + end) when = std::min(when, *waiting.promised + end);
+    }
+  }
+  // In this very turn: the deadline itself may come due in it too, on a busy machine.
+  waiting.timer = loop_.after(std::max(when - now, Duration(0)), [this] { look(); });
+}
+
+}  // namespace modelbroker

@@ -1,0 +1,79 @@
+// Reaper: frees draining blocks when, by the kernel's word, nobody has them any more.
+//
+// Asked when a lease ends, when inotify says that a file was closed, and by a slow timer behind both.
+// Threads: the loop's; the unlink runs as a job.
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "broker/base/event_sink.h"
+#include "broker/base/jobs.h"
+#include "broker/models/books.h"
+#include "broker/models/state_keeper.h"
+
+namespace modelbroker {
+
+class Reaper {
+ public:
+  Reaper(Books& books, Loop& loop, Jobs& jobs, StateKeeper& keeper, EventSink& events);
+  Reaper(const Reaper&) = delete;
+  Reaper& operator=(const Reaper&) = delete;
+  ~Reaper();
+
+  // Withdraws a block and frees it as soon as may be. `freed` is told once: whether it is gone by now.
+  // `event` is published when its name is withdrawn. If that fails, nothing has changed and nothing is told.
+  Result<void> drain(Resident& resident, std::function<void(bool freed)> freed = {}, std::string_view event = {});
+  // A block without a name, which nobody can ask for, or a damaged one: tried again until it can be withdrawn.
+  void drain_in_time(Resident& resident);
+  // Withdraws a block that nobody_has() to make room; its names are remembered. False if it has to stay.
+  [[nodiscard]] bool evict(Resident& resident, const std::string& reason);
+  // By our leases and by the kernel's word. No word comes when somebody closes a block that he had without a lease: who
+  // waits for that asks again so often.
+  static constexpr std::chrono::seconds kAskAgain{1};
+  [[nodiscard]] bool nobody_has(const Resident& resident) const;
+  // The file of a load that failed could not be removed: tried again until it can be, and counted until then.
+  void remove_later(Budget::Reservation reservation, std::uint64_t generation);
+  // Called whenever memory became free.
+  void on_freed(std::function<void()> freed) { freed_ = std::move(freed); }
+  // Frees the block if it drains and nobody has it.
+  void check(const std::string& block);
+  void check_all();
+  // The same for blocks that an earlier broker withdrew; once, after adoption.
+  void take_over_draining();
+  // Tells when the block's bytes are free (at once if it is not there), or that it was revived.
+  void when_gone(const std::string& block, std::function<void(bool gone)> told);
+  // A draining block that was revived.
+  void revived(const std::string& block);
+
+ private:
+  // These names are remembered as evicted ones.
+  [[nodiscard]] Result<void> withdraw(Resident& resident, const Books::GoneNames& remembered = {});
+  void remove_orphans();
+  void start_removing(Resident& resident);
+  void removed(const std::string& block, std::uint64_t bytes, const Result<void>& outcome);
+  void watch(const Resident& resident);
+  void unwatch(const std::string& block);
+  void arm_timer();
+  void tell_gone(const std::string& block, bool gone);
+
+  Books& books_;
+  Loop& loop_;
+  Jobs& jobs_;
+  StateKeeper& keeper_;
+  EventSink& events_;
+  Fd inotify_;
+  WatchId inotify_watch_ = 0;
+  std::map<int, std::string> block_of_watch_;
+  std::multimap<std::string, std::function<void(bool freed)>> waiting_;  // by block
+  std::multimap<std::string, std::function<void(bool gone)>> gone_;
+  std::function<void()> freed_ = [] {};
+  std::map<std::uint64_t, Budget::Reservation> orphans_;  // by generation
+  bool timer_armed_ = false;
+};
+
+}  // namespace modelbroker

@@ -1,0 +1,289 @@
+#include "broker/models/state_db.h"
+
+#include <SQLiteCpp/SQLiteCpp.h>
+
+#include <cstdio>
+#include <filesystem>
+#include <map>
+#include <system_error>
+
+#include "shm/instruments.h"
+#include "shm/limits.h"
+
+namespace modelbroker {
+namespace {
+
+constexpr int kSchemaVersion = 7;
+// SQLite's own numbers (sqlite3.h), so that its header is not needed here.
+constexpr int kSqliteError = 1;  // here: tables that are not ours
+constexpr int kSqliteCorrupt = 11;
+constexpr int kSqliteIo = 10;
+constexpr int kSqliteFull = 13;
+constexpr int kSqliteCannotOpen = 14;  // also where something else than a file stands there
+constexpr int kSqliteNotADatabase = 26;
+
+struct AnotherVersion {
+  int version;
+};
+
+// A database that cannot be read, now or ever; a full disk or somebody else's lock is not that.
+bool damaged(const SQLite::Exception& error) {
+  const int code = error.getErrorCode();
+  return code == kSqliteError || code == kSqliteCorrupt || code == kSqliteNotADatabase;
+}
+
+Error error_of(const std::string& path, const SQLite::Exception& error) {
+  if (error.getErrorCode() == kSqliteCannotOpen) {
+    return {ErrorCode::kFailedPrecondition,
+            "the state database '" + path + "' cannot be opened (" + error.what() +
+                "): it must be a file that this user may write to; look at what stands there, or choose "
+                "another --run-directory"};
+  }
+  if (error.getErrorCode() == kSqliteIo && file_size_limit()) {  // SQLite has no code for EFBIG
+    return {ErrorCode::kResourceExhausted,
+            "the state database '" + path + "': " + error.what() + "; files of this process may have at most " +
+                std::to_string(*file_size_limit()) + " bytes: raise that by " + file_size_advice()};
+  }
+  const ErrorCode code = error.getErrorCode() == kSqliteFull ? ErrorCode::kResourceExhausted : ErrorCode::kInternal;
+  return {code, "the state database '" + path + "': " + error.what()};
+}
+
+// Keeps a file that this broker does not read, in the place of one that was kept there before.
+void set_aside(const std::string& path, const std::string& aside) {
+  for (const char* suffix : {"", "-wal", "-shm"}) {
+    (void)std::remove((aside + suffix).c_str());
+    (void)std::rename((path + suffix).c_str(), (aside + suffix).c_str());
+  }
+}
+
+}  // namespace
+
+struct StateDb::Impl {
+  explicit Impl(const std::string& file)
+      : path(file), db(file, SQLite::OPEN_READWRITE | SQLite::OPEN_CREATE, /*busy timeout ms*/ 1000) {
+    // Blocks do not outlive the machine, so neither need their names: no fsync. A killed process
+    // loses nothing that was written.
+    db.exec("PRAGMA journal_mode=WAL");
+    db.exec("PRAGMA synchronous=OFF");
+    const int version = db.execAndGet("PRAGMA user_version").getInt();
+    if (version == 0) {
+      make_tables();
+      crash_point("state_db.tables_made");
+      db.exec("PRAGMA user_version=" + std::to_string(kSchemaVersion));
+    } else if (version != kSchemaVersion) {
+      throw AnotherVersion{version};
+    }
+  }
+
+  void make_tables() {
+    db.exec(
+        "CREATE TABLE IF NOT EXISTS blocks(block TEXT PRIMARY KEY, type TEXT NOT NULL, path TEXT NOT NULL,"
+        " pinned INTEGER NOT NULL, ctime_ns INTEGER NOT NULL, keep_alive_ns INTEGER NOT NULL,"
+        " loader INTEGER NOT NULL, source_uid INTEGER NOT NULL, damaged INTEGER NOT NULL) WITHOUT ROWID");
+    db.exec(
+        "CREATE TABLE IF NOT EXISTS names(name TEXT PRIMARY KEY, block TEXT NOT NULL, position INTEGER NOT NULL,"
+        " loader INTEGER NOT NULL, path TEXT NOT NULL, is_label INTEGER NOT NULL) WITHOUT ROWID");
+    // Of a source, all columns or none.
+    db.exec(
+        "CREATE TABLE IF NOT EXISTS evicted(name TEXT PRIMARY KEY, position INTEGER NOT NULL, loader INTEGER NOT NULL,"
+        " path TEXT NOT NULL, is_label INTEGER NOT NULL, type TEXT NOT NULL, keep_alive_ns INTEGER NOT NULL,"
+        " pinned INTEGER NOT NULL, device INTEGER, inode INTEGER, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER)"
+        " WITHOUT ROWID");
+  }
+
+  std::vector<BlockRecord> read() {
+    std::map<std::string, BlockRecord> records;
+    SQLite::Statement blocks(
+        db, "SELECT block, type, path, pinned, ctime_ns, keep_alive_ns, loader, source_uid, damaged FROM blocks");
+    while (blocks.executeStep()) {
+      BlockRecord record;
+      record.block = blocks.getColumn(0).getString();
+      record.type = blocks.getColumn(1).getString();
+      record.path = blocks.getColumn(2).getString();
+      record.pinned = blocks.getColumn(3).getInt() != 0;
+      record.ctime_ns = blocks.getColumn(4).getInt64();
+      record.keep_alive_ns = blocks.getColumn(5).getInt64();
+      record.loader = blocks.getColumn(6).getUInt();
+      record.source_uid = blocks.getColumn(7).getUInt();
+      record.damaged = blocks.getColumn(8).getInt() != 0;
+      records.emplace(record.block, std::move(record));
+    }
+    SQLite::Statement names(db, "SELECT name, block, loader, path, is_label FROM names ORDER BY position");
+    while (names.executeStep()) {
+      const auto found = records.find(names.getColumn(1).getString());
+      if (found == records.end()) continue;
+      found->second.names.push_back(names.getColumn(0).getString());
+      found->second.given.push_back(
+          {names.getColumn(2).getUInt(), names.getColumn(3).getString(), names.getColumn(4).getInt() != 0});
+    }
+    std::vector<BlockRecord> list;
+    list.reserve(records.size());
+    for (auto& [block, record] : records) list.push_back(std::move(record));
+    return list;
+  }
+
+  std::vector<EvictedNames::Named> read_evicted() {
+    std::vector<EvictedNames::Named> list;
+    SQLite::Statement rows(db,
+                           "SELECT name, position, loader, path, is_label, type, keep_alive_ns, pinned, device,"
+                           " inode, size, mtime_ns, ctime_ns FROM evicted ORDER BY position");
+    while (rows.executeStep()) {
+      EvictedNames::Named named;
+      named.name = rows.getColumn(0).getString();
+      named.position = static_cast<std::uint64_t>(rows.getColumn(1).getInt64());
+      named.model.given = {rows.getColumn(2).getUInt(), rows.getColumn(3).getString(), rows.getColumn(4).getInt() != 0};
+      named.model.type = rows.getColumn(5).getString();
+      named.model.keep_alive = Duration(rows.getColumn(6).getInt64());
+      named.model.pinned = rows.getColumn(7).getInt() != 0;
+      if (!rows.getColumn(8).isNull()) {
+        named.model.source = FileIdentity{static_cast<std::uint64_t>(rows.getColumn(8).getInt64()),
+                                          static_cast<std::uint64_t>(rows.getColumn(9).getInt64()),
+                                          static_cast<std::uint64_t>(rows.getColumn(10).getInt64()),
+                                          rows.getColumn(11).getInt64(), rows.getColumn(12).getInt64()};
+      }
+      list.push_back(std::move(named));
+    }
+    return list;
+  }
+
+  void forget(const std::string& name) {
+    SQLite::Statement row(db, "DELETE FROM evicted WHERE name = ?");
+    row.bind(1, name);
+    row.exec();
+  }
+
+  void remember(const EvictedNames::Named& named) {
+    SQLite::Statement row(db, "INSERT OR REPLACE INTO evicted VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)");
+    const EvictedNames::Model& model = named.model;
+    row.bind(1, named.name);
+    row.bind(2, static_cast<std::int64_t>(named.position));
+    row.bind(3, model.given.loader);
+    row.bind(4, model.given.path);
+    row.bind(5, model.given.is_label ? 1 : 0);
+    row.bind(6, model.type);
+    row.bind(7, static_cast<std::int64_t>(model.keep_alive.count()));
+    row.bind(8, model.pinned ? 1 : 0);
+    if (model.source) {  // else they stay NULL
+      row.bind(9, static_cast<std::int64_t>(model.source->device));
+      row.bind(10, static_cast<std::int64_t>(model.source->inode));
+      row.bind(11, static_cast<std::int64_t>(model.source->size));
+      row.bind(12, model.source->mtime_ns);
+      row.bind(13, model.source->ctime_ns);
+    }
+    row.exec();
+  }
+
+  void erase(const std::string& block) {
+    SQLite::Statement names(db, "DELETE FROM names WHERE block = ?");
+    names.bind(1, block);
+    names.exec();
+    SQLite::Statement blocks(db, "DELETE FROM blocks WHERE block = ?");
+    blocks.bind(1, block);
+    blocks.exec();
+  }
+
+  void insert(const BlockRecord& record) {
+    SQLite::Statement block(db, "INSERT INTO blocks VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)");
+    block.bind(1, record.block);
+    block.bind(2, record.type);
+    block.bind(3, record.path);
+    block.bind(4, record.pinned ? 1 : 0);
+    block.bind(5, record.ctime_ns);
+    block.bind(6, record.keep_alive_ns);
+    block.bind(7, record.loader);
+    block.bind(8, record.source_uid);
+    block.bind(9, record.damaged ? 1 : 0);
+    block.exec();
+    for (std::size_t position = 0; position < record.names.size(); ++position) {
+      // A name that moves to a newer block may still stand at the older one's.
+      const GivenName& given =
+          position < record.given.size() ? record.given[position] : GivenName{record.loader, record.path};
+      SQLite::Statement row(db, "INSERT OR REPLACE INTO names VALUES(?, ?, ?, ?, ?, ?)");
+      row.bind(1, record.names[position]);
+      row.bind(2, record.block);
+      row.bind(3, static_cast<std::int64_t>(position));
+      row.bind(4, given.loader);
+      row.bind(5, given.path);
+      row.bind(6, given.is_label ? 1 : 0);
+      row.exec();
+    }
+  }
+
+  std::string path;
+  SQLite::Database db;
+};
+
+StateDb::StateDb(std::unique_ptr<Impl> impl) noexcept : impl_(std::move(impl)) {}
+StateDb::~StateDb() = default;
+
+Result<StateDb::Opened> StateDb::open(const std::string& path) {
+  Opened opened;
+  for (const bool again : {false, true}) {
+    try {
+      auto impl = std::make_unique<Impl>(path);
+      opened.records = impl->read();
+      opened.evicted = impl->read_evicted();
+      // Where files lie is not everybody's to know.
+      for (const char* suffix : {"", "-wal", "-shm"}) {
+        std::error_code ignored;
+        std::filesystem::permissions(path + suffix, std::filesystem::perms(0600), ignored);
+      }
+      opened.db = std::unique_ptr<StateDb>(new StateDb(std::move(impl)));
+      return opened;
+    } catch (const SQLite::Exception& error) {
+      if (again || !damaged(error)) return tl::unexpected<Error>(error_of(path, error));
+      const std::string aside = path + ".damaged";
+      opened.warning =
+          error_of(path, error).message + "; it was moved to '" + aside + "' and names are taken from the blocks";
+      set_aside(path, aside);
+    } catch (const AnotherVersion& found) {
+      const std::string number = std::to_string(found.version), aside = path + ".version-" + number;
+      const std::string what = "the state database '" + path + "' is of version " + number + " and this broker has " +
+                               std::to_string(kSchemaVersion);
+      if (again) return fail(ErrorCode::kFailedPrecondition, what + "; it cannot be moved to '" + aside + "': move it");
+      opened.warning = what + "; it was moved to '" + aside +
+                       "'. Names are taken from the blocks; aliases, pins, keep_alive, who loaded what and the names "
+                       "of evicted models are lost";
+      set_aside(path, aside);
+    }
+  }
+  return fail(ErrorCode::kInternal, "unreachable");
+}
+
+template <class Change>
+Result<void> StateDb::change(Change what) {
+  try {
+    SQLite::Transaction transaction(impl_->db);
+    what();
+    crash_point("state_db.before_commit");
+    transaction.commit();
+    crash_point("state_db.after_commit");
+    return {};
+  } catch (const SQLite::Exception& error) {
+    return tl::unexpected<Error>(error_of(impl_->path, error));
+  }
+}
+
+Result<void> StateDb::apply(const std::vector<BlockRecord>& records, const std::vector<std::string>& erased,
+                            const EvictedNames::Changes& evicted) {
+  return change([&] {
+    for (const std::string& block : erased) impl_->erase(block);
+    for (const BlockRecord& record : records) {
+      impl_->erase(record.block);
+      impl_->insert(record);
+    }
+    for (const std::string& name : evicted.forgotten) impl_->forget(name);
+    for (const EvictedNames::Named& named : evicted.remembered) impl_->remember(named);
+  });
+}
+
+Result<void> StateDb::replace(const std::vector<BlockRecord>& records,
+                              const std::vector<EvictedNames::Named>& evicted) {
+  return change([&] {
+    for (const char* table : {"names", "blocks", "evicted"}) impl_->db.exec(std::string("DELETE FROM ") + table);
+    for (const BlockRecord& record : records) impl_->insert(record);
+    for (const EvictedNames::Named& named : evicted) impl_->remember(named);
+  });
+}
+
+}  // namespace modelbroker
