@@ -87,7 +87,6 @@ Result<std::unique_ptr<Session>> Session::open(Os& os, const wire::Endpoint& end
   std::unique_ptr<Session> session(new Session(os, endpoint.fds(), std::move(*socket)));
   MODELBROKER_ASSIGN(auto opened, session->exchange<wire::SessionOpenReply>("session.open", wire::Empty{}, {}, soon));
   session->token_ = std::move(opened.first.session);
-  session->boot_id_ = std::move(opened.first.boot_id);
   return session;
 }
 

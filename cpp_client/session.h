@@ -42,7 +42,6 @@ class Session {
   Session& operator=(const Session&) = delete;
 
   [[nodiscard]] const std::string& token() const noexcept { return token_; }
-  [[nodiscard]] const std::string& boot_id() const noexcept { return boot_id_; }
   // For poll(): POLLRDHUP when the broker has gone away. Replies on it belong to their callers.
   [[nodiscard]] int descriptor() const noexcept { return socket_.get(); }
   [[nodiscard]] bool hung_up() const;
@@ -66,7 +65,7 @@ class Session {
   Fd socket_;
   std::timed_mutex exchanging_;
   std::uint64_t next_id_ = 0;
-  std::string token_, boot_id_;
+  std::string token_;
 };
 
 }  // namespace modelbroker::client

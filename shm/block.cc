@@ -315,15 +315,4 @@ Result<void> Block::check_chunk(Os& os, std::uint32_t index, std::uint64_t hash,
   return damaged;
 }
 
-Result<void> Block::verify(Os& os) const {
-  const std::atomic<bool> stop = false;
-  const auto named = [this](Error error) { return tl::unexpected(in_block(path_, std::move(error))); };
-  auto hashes = check_contents(os);
-  if (!hashes) return named(std::move(hashes).error());
-  for (std::uint32_t i = 0; i < hashes->size(); ++i) {
-    if (auto good = check_chunk(os, i, (*hashes)[i], stop); !good) return named(std::move(good).error());
-  }
-  return {};
-}
-
 }  // namespace modelbroker

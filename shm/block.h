@@ -45,7 +45,6 @@ class BlockDirectory {
   [[nodiscard]] static Result<BlockDirectory> lock(Os& os, std::string path, std::string instance,
                                                    bool any_file_system = false);
   [[nodiscard]] const std::string& path() const noexcept { return path_; }
-  [[nodiscard]] const std::string& instance() const noexcept { return instance_; }
   [[nodiscard]] std::uint32_t uid() const noexcept { return uid_; }
   [[nodiscard]] std::string path_of(const BlockName& name) const;
   // What a block of this generation is called while it is made.
@@ -160,8 +159,6 @@ class Block {
   // One chunk of the payload; cancelled soon after `stop` is set.
   [[nodiscard]] Result<void> check_chunk(Os& os, std::uint32_t index, std::uint64_t hash,
                                          const std::atomic<bool>& stop) const;
-  // All of that.
-  [[nodiscard]] Result<void> verify(Os& os) const;
 
  private:
   friend class BlockWriter;
@@ -227,8 +224,8 @@ class BlockView {
   [[nodiscard]] const BlockHeader& header() const noexcept;
   // Checks and decodes it: work that grows with the number of tensors, so only on demand, and not kept.
   [[nodiscard]] Result<Manifest> read_manifest() const;
+  // To be written to only with kPrivate.
   [[nodiscard]] std::span<const std::byte> payload() const noexcept;
-  [[nodiscard]] std::span<std::byte> writable_payload() noexcept;  // only with kPrivate; else empty
 
  private:
   struct State;

@@ -19,7 +19,6 @@ Result<void> check_chunk_table(std::span<const std::byte> block, const BlockHead
 struct BlockView::State {
   Mapping mapping;
   BlockHeader header;
-  Access access = Access::kReadOnly;
 };
 
 BlockView::BlockView(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
@@ -33,7 +32,6 @@ Result<BlockView> BlockView::map(Os& os, const Fd& fd, Access access) {
   const auto size = static_cast<std::uint64_t>(found->st_size);
   if (!S_ISREG(found->st_mode) || size < kPage) return fail(ErrorCode::kDataLoss, "the descriptor is no block");
   auto state = std::make_unique<State>();
-  state->access = access;
   const auto kind = access == Access::kReadOnly ? Mapping::Kind::kReadOnly : Mapping::Kind::kPrivate;
   MODELBROKER_ASSIGN(state->mapping, Mapping::map(os, fd.get(), size, kind));
   const std::span<const std::byte> bytes = state->mapping.bytes();
@@ -53,12 +51,6 @@ Result<Manifest> BlockView::read_manifest() const {
 }
 
 std::span<const std::byte> BlockView::payload() const noexcept {
-  const ByteRange& range = state_->header.layout.payload;
-  return state_->mapping.bytes().subspan(range.offset, range.size);
-}
-
-std::span<std::byte> BlockView::writable_payload() noexcept {
-  if (state_->access != Access::kPrivate) return {};
   const ByteRange& range = state_->header.layout.payload;
   return state_->mapping.bytes().subspan(range.offset, range.size);
 }

@@ -5,8 +5,7 @@
 
 namespace modelbroker {
 
-inline constexpr int kMadvPopulateRead = 22;     // asm-generic/mman-common.h, Linux 5.14
-inline constexpr int kMadvPopulateWrite = 23;    // the same
+inline constexpr int kMadvPopulateWrite = 23;    // asm-generic/mman-common.h, Linux 5.14
 inline constexpr int kMadvCollapse = 25;         // Linux 6.1
 inline constexpr unsigned kRenameNoReplace = 1;  // linux/fs.h
 inline constexpr int kSoPeerPidfd = 77;          // asm-generic/socket.h, Linux 6.5

@@ -42,7 +42,6 @@ class Admission {
   void look_again();
   // Evicts what is above a lower limit, as far as that goes, and the rest when it can.
   void limit_changed();
-  [[nodiscard]] std::size_t waiting() const noexcept { return queue_.size(); }
 
  private:
   struct Waiting {

@@ -46,7 +46,6 @@ class EvictedNames {
   [[nodiscard]] const Model* find(std::string_view name) const;
   // The names of the file at that path, which is not only a label.
   [[nodiscard]] std::vector<std::string> at_path(std::string_view path) const;
-  [[nodiscard]] std::size_t size() const noexcept { return models_.size(); }
   // In the order of eviction.
   [[nodiscard]] std::vector<Named> all() const;
 

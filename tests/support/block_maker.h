@@ -1,6 +1,7 @@
 // Makes blocks with a known payload, as a loader would.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -18,6 +19,14 @@ struct BlockRecipe {
   std::string name = "sample";
   bool huge_pages = true;
 };
+
+// All of the block's bytes against its hashes.
+[[nodiscard]] inline Result<void> verify(Os& os, const Block& block) {
+  const std::atomic<bool> stop = false;
+  MODELBROKER_ASSIGN(const ChunkHashes hashes, block.check_contents(os));
+  for (std::uint32_t i = 0; i < hashes.size(); ++i) MODELBROKER_TRY(block.check_chunk(os, i, hashes[i], stop));
+  return {};
+}
 
 // One tensor over all of the payload.
 [[nodiscard]] inline Manifest sample_manifest(const BlockRecipe& recipe) {

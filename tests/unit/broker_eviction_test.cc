@@ -100,14 +100,14 @@ TEST(EvictedNamesTest, AreRememberedUpToALimit) {
   names.remember("m", {{0, "/new"}, "vae", Duration(6)});
   ASSERT_NE(names.find("m"), nullptr);
   EXPECT_EQ(names.find("m")->given.path, "/new");
-  EXPECT_EQ(names.size(), 1U);
+  EXPECT_EQ(names.all().size(), 1U);
   EXPECT_EQ(names.at_path("/new"), std::vector<std::string>{"m"});
   EXPECT_TRUE(names.at_path("/old").empty());
   names.forget("m");
   names.forget("m");
   EXPECT_EQ(names.find("m"), nullptr);
   for (std::size_t i = 0; i < EvictedNames::kMost + 5; ++i) names.remember(std::to_string(i), {});
-  EXPECT_EQ(names.size(), EvictedNames::kMost);
+  EXPECT_EQ(names.all().size(), EvictedNames::kMost);
   EXPECT_EQ(names.find("4"), nullptr);
   EXPECT_NE(names.find("5"), nullptr);
 }
@@ -124,13 +124,13 @@ TEST(EvictedNamesTest, NobodyPushesOutAnothersByManyOfHisOwn) {
   names.remember("moved", loaded_by(2));
   names.remember("moved", loaded_by(3));
   for (std::size_t i = 0; i < 2 * EvictedNames::kMost; ++i) names.remember(std::to_string(i), loaded_by(1));
-  EXPECT_EQ(names.size(), EvictedNames::kMost);
+  EXPECT_EQ(names.all().size(), EvictedNames::kMost);
   for (const char* name : {"theirs0", "theirs1", "theirs2", "moved"}) EXPECT_NE(names.find(name), nullptr) << name;
   EXPECT_EQ(names.find(std::to_string(EvictedNames::kMost + 3)), nullptr);
   EXPECT_NE(names.find(std::to_string(EvictedNames::kMost + 4)), nullptr);
   names.clear();
   for (std::size_t i = 0; i < EvictedNames::kMost + 5; ++i) names.remember(std::to_string(i), loaded_by(2));
-  EXPECT_EQ(names.size(), EvictedNames::kMost);
+  EXPECT_EQ(names.all().size(), EvictedNames::kMost);
   EXPECT_EQ(names.find("4"), nullptr);
 }
 

@@ -51,10 +51,10 @@ TEST_F(BlockCheckTest, ADamagedChunkIsNamedWithItsPlace) {
       EXPECT_EQ(checked.error().details.at("chunk"), wrong);
       EXPECT_EQ(checked.error().details.at("offset"), layout.chunk(i).offset);
     }
-    EXPECT_FALSE(block.verify(*os_));
+    EXPECT_FALSE(testing::verify(*os_, block));
     flip(block.path(), (layout.payload.offset + at) * 8 + 3);
   }
-  EXPECT_TRUE(block.verify(*os_));
+  EXPECT_TRUE(testing::verify(*os_, block));
 }
 
 TEST_F(BlockCheckTest, HeaderManifestAndTableAreNamedByTheirOffset) {

@@ -43,7 +43,7 @@ class EveryCallFails : public testing::BlockFixture, public ::testing::WithParam
     MODELBROKER_ASSIGN(const auto listing, directory_->list(faulty_));
     if (listing.blocks.size() != 1) return fail(ErrorCode::kInternal, "the block is not in its folder");
     MODELBROKER_ASSIGN(Block block, Block::adopt(faulty_, *directory_, made.name()));
-    MODELBROKER_TRY(block.verify(faulty_));
+    MODELBROKER_TRY(testing::verify(faulty_, block));
     MODELBROKER_ASSIGN(const Fd reader, block.open_for_reader(faulty_));
     MODELBROKER_TRY(BlockView::map(faulty_, reader, Access::kPrivate));
     MODELBROKER_TRY(block.drain(faulty_));

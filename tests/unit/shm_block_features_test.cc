@@ -26,7 +26,7 @@ TEST_P(BlockFeaturesTest, ABlockLivesItsLife) {
 
     const auto adopted = adopt(block);
     ASSERT_TRUE(adopted) << adopted.error().message;
-    EXPECT_TRUE(adopted->verify(*os_));
+    EXPECT_TRUE(testing::verify(*os_, *adopted));
     for (const Access access : {Access::kReadOnly, Access::kPrivate}) {
       const auto mapped = view(block, access);
       ASSERT_TRUE(mapped) << mapped.error().message;

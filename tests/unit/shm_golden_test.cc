@@ -9,6 +9,7 @@
 #include <iterator>
 
 #include "shm/block.h"
+#include "tests/support/block_maker.h"
 #include "tests/support/temp_directory.h"
 
 namespace modelbroker {
@@ -101,7 +102,7 @@ TEST_F(CompactGolden, IsAdopted) {
   ASSERT_TRUE(block) << block.error().message;
   EXPECT_EQ(block->manifest(), golden_manifest());
   EXPECT_EQ(block->chunk_hashes(*os_).value(), ChunkHashes{0xfcd0ecba1a48462dU});
-  const auto verified = block->verify(*os_);
+  const auto verified = testing::verify(*os_, *block);
   EXPECT_TRUE(verified) << verified.error().message;
 }
 
