@@ -12,8 +12,6 @@ namespace modelbroker {
 namespace {
 
 constexpr int kBacklog = 1024;  // who waits there is not refused
-constexpr std::size_t kRememberedAnswers = 256;
-constexpr std::size_t kRememberedBytes = std::size_t{4} << 20;
 
 // "localhost:<uid>:<gid>:<pid>", as libzmq writes it from SO_PEERCRED on ipc (stream_engine_base.cpp).
 std::optional<Peer> peer_of(zmq::message_t& message) {
@@ -118,13 +116,12 @@ void Router::handle(const std::vector<std::string>& route, std::string_view byte
   const SessionId id = (*session)->id;
   auto ticket = std::make_shared<OpenRequest>(*this, request->reply_to());
   if (!(*session)->token.empty() && request->reply_to().version >= 2) {
-    ticket->remembered_as_ = std::get<std::string>(request->reply_to().id);
-    Memory& memory = memory_[id];
-    if (joins(memory, ticket->remembered_as_, route)) {
+    ticket->id_ = std::get<std::string>(request->reply_to().id);
+    if (joins(id, ticket->id_, route)) {
       ticket->answered_ = true;
       return;
     }
-    memory.running[ticket->remembered_as_] = ticket;
+    running_[id][ticket->id_] = ticket;
   }
   ticket->session_ = id;
   ticket->routes_.push_back(route);
@@ -138,14 +135,15 @@ void Router::handle(const std::vector<std::string>& route, std::string_view byte
   dispatch_(**session, *request, std::move(ticket));
 }
 
-bool Router::joins(Memory& memory, const std::string& id, const std::vector<std::string>& route) {
-  if (const auto done = memory.answered.find(id); done != memory.answered.end()) {
-    send(route, done->second);
+bool Router::joins(SessionId session, const std::string& id, const std::vector<std::string>& route) {
+  if (const std::string* const reply = replies_.find(session, id)) {
+    send(route, *reply);
     return true;
   }
-  const auto running = memory.running.find(id);
-  if (running == memory.running.end()) return false;
-  const Ticket ticket = running->second.lock();
+  Running& running = running_[session];
+  const auto found = running.find(id);
+  if (found == running.end()) return false;
+  const Ticket ticket = found->second.lock();
   if (!ticket) return false;
   if (std::ranges::find(ticket->routes_, route) == ticket->routes_.end()) ticket->routes_.push_back(route);
   return true;
@@ -164,29 +162,18 @@ void Router::send(const std::vector<std::string>& route, std::string_view bytes)
 
 void Router::answered(OpenRequest& request, const std::string& bytes) {
   if (request.deadline_) loop_.cancel(*request.deadline_);
+  if (const auto running = running_.find(request.session_); running != running_.end() && !request.id_.empty()) {
+    running->second.erase(request.id_);
+    if (request.is_change_) replies_.add(request.session_, request.id_, bytes);
+  }
   // Sent last: on a busy machine libzmq's thread and the peer run only once we wait.
-  if (!request.remembered_as_.empty()) remember(request.session_, request.remembered_as_, bytes);
   for (const auto& route : request.routes_) send(route, bytes);
 }
 
-void Router::remember(SessionId session, const std::string& id, const std::string& bytes) {
-  const auto found = memory_.find(session);
-  if (found == memory_.end()) return;
-  Memory& memory = found->second;
-  memory.running.erase(id);
-  if (memory.answered.emplace(id, bytes).second) {
-    memory.order.push_back(id);
-    memory.bytes += bytes.size();
-  }
-  while (memory.order.size() > kRememberedAnswers || memory.bytes > kRememberedBytes) {
-    const auto oldest = memory.answered.find(memory.order.front());
-    memory.bytes -= oldest->second.size();
-    memory.answered.erase(oldest);
-    memory.order.pop_front();
-  }
+void Router::forget(SessionId session) {
+  running_.erase(session);
+  replies_.forget(session);
 }
-
-void Router::forget(SessionId session) { memory_.erase(session); }
 
 void Router::stopping() {
   stopping_ = true;

@@ -5,7 +5,6 @@
 #pragma once
 
 #include <cstdint>
-#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -17,6 +16,7 @@
 #include <vector>
 
 #include "broker/base/loop.h"
+#include "broker/doors/remembered_replies.h"
 #include "broker/workers/sessions.h"
 #include "wire/frame.h"
 
@@ -77,27 +77,22 @@ class Router {
  private:
   friend class OpenRequest;
   struct Socket;
-  struct Memory {  // of one session: what it asked
-    std::unordered_map<std::string, std::weak_ptr<OpenRequest>> running;
-    std::unordered_map<std::string, std::string> answered;
-    std::deque<std::string> order;  // of `answered`, oldest first
-    std::size_t bytes = 0;
-  };
+  using Running = std::unordered_map<std::string, std::weak_ptr<OpenRequest>>;  // by request id
 
   Router(Loop& loop, std::string endpoint, FindSession find_session, Dispatch dispatch);
   bool receive_one();
   void handle(const std::vector<std::string>& route, std::string_view bytes, const Sender& sender);
-  bool joins(Memory& memory, const std::string& id, const std::vector<std::string>& route);
+  bool joins(SessionId session, const std::string& id, const std::vector<std::string>& route);
   void send(const std::vector<std::string>& route, std::string_view bytes);
   void answered(OpenRequest& request, const std::string& bytes);
-  void remember(SessionId session, const std::string& id, const std::string& bytes);
 
   Loop& loop_;
   const std::string endpoint_;
   FindSession find_session_;
   Dispatch dispatch_;
   std::unique_ptr<Socket> socket_;
-  std::unordered_map<SessionId, Memory> memory_;
+  std::unordered_map<SessionId, Running> running_;
+  RememberedReplies replies_;
   std::unordered_set<OpenRequest*> open_;
   bool stopping_ = false;
 };
@@ -110,6 +105,8 @@ class OpenRequest {
   ~OpenRequest();
 
   [[nodiscard]] const wire::ReplyTo& to() const noexcept { return to_; }
+  // It changes something: who asks again gets the same answer, and nothing is done twice.
+  void remember_answer() noexcept { is_change_ = true; }
   void answer(const std::string& bytes);
   [[nodiscard]] bool answered() const noexcept { return answered_; }
   [[nodiscard]] std::optional<TimePoint> deadline() const noexcept {
@@ -126,7 +123,8 @@ class OpenRequest {
   wire::ReplyTo to_;
   std::vector<std::vector<std::string>> routes_;  // who waits: more than one after a repeat
   SessionId session_ = 0;
-  std::string remembered_as_;  // request id, or empty: not remembered
+  std::string id_;  // by which a repeat finds it; empty: none does
+  bool is_change_ = false;
   std::optional<TimerId> deadline_;
   std::function<void()> on_late_;
   bool answered_ = false;

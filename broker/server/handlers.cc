@@ -11,38 +11,43 @@
 
 namespace modelbroker {
 template <class M, class R>
-void Server::on(std::string_view type, void (Server::*handler)(Session&, const M&, const Reply<R>&)) {
-  handlers_.emplace(type, [this, handler](Session& session, const wire::Request& request, Ticket ticket) {
+void Server::on(std::string_view type, void (Server::*handler)(Session&, const M&, const Reply<R>&), bool is_change) {
+  const auto serve = [this, handler](Session& session, const wire::Request& request, Ticket ticket) {
     const Reply<R> reply(std::move(ticket));
     const auto data = request.data<M>();
     if (!data) return reply.error(data.error());
     (this->*handler)(session, *data, reply);
-  });
+  };
+  handlers_.emplace(type, Handler{serve, is_change});
 }
 
 void Server::register_handlers() {
   on("session.hello", &Server::hello);
   on("session.ping", &Server::ping);
-  on("session.bye", &Server::bye);
-  on("lease.restate", &Server::restate);
   on("cache.status", &Server::status);
   on("events.snapshot", &Server::snapshot);
-  on("model.load_model", &Server::load);
-  on("model.unload_model", &Server::unload);
-  on("model.attach", &Server::attach);
-  on("model.detach", &Server::detach);
   on("model.list", &Server::list);
   on("model.get", &Server::get);
-  on("model.pin", &Server::pin);
-  on("model.unpin", &Server::unpin);
-  on("model.cancel", &Server::cancel);
   on("model.get_model_info", &Server::get_model_info);
-  on("cache.scrub", &Server::scrub);
+  constexpr bool kIsChange = true;
+  on("session.bye", &Server::bye, kIsChange);
+  on("lease.restate", &Server::restate, kIsChange);
+  on("model.load_model", &Server::load, kIsChange);
+  on("model.unload_model", &Server::unload, kIsChange);
+  on("model.attach", &Server::attach, kIsChange);
+  on("model.detach", &Server::detach, kIsChange);
+  on("model.pin", &Server::pin, kIsChange);
+  on("model.unpin", &Server::unpin, kIsChange);
+  on("model.cancel", &Server::cancel, kIsChange);
+  on("cache.scrub", &Server::scrub, kIsChange);
 }
 
 void Server::dispatch(Session& session, const wire::Request& request, Ticket ticket) {
   const auto handler = handlers_.find(request.type());
-  if (handler != handlers_.end()) return handler->second(session, request, std::move(ticket));
+  if (handler != handlers_.end()) {
+    if (handler->second.is_change) ticket->remember_answer();
+    return handler->second.serve(session, request, std::move(ticket));
+  }
   const Error error{ErrorCode::kUnimplemented,
                     "'" + printable(request.type(), 64) + "' is not served by modelbroker " + kVersion};
   ticket->answer(wire::encode_error(ticket->to(), error));

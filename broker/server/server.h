@@ -98,7 +98,7 @@ class Server {
   // handlers.cc
   void dispatch(Session& session, const wire::Request& request, Ticket ticket);
   template <class M, class R>
-  void on(std::string_view type, void (Server::*handler)(Session&, const M&, const Reply<R>&));
+  void on(std::string_view type, void (Server::*handler)(Session&, const M&, const Reply<R>&), bool is_change = false);
   void register_handlers();
   void hello(Session& session, const wire::Empty& data, const Reply<wire::SessionHelloReply>& reply);
   void ping(Session& session, const wire::Empty& data, const Reply<wire::SessionPingReply>& reply);
@@ -139,7 +139,10 @@ class Server {
                                         const std::string& model, const std::string& outcome);
   void detach(Session& session, const wire::Detach& data, const Reply<wire::DetachReply>& reply);
 
-  using Handler = std::function<void(Session&, const wire::Request&, Ticket)>;
+  struct Handler {
+    std::function<void(Session&, const wire::Request&, Ticket)> serve;
+    bool is_change = false;
+  };
 
   // In the order of their making; destroyed in reverse, so that jobs end before what they use.
   std::unique_ptr<Loop> loop_;

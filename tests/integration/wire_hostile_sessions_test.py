@@ -90,6 +90,17 @@ def test_a_repeated_attach_is_one_lease(town: Town) -> None:
     town.assert_unharmed()
 
 
+def test_a_repeated_question_is_answered_by_what_is_true_then(town: Town) -> None:
+    def leases_told(peer: Peer) -> int:
+        return int(peer.ok("cache.status", {}, "books")["tiers"]["ram"]["leases"])
+
+    with session(town) as peer:
+        before = leases_told(peer)
+        peer.attach("a")
+        assert leases_told(peer) == before + 1
+    town.assert_unharmed()
+
+
 def test_the_same_request_id_in_two_sessions_is_two_requests(town: Town) -> None:
     with session(town) as first, session(town) as second:
         first.attach("same")
