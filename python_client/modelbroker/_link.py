@@ -115,7 +115,7 @@ class Link:
             return reply, lease if self._granted(number, reply, session) else None
         except BaseException as error:
             if _is_answer(error):
-                self._forget(number)
+                self._refused(number)
             del lease  # it ends: what is raised keeps this frame
             raise
 
@@ -255,9 +255,11 @@ class Link:
         self._keep()
         return True
 
-    def _forget(self, number: int) -> None:
+    def _refused(self, number: int) -> None:
+        """The broker need not be told of it: unless it was granted, and failed only then."""
         with self._lock:
-            self._held.pop(number, None)
+            if number in self._held and not self._held[number].blocks:
+                del self._held[number]
 
     def _wake(self) -> None:
         """Also a finalizer: no locks here."""
