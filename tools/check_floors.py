@@ -29,7 +29,15 @@ BELOW: dict[str, tuple[str, ...]] = {
         "broker/tier",
         "broker/ram",
     ),
-    "broker/doors": ("shm", "wire", "broker/base", "broker/workers", "broker/models"),
+    "broker/api": ("shm", "wire", "broker/base", "broker/workers", "broker/models"),
+    "broker/doors": (
+        "shm",
+        "wire",
+        "broker/base",
+        "broker/workers",
+        "broker/models",
+        "broker/api",
+    ),
     "broker/server": (
         "shm",
         "wire",
@@ -37,6 +45,7 @@ BELOW: dict[str, tuple[str, ...]] = {
         "broker/workers",
         "broker/ram",
         "broker/models",
+        "broker/api",
         "broker/doors",
     ),
     "broker/cli": (

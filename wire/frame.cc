@@ -192,6 +192,18 @@ std::string encode_reply(const ReplyTo& to, const M& data) {
   return std::move(buffer.text);
 }
 
+std::string encode_reply(const ReplyTo& to, const AnyReply& reply) {
+  return std::visit(
+      [&]<class M>(const M& data) {
+        if constexpr (std::same_as<M, std::monostate>) {
+          return encode_error(to, {ErrorCode::kInternal, "the request got an empty answer: please report it"});
+        } else {
+          return encode_reply(to, data);
+        }
+      },
+      reply);
+}
+
 std::string encode_error(const ReplyTo& to, const Error& error) {
   Bytes buffer;
   Packer packer(buffer);

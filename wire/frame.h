@@ -87,6 +87,7 @@ template <class M>
 [[nodiscard]] std::string encode_request(const RequestHead& head, const M& data);
 template <class M>
 [[nodiscard]] std::string encode_reply(const ReplyTo& to, const M& data);
+[[nodiscard]] std::string encode_reply(const ReplyTo& to, const AnyReply& reply);
 [[nodiscard]] std::string encode_error(const ReplyTo& to, const Error& error);
 
 // The second frame of an event; the first is its type.

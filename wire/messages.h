@@ -4,6 +4,8 @@
 // that. No logic, no msgpack here. kRequired marks what a request must carry. Threads: plain values.
 #pragma once
 
+#include <variant>
+
 #include "wire/messages/cache.h"
 #include "wire/messages/events.h"
 #include "wire/messages/leases.h"
@@ -46,6 +48,10 @@ namespace modelbroker::wire {
   X(ModelListReply) X(ModelGetReply) X(AttachReply) X(DetachReply) X(PinReply) X(CancelReply) X(GetModelInfoReply) \
   X(RestateReply) X(StatusReply) X(ScrubReply) X(EventsSnapshotReply) X(SessionOpenReply) X(FileOfferReply)         \
   X(BlockOpenReply)
+// Whatever a request is answered by.
+#define MODELBROKER_OR(M) , M
+using AnyReply = std::variant<std::monostate MODELBROKER_REPLY_STRUCTS(MODELBROKER_OR)>;
+#undef MODELBROKER_OR
 // clang-format on
 
 }  // namespace modelbroker::wire

@@ -123,19 +123,21 @@ bool Loop::receive_some() {
 }
 
 Result<void> Loop::run() {
-  bool more = true;
-  while (!stopping_) {
-    std::array<pollfd, 2> items{{{epoll_.get(), POLLIN, 0}, {messages_, POLLIN, 0}}};
-    if (::poll(items.data(), items.size(), more ? 0 : wait_ms()) < 0) {
-      if (errno != EINTR) return fail_errno(errno, "waiting for events");
-      items[0].revents = 0;
-    }
-    run_timers();
-    if (items[0].revents != 0) run_descriptors();
-    run_posted();
-    // Whatever woke us: what was sent meanwhile may have used up the socket's signal.
-    more = receive_some();
+  while (!stopping_) MODELBROKER_TRY(turn());
+  return {};
+}
+
+Result<void> Loop::turn() {
+  std::array<pollfd, 2> items{{{epoll_.get(), POLLIN, 0}, {messages_, POLLIN, 0}}};
+  if (::poll(items.data(), items.size(), more_messages_ ? 0 : wait_ms()) < 0) {
+    if (errno != EINTR) return fail_errno(errno, "waiting for events");
+    items[0].revents = 0;
   }
+  run_timers();
+  if (items[0].revents != 0) run_descriptors();
+  run_posted();
+  // Whatever woke us: what was sent meanwhile may have used up the socket's signal.
+  more_messages_ = receive_some();
   return {};
 }
 

@@ -49,7 +49,10 @@ class Loop {
   // when there is none.
   void set_messages(int zmq_fd, std::function<bool()> receive_one);
 
+  // Until stop().
   [[nodiscard]] Result<void> run();
+  // Waits for the next event or timer, and handles what is due.
+  [[nodiscard]] Result<void> turn();
   void stop();
   // After run(): drops what was still to be done, while those whom it would have answered are there.
   void discard();
@@ -74,6 +77,7 @@ class Loop {
   std::uint64_t next_id_ = 1;
   int messages_ = -1;
   std::function<bool()> receive_one_;
+  bool more_messages_ = true;  // not all of them are received
   bool stopping_ = false;
 
   std::mutex mutex_;

@@ -28,9 +28,8 @@ class EventSocket final : public EventSink {
 
   // A slow subscriber misses events and sees a gap in seq.
   void publish(std::string_view type, const wire::EventData& data) override;
-  // Takes in the subscriptions that have arrived: before a snapshot, after which a subscriber wants all.
-  void take_subscriptions();
-  [[nodiscard]] std::uint64_t last_seq() const noexcept { return seq_; }
+  void take_subscriptions() override;
+  [[nodiscard]] std::uint64_t last_seq() const noexcept override { return seq_; }
 
  private:
   struct Socket;

@@ -17,7 +17,7 @@ namespace modelbroker {
 
 class RememberedReplies {
  public:
-  static constexpr std::size_t kMostBytes = std::size_t{8} << 20;
+  static constexpr std::size_t kMostBytes = std::size_t{4} << 20;
   static constexpr std::size_t kEntryBytes = 200;  // what one takes besides its id and its reply
 
   explicit RememberedReplies(std::size_t most = kMostBytes) : most_(most) {}

@@ -42,6 +42,73 @@ struct Router::Socket {
   zmq::socket_t router{context, zmq::socket_type::router};
 };
 
+// A request, as it came in.
+struct Router::Asked {
+  wire::ReplyTo to;
+  SessionId session = 0;
+  std::string id{};  // by which a repeat finds it; empty: none does
+  std::vector<std::string> route;
+  std::optional<std::chrono::milliseconds> deadline{};
+};
+
+// A request that came over this socket. Its last holder answers it if nobody else did.
+class Router::OpenCall final : public Call {
+ public:
+  OpenCall(Router& router, Asked asked)
+      : Call(asked.deadline ? std::optional(router.loop_.clock().now() + *asked.deadline) : std::nullopt),
+        router_(router),
+        to_(std::move(asked.to)),
+        session_(asked.session),
+        id_(std::move(asked.id)),
+        routes_{std::move(asked.route)} {
+    router_.open_.insert(this);
+  }
+  ~OpenCall() override {
+    drop();
+    router_.open_.erase(this);
+  }
+  OpenCall(const OpenCall&) = delete;
+  OpenCall& operator=(const OpenCall&) = delete;
+
+  [[nodiscard]] SessionId session() const noexcept { return session_; }
+  [[nodiscard]] const std::string& id() const noexcept { return id_; }
+  void set_timer(const TimerId& timer) { timer_ = timer; }
+  void passed(std::chrono::milliseconds deadline) {
+    late({ErrorCode::kDeadlineExceeded, "not done within the deadline of " + std::to_string(deadline.count()) + " ms"});
+  }
+  // Asked again: the same answer goes there too.
+  void join(const std::vector<std::string>& route) {
+    if (std::ranges::find(routes_, route) == routes_.end()) routes_.push_back(route);
+  }
+  // Nobody will answer it any more.
+  void drop() {
+    if (answered()) return;
+    finish(tl::unexpected(
+        router_.stopping_
+            ? Error{ErrorCode::kUnavailable, "the broker is stopping: start it again and retry", {{"stopping", 1}}}
+            : Error{ErrorCode::kInternal, "the broker dropped the request: please report it"}));
+  }
+
+ private:
+  void send(const Result<wire::AnyReply>& answer) override {
+    if (timer_) router_.loop_.cancel(*timer_);
+    const std::string bytes = answer ? wire::encode_reply(to_, *answer) : wire::encode_error(to_, answer.error());
+    if (const auto running = router_.running_.find(session_); running != router_.running_.end() && !id_.empty()) {
+      running->second.erase(id_);
+      if (is_change()) router_.replies_.add(session_, id_, bytes);
+    }
+    // Sent last: on a busy machine libzmq's thread and the peer run only once we wait.
+    for (const auto& route : routes_) router_.send(route, bytes);
+  }
+
+  Router& router_;
+  wire::ReplyTo to_;
+  SessionId session_;
+  std::string id_;
+  std::vector<std::vector<std::string>> routes_;  // who waits: more than one after a repeat
+  std::optional<TimerId> timer_;
+};
+
 Router::Router(Loop& loop, std::string endpoint, FindSession find_session, Dispatch dispatch)
     : loop_(loop),
       endpoint_(std::move(endpoint)),
@@ -113,26 +180,28 @@ void Router::handle(const std::vector<std::string>& route, std::string_view byte
     send(route, wire::encode_error(request->reply_to(), session.error()));
     return;
   }
-  const SessionId id = (*session)->id;
-  auto ticket = std::make_shared<OpenRequest>(*this, request->reply_to());
-  if (!(*session)->token.empty() && request->reply_to().version >= 2) {
-    ticket->id_ = std::get<std::string>(request->reply_to().id);
-    if (joins(id, ticket->id_, route)) {
-      ticket->answered_ = true;
-      return;
-    }
-    running_[id][ticket->id_] = ticket;
+  Asked asked{.to = request->reply_to(), .session = (*session)->id, .route = route};
+  if (!(*session)->token.empty() && asked.to.version >= 2) {
+    asked.id = std::get<std::string>(asked.to.id);
+    if (joins(asked.session, asked.id, route)) return;
   }
-  ticket->session_ = id;
-  ticket->routes_.push_back(route);
   if (request->deadline_ms() > 0) {
     const auto most = static_cast<std::uint64_t>(std::chrono::milliseconds(std::chrono::hours(24)).count());
-    const std::chrono::milliseconds delay(std::min(request->deadline_ms(), most));
-    ticket->deadline_ = loop_.after(delay, [weak = std::weak_ptr<OpenRequest>(ticket), delay] {
-      if (const Ticket open = weak.lock()) open->late(delay);
-    });
+    asked.deadline = std::chrono::milliseconds(std::min(request->deadline_ms(), most));
   }
-  dispatch_(**session, *request, std::move(ticket));
+  dispatch_(**session, *request, open(std::move(asked)));
+}
+
+std::shared_ptr<Call> Router::open(Asked asked) {
+  const auto deadline = asked.deadline;
+  const auto call = std::make_shared<OpenCall>(*this, std::move(asked));
+  if (!call->id().empty()) running_[call->session()][call->id()] = call;
+  if (deadline) {
+    call->set_timer(loop_.after(*deadline, [weak = std::weak_ptr(call), delay = *deadline] {
+      if (const auto still_open = weak.lock()) still_open->passed(delay);
+    }));
+  }
+  return call;
 }
 
 bool Router::joins(SessionId session, const std::string& id, const std::vector<std::string>& route) {
@@ -143,9 +212,9 @@ bool Router::joins(SessionId session, const std::string& id, const std::vector<s
   Running& running = running_[session];
   const auto found = running.find(id);
   if (found == running.end()) return false;
-  const Ticket ticket = found->second.lock();
-  if (!ticket) return false;
-  if (std::ranges::find(ticket->routes_, route) == ticket->routes_.end()) ticket->routes_.push_back(route);
+  const auto call = found->second.lock();
+  if (!call) return false;
+  call->join(route);
   return true;
 }
 
@@ -160,16 +229,6 @@ void Router::send(const std::vector<std::string>& route, std::string_view bytes)
   }
 }
 
-void Router::answered(OpenRequest& request, const std::string& bytes) {
-  if (request.deadline_) loop_.cancel(*request.deadline_);
-  if (const auto running = running_.find(request.session_); running != running_.end() && !request.id_.empty()) {
-    running->second.erase(request.id_);
-    if (request.is_change_) replies_.add(request.session_, request.id_, bytes);
-  }
-  // Sent last: on a busy machine libzmq's thread and the peer run only once we wait.
-  for (const auto& route : request.routes_) send(route, bytes);
-}
-
 void Router::forget(SessionId session) {
   running_.erase(session);
   replies_.forget(session);
@@ -178,43 +237,12 @@ void Router::forget(SessionId session) {
 void Router::stopping() {
   stopping_ = true;
   socket_->router.set(zmq::sockopt::linger, 200);  // ms: the last replies may leave
-  for (OpenRequest* const request : std::unordered_set(open_)) request->drop();
+  for (OpenCall* const call : std::unordered_set(open_)) call->drop();
 }
 
 void Router::leave() {
   socket_->router.close();
   socket_->context.close();
-}
-
-OpenRequest::OpenRequest(Router& router, wire::ReplyTo to) : router_(router), to_(std::move(to)) {
-  router_.open_.insert(this);
-}
-
-OpenRequest::~OpenRequest() { drop(); }
-
-void OpenRequest::late(std::chrono::milliseconds deadline) {
-  answer(wire::encode_error(to_, {ErrorCode::kDeadlineExceeded,
-                                  "not done within the deadline of " + std::to_string(deadline.count()) + " ms"}));
-  if (on_late_) on_late_();
-}
-
-// Nobody will answer it any more.
-void OpenRequest::drop() {
-  if (answered_) {
-    router_.open_.erase(this);
-    return;
-  }
-  const Error error =
-      router_.stopping_
-          ? Error{ErrorCode::kUnavailable, "the broker is stopping: start it again and retry", {{"stopping", 1}}}
-          : Error{ErrorCode::kInternal, "the broker dropped the request: please report it"};
-  answer(wire::encode_error(to_, error));
-}
-
-void OpenRequest::answer(const std::string& bytes) {
-  if (std::exchange(answered_, true)) return;
-  router_.open_.erase(this);
-  router_.answered(*this, bytes);
 }
 
 }  // namespace modelbroker

@@ -70,7 +70,7 @@ void name_from_manifest(Books& books, Resident& resident, const Known& known, Re
   Resident* const there = given.is_label ? nullptr : books.store.by_path(resident.path);
   Resident* const owner = there != nullptr && there != &resident ? there : books.store.by_name(name);
   if (owner == nullptr && take_name(books, resident, name, given)) return;
-  if (!given.is_label && owner != nullptr && owner->path == resident.path) {
+  if (!given.is_label && owner != nullptr && owner->path == resident.path && !resident.path.empty()) {
     const bool is_older =
         !known.contains(owner->block->id()) && owner->block->name().generation < resident.block->name().generation;
     if (!is_older) {  // nobody was told of this one; what is known has the names

@@ -25,8 +25,6 @@ namespace {
 constexpr std::size_t kJobThreads = 8;
 constexpr std::size_t kKindsOfJobs = 4;           // general ones, state, scrubbing, loads
 constexpr std::chrono::seconds kStopPatience{2};  // for reads that may hang
-// Clients that lost their broker look for the next one every 100 ms.
-constexpr std::chrono::milliseconds kSettle{250};
 constexpr std::array kSignals{SIGINT, SIGTERM, SIGHUP};
 
 }  // namespace
@@ -91,15 +89,15 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
   scrubber_ = std::make_unique<Scrubber>(*books_, *loop_, *reaper_, *events_);
   loads_->on_resident([this](Resident& resident) { return scrubber_->withdraw_missing(resident); });
   reaper_->on_freed([this] { admission_->look_again(); });
-  register_handlers();
+  serve_requests();
 
   MODELBROKER_ASSIGN(router_, Router::bind(
                                   *loop_, endpoint_.broker(),
                                   [this](const wire::Request& request, const Router::Sender& sender) {
                                     return find_session(request, sender);
                                   },
-                                  [this](Session& session, const wire::Request& request, Ticket ticket) {
-                                    dispatch(session, request, std::move(ticket));
+                                  [this](Session& session, const wire::Request& request, std::shared_ptr<Call> call) {
+                                    dispatcher_.dispatch(session, request, std::move(call));
                                   }));
   // Last: who can connect here can also ask there.
   MODELBROKER_ASSIGN(fd_socket_, FdSocket::listen(*books_, *loop_, *events_, endpoint_.fds(),
@@ -122,7 +120,7 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
   for (const std::string& block : recovered.superseded) {
     if (Resident* const resident = books_->store.by_block(block)) reaper_->drain_in_time(*resident);
   }
-  if (totals.made + totals.draining > 0) settled_at_ = books_->clock.now() + kSettle;
+  if (totals.made + totals.draining > 0) settled_->begin();
   reaper_->take_over_draining();
   log_info("serving " + endpoint_.broker() + ", budget " + format_size(limit) + " in " + config.ram_directory +
            (os.features().collapse && config.huge_pages ? ", 2 MiB pages" : ", 4 KiB pages"));
@@ -141,6 +139,38 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
   admission_->limit_changed();  // it may have been lowered since
   scrubber_->look();
   return {};
+}
+
+void Server::serve_requests() {
+  settled_ = std::make_unique<Settled>(*loop_);
+  lease_service_ =
+      std::make_unique<LeaseService>(*books_, *events_, *loads_, *scrubber_, *reaper_, *admission_, *expiry_);
+  model_service_ = std::make_unique<ModelService>(*books_, *loop_, *events_, *settled_, *loads_, *keeper_, *reaper_,
+                                                  *admission_, *expiry_);
+  cache_service_ = std::make_unique<CacheService>(*books_, *events_, *settled_, *loads_, *scrubber_);
+  session_service_ =
+      std::make_unique<SessionService>(*books_, endpoint_, *events_, *lease_service_, [this](const Session& session) {
+        session.token.empty() ? session_ended(session.id) : fd_socket_->close_session(session.id);
+      });
+  using enum Dispatcher::Kind;
+  Dispatcher& to = dispatcher_;
+  to.on("session.hello", kLook, *session_service_, &SessionService::hello);
+  to.on("session.ping", kLook, *session_service_, &SessionService::ping);
+  to.on("session.bye", kChange, *session_service_, &SessionService::bye);
+  to.on("lease.restate", kChange, *lease_service_, &LeaseService::restate);
+  to.on("model.attach", kChange, *lease_service_, &LeaseService::attach);
+  to.on("model.detach", kChange, *lease_service_, &LeaseService::detach);
+  to.on("model.load_model", kChange, *model_service_, &ModelService::load);
+  to.on("model.unload_model", kChange, *model_service_, &ModelService::unload);
+  to.on("model.cancel", kChange, *model_service_, &ModelService::cancel);
+  to.on("model.pin", kChange, *model_service_, &ModelService::pin);
+  to.on("model.unpin", kChange, *model_service_, &ModelService::unpin);
+  to.on("model.list", kLook, *model_service_, &ModelService::list);
+  to.on("model.get", kLook, *model_service_, &ModelService::get);
+  to.on("model.get_model_info", kLook, *model_service_, &ModelService::get_model_info);
+  to.on("cache.status", kLook, *cache_service_, &CacheService::status);
+  to.on("cache.scrub", kChange, *cache_service_, &CacheService::scrub);
+  to.on("events.snapshot", kLook, *cache_service_, &CacheService::snapshot);
 }
 
 Result<void> Server::watch_signals() {
@@ -224,7 +254,7 @@ void Server::session_ended(SessionId session) {
   const Session* const found = books_->sessions.find(session);
   if (found == nullptr) return;
   const Peer peer = found->peer;
-  const LeaseBook::Ended ended = end_leases(*found);
+  const LeaseBook::Ended ended = lease_service_->end_all(*found);
   if (ended.leases > 0) {
     log_info("session of pid " + std::to_string(peer.pid) + " ended with " + std::to_string(ended.leases) + " leases");
   }
@@ -237,19 +267,7 @@ void Server::session_ended(SessionId session) {
     plain_peers_.erase(plain);
   }
   events_->publish("session.ended", event_of(peer));
-  leases_ended(ended.blocks);
-}
-
-// A block is used until its last lease ends.
-void Server::leases_ended(const std::vector<std::string>& blocks) {
-  for (const std::string& block : blocks) {
-    if (Resident* const resident = books_->store.by_block(block)) {
-      books_->used(*resident);
-      expiry_->changed(*resident);
-    }
-    reaper_->check(block);
-  }
-  admission_->look_again();
+  lease_service_->let_go(ended.blocks);
 }
 
 Result<Session*> Server::find_session(const wire::Request& request, const Router::Sender& sender) {

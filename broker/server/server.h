@@ -13,6 +13,12 @@
 #include <string_view>
 #include <vector>
 
+#include "broker/api/cache_service.h"
+#include "broker/api/dispatcher.h"
+#include "broker/api/lease_service.h"
+#include "broker/api/model_service.h"
+#include "broker/api/session_service.h"
+#include "broker/api/settled.h"
 #include "broker/base/jobs.h"
 #include "broker/doors/event_socket.h"
 #include "broker/doors/fd_socket.h"
@@ -64,10 +70,6 @@ class Server {
   [[nodiscard]] Result<void> watch_signals();
   void stop_blocks();
   void session_ended(SessionId session);
-  void leases_ended(const std::vector<std::string>& blocks);
-  void grant_lease(const Session& session, std::uint64_t number, const std::string& model,
-                   const std::vector<std::string>& blocks);
-  LeaseBook::Ended end_leases(const Session& session);
   [[nodiscard]] Result<Session*> find_session(const wire::Request& request, const Router::Sender& sender);
   void add_groups(Peer& peer, int socket) const;
   void watch_plain(const Session& session);
@@ -95,54 +97,8 @@ class Server {
   void reload();
   void take_over(Reloaded fresh, std::uint64_t limit);
 
-  // handlers.cc
-  void dispatch(Session& session, const wire::Request& request, Ticket ticket);
-  template <class M, class R>
-  void on(std::string_view type, void (Server::*handler)(Session&, const M&, const Reply<R>&), bool is_change = false);
-  void register_handlers();
-  void hello(Session& session, const wire::Empty& data, const Reply<wire::SessionHelloReply>& reply);
-  void ping(Session& session, const wire::Empty& data, const Reply<wire::SessionPingReply>& reply);
-  void bye(Session& session, const wire::Empty& data, const Reply<wire::SessionByeReply>& reply);
-  void restate(Session& session, const wire::Restate& data, const Reply<wire::RestateReply>& reply);
-  void status(Session& session, const wire::Empty& data, const Reply<wire::StatusReply>& reply);
-  [[nodiscard]] wire::StatusReply status_now() const;
-  void snapshot(Session& session, const wire::Empty& data, const Reply<wire::EventsSnapshotReply>& reply);
-  // Answers who asks after holders: right after an adoption a moment later, for their leases are being stated again.
-  void when_settled(std::function<void()> answer);
-
-  // model_handlers.cc
-  void load(Session& session, const wire::LoadModel& data, const Reply<wire::LoadModelReply>& reply);
-  void unload(Session& session, const wire::UnloadModel& data, const Reply<wire::UnloadModelReply>& reply);
-  [[nodiscard]] wire::ModelListReply list_models(uid_t uid) const;
-  void list(Session& session, const wire::Empty& data, const Reply<wire::ModelListReply>& reply);
-  void get(Session& session, const wire::ModelName& data, const Reply<wire::ModelGetReply>& reply);
-  void pin(Session& session, const wire::ModelName& data, const Reply<wire::PinReply>& reply);
-  void unpin(Session& session, const wire::ModelName& data, const Reply<wire::PinReply>& reply);
-  void cancel(Session& session, const wire::ModelName& data, const Reply<wire::CancelReply>& reply);
-  void scrub(Session& session, const wire::Scrub& data, const Reply<wire::ScrubReply>& reply);
-  void get_model_info(Session& session, const wire::GetModelInfo& data, const Reply<wire::GetModelInfoReply>& reply);
-  [[nodiscard]] std::vector<std::string> names_meant(const Resident& resident, const std::string& model) const;
-  void set_pinned(const Session& session, const std::string& model, bool pinned, const Reply<wire::PinReply>& reply);
-  [[nodiscard]] Result<Resident*> require(const Session& session, const std::string& model);
-  [[nodiscard]] Result<Resident*> require_own(const Session& session, const std::string& model);
-  [[nodiscard]] Result<Loads::Ask> ask_for(Session& session, const std::string& path, const std::string& file);
-  void forget(const std::vector<std::string>& names);
-  [[nodiscard]] Result<bool> forget_evicted(const Session& session, const std::string& model);
-  [[nodiscard]] wire::ModelInfo describe(const Resident& resident, uid_t uid) const;
-  [[nodiscard]] static bool is_path(std::string_view model) { return model.starts_with('/'); }
-
-  // attach_handlers.cc
-  void attach(Session& session, const wire::Attach& data, const Reply<wire::AttachReply>& reply);
-  void attach_by_load(Loads::Ask ask, const Reply<wire::AttachReply>& reply, const std::string& evicted);
-  // `lease`: the number that the client chose; 0: the next.
-  [[nodiscard]] wire::AttachReply grant(Session& session, std::uint64_t lease, Resident& resident,
-                                        const std::string& model, const std::string& outcome);
-  void detach(Session& session, const wire::Detach& data, const Reply<wire::DetachReply>& reply);
-
-  struct Handler {
-    std::function<void(Session&, const wire::Request&, Ticket)> serve;
-    bool is_change = false;
-  };
+  // Which handler of which service each request goes to.
+  void serve_requests();
 
   // In the order of their making; destroyed in reverse, so that jobs end before what they use.
   std::unique_ptr<Loop> loop_;
@@ -150,12 +106,10 @@ class Server {
   RunDirectory run_directory_;
   LockFile run_lock_;
   std::unique_ptr<Books> books_;
-  std::map<std::string, Handler, std::less<>> handlers_;
   Fd signals_;
   const Notifier notifier_;
   Reload reload_;
   bool reloading_ = false, reload_again_ = false;
-  TimePoint settled_at_;
   std::map<SessionId, std::pair<Fd, WatchId>> plain_peers_;
   std::unique_ptr<EventSocket> events_;
   std::unique_ptr<Jobs> jobs_;
@@ -166,6 +120,12 @@ class Server {
   std::unique_ptr<LoadNotes> notes_;
   std::unique_ptr<Loads> loads_;
   std::unique_ptr<Scrubber> scrubber_;
+  std::unique_ptr<Settled> settled_;
+  std::unique_ptr<LeaseService> lease_service_;
+  std::unique_ptr<ModelService> model_service_;
+  std::unique_ptr<CacheService> cache_service_;
+  std::unique_ptr<SessionService> session_service_;
+  Dispatcher dispatcher_;
   std::unique_ptr<FdSocket> fd_socket_;
   std::unique_ptr<Router> router_;
   std::vector<Door> doors_;  // in the order of their opening

@@ -1,5 +1,6 @@
 // What subscribers of the PUB socket get, and what one that does not read costs.
 #include "broker/doors/event_socket.h"
+#include "broker/models/model_events.h"
 
 #include <gtest/gtest.h>
 #include <sys/stat.h>

@@ -44,7 +44,6 @@ TEST_F(BlockDirectoryTest, LocksAFolderForItsInstance) {
   const auto directory = lock();
   ASSERT_TRUE(directory) << directory.error().message;
   EXPECT_EQ(directory->path(), folder_.path());
-  EXPECT_EQ(directory->instance(), "default");
   EXPECT_EQ(directory->uid(), os_->uid());
   EXPECT_EQ(directory->path_of(name(7)), folder_ / name(7).file_name());
   const auto file = os_->lstat(lock_path()).value();

@@ -6,7 +6,7 @@
 
 #include "shm/text.h"
 
-namespace modelbroker::wire {
+namespace modelbroker {
 namespace {
 
 // One code point as UTF-8, by the definition; also of those that may not stand there.
@@ -161,4 +161,4 @@ TEST(PrintableTest, WhateverGoesInTextComesOut) {
 }
 
 }  // namespace
-}  // namespace modelbroker::wire
+}  // namespace modelbroker

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "shm/text.h"
+#include "wire/frame.h"
 
 namespace modelbroker::wire {
 namespace {

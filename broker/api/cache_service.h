@@ -1,0 +1,34 @@
+// CacheService: the tiers as a whole: cache.status, cache.scrub and events.snapshot.
+//
+// Threads: the loop's only.
+#pragma once
+
+#include "broker/api/call.h"
+#include "broker/api/settled.h"
+#include "broker/base/event_sink.h"
+#include "broker/models/books.h"
+#include "broker/models/loads.h"
+#include "broker/models/scrubber.h"
+
+namespace modelbroker {
+
+class CacheService {
+ public:
+  CacheService(Books& books, EventSink& events, Settled& settled, Loads& loads, Scrubber& scrubber)
+      : books_(books), events_(events), settled_(settled), loads_(loads), scrubber_(scrubber) {}
+
+  void status(Session& session, const wire::Empty& data, const Reply<wire::StatusReply>& reply);
+  void scrub(Session& session, const wire::Scrub& data, const Reply<wire::ScrubReply>& reply);
+  void snapshot(Session& session, const wire::Empty& data, const Reply<wire::EventsSnapshotReply>& reply);
+
+ private:
+  [[nodiscard]] wire::StatusReply status_now() const;
+
+  Books& books_;
+  EventSink& events_;
+  Settled& settled_;
+  Loads& loads_;
+  Scrubber& scrubber_;
+};
+
+}  // namespace modelbroker

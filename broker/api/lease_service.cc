@@ -1,0 +1,209 @@
+#include "broker/api/lease_service.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "broker/api/model_lookup.h"
+#include "broker/models/model_events.h"
+#include "shm/text.h"
+
+namespace modelbroker {
+namespace {
+
+Result<void> use_number(Session& session, std::uint64_t lease) {
+  if (lease > LeaseNumbers::kHighest) return fail(ErrorCode::kInvalidArgument, "a lease's number is at most 2^62");
+  if (lease == 0 || session.lease_numbers.use(lease)) return {};
+  return fail(ErrorCode::kAlreadyExists,
+              "the lease number " + std::to_string(lease) +
+                  " was used in this session before, by an attach or a detach: count upwards");
+}
+
+}  // namespace
+
+void LeaseService::attach(Session& session, const wire::Attach& data, const Reply<wire::AttachReply>& reply) {
+  if (const auto used = use_number(session, data.lease); !used) return reply.error(used.error());
+  if (data.device != "cpu") {
+    return reply.error(
+        {ErrorCode::kUnimplemented, "device '" + printable(data.device, 64) + "': this version serves 'cpu' only"});
+  }
+  if (!data.component.empty()) {
+    return reply.error(
+        {ErrorCode::kUnimplemented, "component '" + printable(data.component, 64) +
+                                        "': this version attaches whole models; use state_dict(prefix=...)"});
+  }
+  Resident* const there = books_.store.find(data.model);
+  if (there != nullptr) {
+    (void)scrubber_.withdraw_missing(*there);
+    if (there->damaged && !there->draining() && !reaper_.drain(*there)) {
+      return reply.error({ErrorCode::kUnavailable,
+                          "'" + printable(data.model) + "' is damaged, and could not be withdrawn yet: retry"});
+    }
+  }
+  const EvictedNames::Model* const evicted = data.load ? books_.evicted.find(data.model) : nullptr;
+  if (evicted != nullptr && books_.store.by_name(data.model) == nullptr) {
+    if (evicted->given.is_label) {
+      return reply.error(
+          {ErrorCode::kPermissionDenied, "'" + printable(data.model) + "' was evicted: load it again from its file"});
+    }
+    auto ask = ask_for_file(books_, session, evicted->given.path, "");
+    if (!ask) return reply.error(ask.error());
+    ask->name = data.model;
+    ask->type = evicted->type;
+    ask->keep_alive = evicted->keep_alive;
+    ask->pin = evicted->pinned;
+    ask->name_loader = evicted->given.loader;
+    ask->until = reply.deadline();
+    ask->lease = data.lease;
+    return attach_by_load(std::move(*ask), reply, data.model);
+  }
+  if (!is_path(data.model) || (data.file.empty() && !data.load)) {
+    const auto resident = find_model(books_, session, data.model);
+    if (!resident) return reply.error(resident.error());
+    if (!books_.may_attach(session.peer.uid, **resident)) {
+      return reply.error(Rights::not_attachable(printable(data.model)));
+    }
+    ++books_.hits;
+    const std::string& name = is_path(data.model) ? (*resident)->name() : data.model;
+    return reply.ok(grant(session, data.lease, **resident, name, "resident"));
+  }
+  auto ask = ask_for_file(books_, session, data.model, data.file);
+  if (!ask) return reply.error(ask.error());
+  ask->any_name = true;  // who attaches by path wants the weights, whatever they are called
+  ask->look_only = !data.load;
+  ask->until = reply.deadline();
+  ask->lease = data.lease;
+  attach_by_load(std::move(*ask), reply, "");
+}
+
+// `evicted`: the name of a model that was here before and is loaded again.
+void LeaseService::attach_by_load(Loads::Ask ask, const Reply<wire::AttachReply>& reply, const std::string& evicted) {
+  const SessionId id = ask.session;
+  const std::uint64_t lease = ask.lease;
+  if (lease != 0) books_.sessions.find(id)->attaching.insert(lease);
+  // False: a detach came before the grant, or the session has ended.
+  const auto waited = [this, id, lease] {
+    Session* const asker = books_.sessions.find(id);
+    return asker != nullptr && (asker->attaching.erase(lease) > 0 || lease == 0);
+  };
+  const auto done = [this, reply, id, lease, evicted, waited](Result<Loads::Outcome> outcome) {
+    const bool is_wanted = waited();
+    if (!outcome) {
+      Error error = outcome.error();
+      if (!evicted.empty() && error.code == ErrorCode::kPermissionDenied) {
+        error.message = "'" + printable(evicted) + "' was evicted: load it again from its file";
+      } else if (!evicted.empty()) {
+        error.message = "'" + printable(evicted) + "' was evicted and cannot be loaded again: " + error.message;
+      }
+      return reply.error(error);
+    }
+    if (reply.answered()) return;  // deadline passed: nobody would ever end that lease
+    if (!is_wanted) return reply.error(Loads::lease_detached(lease));
+    Session* const asker = books_.sessions.find(id);
+    Resident* const resident = books_.store.by_block(outcome->block);
+    if (resident == nullptr || resident->draining()) {
+      return reply.error({ErrorCode::kUnavailable, "the model was unloaded before this request could use it; retry"});
+    }
+    reply.ok(grant(*asker, lease, *resident, outcome->model, outcome->outcome));
+  };
+  const Loads::AskId asked = loads_.start(std::move(ask), done);
+  reply.on_late([this, asked, waited] {
+    loads_.give_up(asked);
+    (void)waited();
+  });
+}
+
+wire::AttachReply LeaseService::grant(Session& session, std::uint64_t lease, Resident& resident,
+                                      const std::string& model, const std::string& outcome) {
+  const Block& block = *resident.block;
+  const BlockLayout& layout = block.header().layout;
+  wire::AttachReply attached;
+  attached.lease = lease != 0 ? lease : session.lease_numbers.use_next();
+  attached.model = model;
+  attached.outcome = outcome;
+  wire::BlockGrant grant;
+  grant.block = block.id();
+  grant.path = block.path();
+  grant.generation = block.name().generation;
+  grant.size = layout.block_size;
+  grant.payload_offset = layout.payload.offset;
+  grant.payload_size = layout.payload.size;
+  grant.manifest_offset = layout.manifest.offset;
+  grant.manifest_size = layout.manifest.size;
+  grant.page_kind = to_string(block.page_kind());
+  attached.blocks.push_back(std::move(grant));
+  book(session, attached.lease, model, {block.id()});
+  resident.was_leased = true;
+  books_.used(resident);
+  return attached;
+}
+
+void LeaseService::detach(Session& session, const wire::Detach& data, const Reply<wire::DetachReply>& reply) {
+  wire::EventData released = event_of(session.peer);
+  if (const Lease* const lease = books_.leases.find(session.id, data.lease)) released.model = lease->model;
+  const std::vector<std::string> blocks = books_.leases.end(session.id, data.lease);
+  // Not granted yet: its attach is cancelled, or refused when it comes.
+  if (session.attaching.erase(data.lease) > 0) loads_.detached(session.id, data.lease);
+  if (data.lease <= LeaseNumbers::kHighest) session.lease_numbers.use(data.lease);
+  reply.ok({!blocks.empty()});
+  if (blocks.empty()) return;
+  released.block = blocks.front();
+  released.count = 1;
+  events_.publish("lease.released", released);
+  let_go(blocks);
+}
+
+void LeaseService::restate(Session& session, const wire::Restate& data, const Reply<wire::RestateReply>& reply) {
+  wire::RestateReply outcome;
+  if (std::ranges::any_of(data.leases,
+                          [](const wire::HeldLease& held) { return held.lease > LeaseNumbers::kHighest; })) {
+    return reply.error({ErrorCode::kInvalidArgument, "a lease's number is at most 2^62"});
+  }
+  for (const wire::HeldLease& held : data.leases) {
+    const bool all_here = !held.blocks.empty() && std::ranges::all_of(held.blocks, [&](const std::string& block) {
+      const Resident* const resident = books_.store.by_block(block);
+      return resident != nullptr && !resident->removing && books_.may_attach(session.peer.uid, *resident);
+    });
+    session.lease_numbers.use(held.lease);
+    if (!all_here) {
+      outcome.lost.push_back(held.lease);
+      continue;
+    }
+    book(session, held.lease, held.model, held.blocks);
+    for (const std::string& block : held.blocks) books_.store.by_block(block)->was_leased = true;
+    outcome.restated.push_back(held.lease);
+  }
+  reply.ok(outcome);
+}
+
+void LeaseService::book(const Session& session, std::uint64_t number, const std::string& model,
+                        const std::vector<std::string>& blocks) {
+  books_.leases.grant(session.id, number, {model, blocks, session.peer, books_.clock.now()});
+  wire::EventData data = event_of(session.peer);
+  data.model = model;
+  data.block = blocks.front();
+  data.count = 1;
+  events_.publish("lease.granted", data);
+}
+
+LeaseBook::Ended LeaseService::end_all(const Session& session) {
+  LeaseBook::Ended ended = books_.leases.end_session(session.id);
+  if (ended.leases > 0) {
+    wire::EventData data = event_of(session.peer);
+    data.count = ended.leases;
+    events_.publish("lease.released", data);
+  }
+  return ended;
+}
+
+void LeaseService::let_go(const std::vector<std::string>& blocks) {
+  for (const std::string& block : blocks) {
+    if (Resident* const resident = books_.store.by_block(block)) {
+      books_.used(*resident);
+      expiry_.changed(*resident);
+    }
+    reaper_.check(block);
+  }
+  admission_.look_again();
+}
+
+}  // namespace modelbroker

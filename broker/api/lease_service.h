@@ -1,0 +1,58 @@
+// LeaseService: model.attach, model.detach and lease.restate; every lease begins and ends here.
+//
+// Threads: the loop's only.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "broker/api/call.h"
+#include "broker/base/event_sink.h"
+#include "broker/models/admission.h"
+#include "broker/models/books.h"
+#include "broker/models/expiry.h"
+#include "broker/models/loads.h"
+#include "broker/models/reaper.h"
+#include "broker/models/scrubber.h"
+
+namespace modelbroker {
+
+class LeaseService {
+ public:
+  LeaseService(Books& books, EventSink& events, Loads& loads, Scrubber& scrubber, Reaper& reaper, Admission& admission,
+               Expiry& expiry)
+      : books_(books),
+        events_(events),
+        loads_(loads),
+        scrubber_(scrubber),
+        reaper_(reaper),
+        admission_(admission),
+        expiry_(expiry) {}
+
+  void attach(Session& session, const wire::Attach& data, const Reply<wire::AttachReply>& reply);
+  void detach(Session& session, const wire::Detach& data, const Reply<wire::DetachReply>& reply);
+  void restate(Session& session, const wire::Restate& data, const Reply<wire::RestateReply>& reply);
+
+  // All leases of a session that ends. Then, when it is answered, let_go() of their blocks.
+  LeaseBook::Ended end_all(const Session& session);
+  // A block is used until its last lease ends: what waits for these blocks is looked at again.
+  void let_go(const std::vector<std::string>& blocks);
+
+ private:
+  void attach_by_load(Loads::Ask ask, const Reply<wire::AttachReply>& reply, const std::string& evicted);
+  [[nodiscard]] wire::AttachReply grant(Session& session, std::uint64_t lease, Resident& resident,
+                                        const std::string& model, const std::string& outcome);
+  void book(const Session& session, std::uint64_t number, const std::string& model,
+            const std::vector<std::string>& blocks);
+
+  Books& books_;
+  EventSink& events_;
+  Loads& loads_;
+  Scrubber& scrubber_;
+  Reaper& reaper_;
+  Admission& admission_;
+  Expiry& expiry_;
+};
+
+}  // namespace modelbroker

@@ -1,0 +1,46 @@
+#include "broker/api/model_lookup.h"
+
+#include "shm/text.h"
+
+namespace modelbroker {
+
+Result<Resident*> find_model(Books& books, const Session& session, const std::string& model) {
+  const uid_t uid = session.peer.uid;
+  if (model.empty()) return fail(ErrorCode::kInvalidArgument, "field 'model' must name a model");
+  Resident* const resident = books.store.find(model);
+  // Whether another's private file is loaded, its path does not tell.
+  if (resident != nullptr && (!is_path(model) || books.may_attach(uid, *resident))) return resident;
+  return fail(ErrorCode::kNotFound, "no model '" + printable(model) +
+                                        "' is loaded: 'modelbroker ls' shows those that are, 'modelbroker load "
+                                        "FILE --name NAME' loads one");
+}
+
+Result<Resident*> find_own_model(Books& books, const Session& session, const std::string& model) {
+  MODELBROKER_ASSIGN(Resident* const resident, find_model(books, session, model));
+  const uid_t uid = session.peer.uid;
+  if (!is_path(model) && !books.rights.manage(uid, books.store.loader_of(model))) {
+    return tl::unexpected(Rights::not_manageable(printable(model), books.store.loader_of(model)));
+  }
+  if (is_path(model) && !books.manages_all(uid, *resident)) {
+    return tl::unexpected(Rights::not_manageable(printable(model), resident->loader));
+  }
+  return resident;
+}
+
+Result<Loads::Ask> ask_for_file(const Books& books, Session& session, const std::string& path,
+                                const std::string& file) {
+  Loads::Ask ask;
+  ask.session = session.id;
+  ask.peer = session.peer;
+  ask.path = path;
+  if (!file.empty()) {
+    MODELBROKER_ASSIGN(ask.file, Sessions::take_offer(session, file, books.clock.now()));
+  }
+  if (!is_path(path) || path.size() > 4096 || path.find('\0') != std::string::npos) {
+    return fail(ErrorCode::kInvalidArgument,
+                "the path '" + printable(path) + "' must be absolute and at most 4096 bytes long");
+  }
+  return ask;
+}
+
+}  // namespace modelbroker

@@ -1,0 +1,233 @@
+#include "broker/api/model_service.h"
+
+#include <algorithm>
+#include <cmath>
+#include <iterator>
+#include <utility>
+
+#include "broker/api/model_lookup.h"
+#include "broker/api/model_views.h"
+#include "broker/base/log.h"
+#include "broker/base/sizes.h"
+#include "broker/models/model_events.h"
+#include "shm/text.h"
+
+namespace modelbroker {
+namespace {
+
+constexpr double kMebibyte = 1 << 20;
+// A holder that was just killed takes this long to be gone; who unloads right after it wants to see the bytes free.
+constexpr std::chrono::milliseconds kUnloadPatience{500};
+
+double seconds_between(TimePoint from, TimePoint to) { return std::chrono::duration<double>(to - from).count(); }
+
+}  // namespace
+
+void ModelService::load(Session& session, const wire::LoadModel& data, const Reply<wire::LoadModelReply>& reply) {
+  auto ask = ask_for_file(books_, session, data.path, data.file);
+  if (!ask) return reply.error(ask.error());
+  if (!data.name.empty() && !valid_model_name(data.name)) {
+    return reply.error({ErrorCode::kInvalidArgument,
+                        "the name '" + printable(data.name) +
+                            "' must have 1 to 255 bytes of UTF-8, no control, invisible or direction-changing "
+                            "characters, and no empty, '.' or '..' part before or behind a '/', which belongs to a "
+                            "path: choose another by --name"});
+  }
+  ask->name = data.name;
+  ask->type = printable(data.type, 64);
+  ask->pin = data.pin;
+  ask->retry = data.retry;
+  if (data.keep_alive && std::isnan(*data.keep_alive)) {
+    return reply.error({ErrorCode::kInvalidArgument, "keep_alive must be a number of seconds; below zero: for ever"});
+  }
+  if (data.keep_alive) ask->keep_alive = keep_alive_from_seconds(*data.keep_alive);
+  ask->until = reply.deadline();
+  const TimePoint began = books_.clock.now();
+  const Loads::AskId asked = loads_.start(std::move(*ask), [this, reply, began](Result<Loads::Outcome> outcome) {
+    if (!outcome) return reply.error(outcome.error());
+    const Resident* const resident = books_.store.by_block(outcome->block);
+    if (resident == nullptr) {
+      return reply.error({ErrorCode::kUnavailable, "the model was unloaded before this request could use it; retry"});
+    }
+    const Block& block = *resident->block;
+    wire::LoadModelReply loaded;
+    loaded.model = outcome->model;
+    loaded.block = outcome->block;
+    loaded.generation = block.name().generation;
+    loaded.bytes = resident->bytes();
+    loaded.payload_bytes = block.header().layout.payload.size;
+    loaded.page_kind = to_string(block.page_kind());
+    loaded.outcome = outcome->outcome;
+    loaded.seconds = seconds_between(began, books_.clock.now());
+    reply.ok(loaded);
+  });
+  reply.on_late([this, asked] { loads_.give_up(asked); });
+}
+
+void ModelService::unload(Session& session, const wire::UnloadModel& data, const Reply<wire::UnloadModelReply>& reply) {
+  const std::string& model = data.model.empty() ? data.name : data.model;
+  if (books_.store.find(model) == nullptr) {
+    const auto forgotten = forget_evicted(session, model);
+    if (!forgotten) return reply.error(forgotten.error());
+    if (*forgotten) {  // its bytes are free already
+      wire::UnloadModelReply outcome;
+      outcome.model = model;
+      return keeper_.save_evicted([reply, outcome] { reply.ok(outcome); });
+    }
+  }
+  const auto found = find_own_model(books_, session, model);
+  if (!found) return reply.error(found.error());
+  Resident& resident = **found;
+  const std::vector<std::string> names = names_meant(resident, model);
+  forget(names);
+  wire::UnloadModelReply outcome;
+  outcome.model = names.front();
+  if (names.size() < resident.names.size()) return remove_names(resident, names, std::move(outcome), reply);
+  log_info("unloading '" + printable(model) + "'");
+  withdraw(resident, data.wait, outcome, reply);
+}
+
+// The model has other names, and stays.
+void ModelService::remove_names(Resident& resident, const std::vector<std::string>& names,
+                                wire::UnloadModelReply outcome, const Reply<wire::UnloadModelReply>& reply) {
+  for (const std::string& name : names) {
+    wire::EventData withdrawn;
+    withdrawn.model = name;
+    if (!resident.is_private) withdrawn.path = books_.store.given(name).path;
+    books_.store.remove_name(resident, name);
+    events_.publish("model.unloaded", withdrawn);
+  }
+  outcome.remaining_names = resident.names;
+  return keeper_.save(resident, [reply, outcome] { reply.ok(outcome); });
+}
+
+// All of its names go, and its block drains. Waits a moment for holders that were just killed, or with `wait` for all.
+void ModelService::withdraw(Resident& resident, bool wait, const wire::UnloadModelReply& outcome,
+                            const Reply<wire::UnloadModelReply>& reply) {
+  const std::string block = resident.block->id();
+  const std::uint64_t bytes = resident.bytes();
+  const auto drained = [this, reply, outcome, block, bytes, wait](bool freed) {
+    const auto answer = [this, reply, bytes](wire::UnloadModelReply result, bool gone) {
+      (gone ? result.freed : result.draining) = bytes;
+      // A name whose end was not written would be back after a crash.
+      keeper_.when_written([reply, result] { reply.ok(result); });
+    };
+    if (freed) return answer(outcome, true);
+    const auto told = std::make_shared<bool>(false);
+    reaper_.when_gone(block, [answer, outcome, reply, told](bool gone) {
+      if (std::exchange(*told, true)) return;
+      if (gone) return answer(outcome, true);
+      reply.error({ErrorCode::kCancelled, "'" + printable(outcome.model) + "' was loaded again meanwhile"});
+    });
+    if (wait) return;
+    loop_.after(kUnloadPatience, [answer, outcome, told] {
+      if (!std::exchange(*told, true)) answer(outcome, false);
+    });
+  };
+  if (const auto withdrawn = reaper_.drain(resident, drained, "model.unloaded"); !withdrawn) {
+    reply.error(withdrawn.error());
+  }
+}
+
+// Names, or names of the file at a path, that only eviction or damage took away; whether there was one.
+Result<bool> ModelService::forget_evicted(const Session& session, const std::string& model) {
+  const auto is_managed = [&](const std::string& name) {
+    return books_.rights.manage(session.peer.uid, books_.evicted.find(name)->given.loader);
+  };
+  std::vector<std::string> names{model};
+  if (is_path(model)) {
+    names = books_.evicted.at_path(model);
+    std::erase_if(names, [&](const std::string& name) { return !is_managed(name); });
+  } else if (books_.evicted.find(model) == nullptr) {
+    return false;
+  } else if (!is_managed(model)) {
+    return tl::unexpected(Rights::not_manageable(printable(model), books_.evicted.find(model)->given.loader));
+  }
+  forget(names);
+  return !names.empty();
+}
+
+// Nothing that is under way brings them back.
+void ModelService::forget(const std::vector<std::string>& names) {
+  for (const std::string& name : names) {
+    books_.evicted.forget(name);
+    loads_.unloaded(name);
+  }
+}
+
+// A path: the names that were given to the file there; other files with the same bytes have names of their own.
+std::vector<std::string> ModelService::names_meant(const Resident& resident, const std::string& model) const {
+  if (!is_path(model)) return {model};
+  std::vector<std::string> names;
+  std::ranges::copy_if(resident.names, std::back_inserter(names),
+                       [&](const std::string& name) { return books_.store.given(name).path == model; });
+  return names;
+}
+
+void ModelService::cancel(Session& session, const wire::ModelName& data, const Reply<wire::CancelReply>& reply) {
+  const bool everybodys = books_.rights.everything(session.peer.uid);
+  const std::size_t count =
+      loads_.cancel(data.model, everybodys ? std::nullopt : std::optional<uid_t>(session.peer.uid));
+  if (count > 0) return reply.ok({count});
+  reply.error({ErrorCode::kNotFound, "nothing that is called '" + printable(data.model) +
+                                         "' is being loaded: 'modelbroker ps' shows what is"});
+}
+
+void ModelService::list(Session& session, const wire::Empty&, const Reply<wire::ModelListReply>& reply) {
+  settled_.when([this, reply, uid = session.peer.uid] { reply.ok(list_models(books_, loads_, uid)); });
+}
+
+void ModelService::get(Session& session, const wire::ModelName& data, const Reply<wire::ModelGetReply>& reply) {
+  settled_.when([this, id = session.id, model = data.model, reply] {
+    const Session* const asker = books_.sessions.find(id);
+    if (asker == nullptr) return reply.error({ErrorCode::kCancelled, "the session that asked has ended"});
+    const auto resident = find_model(books_, *asker, model);
+    if (!resident) return reply.error(resident.error());
+    reply.ok({describe(books_, **resident, asker->peer.uid)});
+  });
+}
+
+void ModelService::set_pinned(const Session& session, const std::string& model, bool pinned,
+                              const Reply<wire::PinReply>& reply) {
+  const auto resident = find_own_model(books_, session, model);
+  if (!resident) return reply.error(resident.error());
+  if (std::exchange((*resident)->pinned, pinned) != pinned) {
+    events_.publish(pinned ? "model.pinned" : "model.unpinned", pin_of(**resident));
+  }
+  expiry_.changed(**resident);
+  admission_.look_again();
+  keeper_.save(**resident, [reply, name = (*resident)->name(), pinned] { reply.ok({name, pinned}); });
+}
+
+void ModelService::pin(Session& session, const wire::ModelName& data, const Reply<wire::PinReply>& reply) {
+  set_pinned(session, data.model, true, reply);
+}
+
+void ModelService::unpin(Session& session, const wire::ModelName& data, const Reply<wire::PinReply>& reply) {
+  set_pinned(session, data.model, false, reply);
+}
+
+void ModelService::get_model_info(Session& session, const wire::GetModelInfo& data,
+                                  const Reply<wire::GetModelInfoReply>& reply) {
+  const Resident* wanted = nullptr;
+  if (!data.name.empty()) {
+    const auto found = find_model(books_, session, data.name);
+    if (!found) return reply.error(found.error());
+    wanted = *found;
+  }
+  wire::GetModelInfoReply info;
+  for (const auto& [id, resident] : books_.store.all()) {
+    if (resident.draining() || (wanted != nullptr && &resident != wanted)) continue;
+    const bool shown = books_.may_attach(session.peer.uid, resident);
+    info.loaded_models[resident.name()] = {shown ? resident.path : "", resident.type,
+                                           static_cast<double>(resident.bytes()) / kMebibyte,
+                                           resident.block->name().generation};
+  }
+  const Budget::Use use = books_.use();
+  info.memory_usage_mb = static_cast<double>(use.made + use.draining) / kMebibyte;
+  info.available_memory_mb = static_cast<double>(books_.budget.available(use)) / kMebibyte;
+  info.model_count = info.loaded_models.size();
+  reply.ok(info);
+}
+
+}  // namespace modelbroker

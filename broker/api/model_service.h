@@ -1,0 +1,66 @@
+// ModelService: the requests about models: load, unload, cancel, list, get, pin, unpin, get_model_info.
+//
+// Threads: the loop's only.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "broker/api/call.h"
+#include "broker/api/settled.h"
+#include "broker/base/event_sink.h"
+#include "broker/base/loop.h"
+#include "broker/models/admission.h"
+#include "broker/models/books.h"
+#include "broker/models/expiry.h"
+#include "broker/models/loads.h"
+#include "broker/models/reaper.h"
+#include "broker/models/state_keeper.h"
+
+namespace modelbroker {
+
+class ModelService {
+ public:
+  ModelService(Books& books, Loop& loop, EventSink& events, Settled& settled, Loads& loads, StateKeeper& keeper,
+               Reaper& reaper, Admission& admission, Expiry& expiry)
+      : books_(books),
+        loop_(loop),
+        events_(events),
+        settled_(settled),
+        loads_(loads),
+        keeper_(keeper),
+        reaper_(reaper),
+        admission_(admission),
+        expiry_(expiry) {}
+
+  void load(Session& session, const wire::LoadModel& data, const Reply<wire::LoadModelReply>& reply);
+  void unload(Session& session, const wire::UnloadModel& data, const Reply<wire::UnloadModelReply>& reply);
+  void cancel(Session& session, const wire::ModelName& data, const Reply<wire::CancelReply>& reply);
+  void list(Session& session, const wire::Empty& data, const Reply<wire::ModelListReply>& reply);
+  void get(Session& session, const wire::ModelName& data, const Reply<wire::ModelGetReply>& reply);
+  void pin(Session& session, const wire::ModelName& data, const Reply<wire::PinReply>& reply);
+  void unpin(Session& session, const wire::ModelName& data, const Reply<wire::PinReply>& reply);
+  void get_model_info(Session& session, const wire::GetModelInfo& data, const Reply<wire::GetModelInfoReply>& reply);
+
+ private:
+  void forget(const std::vector<std::string>& names);
+  [[nodiscard]] Result<bool> forget_evicted(const Session& session, const std::string& model);
+  [[nodiscard]] std::vector<std::string> names_meant(const Resident& resident, const std::string& model) const;
+  void remove_names(Resident& resident, const std::vector<std::string>& names, wire::UnloadModelReply outcome,
+                    const Reply<wire::UnloadModelReply>& reply);
+  void withdraw(Resident& resident, bool wait, const wire::UnloadModelReply& outcome,
+                const Reply<wire::UnloadModelReply>& reply);
+  void set_pinned(const Session& session, const std::string& model, bool pinned, const Reply<wire::PinReply>& reply);
+
+  Books& books_;
+  Loop& loop_;
+  EventSink& events_;
+  Settled& settled_;
+  Loads& loads_;
+  StateKeeper& keeper_;
+  Reaper& reaper_;
+  Admission& admission_;
+  Expiry& expiry_;
+};
+
+}  // namespace modelbroker

@@ -1,0 +1,138 @@
+// House: the rooms below the doors, with a block directory and a state database of their own, and no socket.
+//
+// A test calls a service with a FakeCall and turns the loop until it is answered. Threads: the test's own.
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "broker/api/cache_service.h"
+#include "broker/api/lease_service.h"
+#include "broker/api/model_service.h"
+#include "broker/api/session_service.h"
+#include "broker/models/load_notes.h"
+#include "tests/support/block_fixture.h"
+
+namespace modelbroker::testing {
+
+// Keeps what was published, as "type model".
+class FakeEvents final : public EventSink {
+ public:
+  void publish(std::string_view type, const wire::EventData& data) override {
+    published.push_back(std::string(type) + (data.model.empty() ? "" : " " + data.model));
+  }
+  void take_subscriptions() override {}
+  [[nodiscard]] std::uint64_t last_seq() const noexcept override { return published.size(); }
+  std::vector<std::string> published;
+};
+
+// Keeps its answer.
+class FakeCall final : public Call {
+ public:
+  explicit FakeCall(std::optional<TimePoint> deadline = std::nullopt) : Call(deadline) {}
+  void pass_deadline() { late({ErrorCode::kDeadlineExceeded, "late"}); }
+
+  std::vector<Result<wire::AnyReply>> answers;
+  using Call::is_change;
+
+ private:
+  void send(const Result<wire::AnyReply>& answer) override { answers.push_back(answer); }
+};
+
+class HouseFixture : public BlockFixture {
+ protected:
+  void SetUp() override {
+    BlockFixture::SetUp();
+    Config config;
+    config.run_directory = folder_.path();
+    config.ram_directory = folder_.path();
+    books_ = std::make_unique<Books>(*os_, clock_, config, Rights(os_->uid(), std::nullopt), std::move(*directory_));
+    books_->budget.set_limit(64 * kMiB);
+    loop_ = value(Loop::create(*os_, clock_));
+    jobs_ = std::make_unique<Jobs>(*loop_, 2);
+    const std::string state = folder_ / "state.db";
+    keeper_ = std::make_unique<StateKeeper>(*books_, *loop_, state, std::move(value(StateDb::open(state)).db),
+                                            [] { return Result<void>(); });
+    reaper_ = std::make_unique<Reaper>(*books_, *loop_, *jobs_, *keeper_, events_);
+    admission_ = std::make_unique<Admission>(*books_, *loop_, *reaper_);
+    expiry_ = std::make_unique<Expiry>(*books_, *loop_, *reaper_);
+    notes_ = std::make_unique<LoadNotes>(*os_, config.run_directory);
+    ASSERT_TRUE(notes_->open());
+    loads_ = std::make_unique<Loads>(*books_, *loop_, *reaper_, *keeper_, *admission_, *expiry_, events_, *notes_);
+    scrubber_ = std::make_unique<Scrubber>(*books_, *loop_, *reaper_, events_);
+    settled_ = std::make_unique<Settled>(*loop_);
+    leases_ = std::make_unique<LeaseService>(*books_, events_, *loads_, *scrubber_, *reaper_, *admission_, *expiry_);
+    models_ = std::make_unique<ModelService>(*books_, *loop_, events_, *settled_, *loads_, *keeper_, *reaper_,
+                                             *admission_, *expiry_);
+    cache_ = std::make_unique<CacheService>(*books_, events_, *settled_, *loads_, *scrubber_);
+  }
+
+  // A session of our own uid, or of another user.
+  Session& session(uid_t uid) {
+    return *value(books_->sessions.open({uid, 1, {}}, "token" + std::to_string(++sessions_), clock_.now()));
+  }
+  Session& session() { return session(os_->uid()); }
+
+  // A resident model, given by our own uid.
+  Resident& add_model(const std::string& name) {
+    auto block = make_block(*os_, books_->directory, {.generation = books_->new_generation(), .name = name});
+    Resident resident;
+    resident.block = std::make_shared<Block>(value(std::move(block)));
+    resident.loader = resident.source_uid = os_->uid();
+    Resident& added = books_->store.add(std::move(resident));
+    const GivenName given{.loader = os_->uid(), .path = "/models/" + name};
+    if (!books_->store.add_name(added, name, given)) throw std::runtime_error("the name is taken");
+    return added;
+  }
+
+  // The answer to a request, after the loop has turned until there is one.
+  template <class R, class Service, class M>
+  Result<R> ask(Service& service, void (Service::*handler)(Session&, const M&, const Reply<R>&), Session& asker,
+                const M& data) {
+    const auto call = std::make_shared<FakeCall>();
+    (service.*handler)(asker, data, Reply<R>(call));
+    turn_until([&] { return call->answered(); });
+    if (call->answers.size() != 1) throw std::runtime_error("not answered once");
+    if (!call->answers.front()) return tl::unexpected(call->answers.front().error());
+    return std::get<R>(*call->answers.front());
+  }
+
+  template <class Condition>
+  void turn_until(Condition condition) {
+    while (!condition()) {
+      loop_->after(std::chrono::milliseconds(1), [] {});  // it does not wait for ever
+      if (const auto turned = loop_->turn(); !turned) throw std::runtime_error(turned.error().message);
+    }
+  }
+
+  template <class T>
+  static T value(Result<T> result) {
+    if (!result) throw std::runtime_error(result.error().message);
+    return std::move(*result);
+  }
+
+  SystemClock clock_;
+  FakeEvents events_;
+  std::unique_ptr<Books> books_;
+  std::unique_ptr<Loop> loop_;
+  std::unique_ptr<Jobs> jobs_;
+  std::unique_ptr<StateKeeper> keeper_;
+  std::unique_ptr<Reaper> reaper_;
+  std::unique_ptr<Admission> admission_;
+  std::unique_ptr<Expiry> expiry_;
+  std::unique_ptr<LoadNotes> notes_;
+  std::unique_ptr<Loads> loads_;
+  std::unique_ptr<Scrubber> scrubber_;
+  std::unique_ptr<Settled> settled_;
+  std::unique_ptr<LeaseService> leases_;
+  std::unique_ptr<ModelService> models_;
+  std::unique_ptr<CacheService> cache_;
+  int sessions_ = 0;
+};
+
+}  // namespace modelbroker::testing
