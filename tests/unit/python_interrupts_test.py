@@ -47,8 +47,8 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def keepers() -> int:
-    return sum(thread.name == "modelbroker-keeper" for thread in threading.enumerate())
+def keepers() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "modelbroker-keeper"}
 
 
 # An interruption in a finalizer is told of so; what it must not cost is asserted.
@@ -82,4 +82,4 @@ def test_at_every_moment(broker: BrokerProcess, tmp_path: Path, what: str) -> No
         # Sockets of the pool; and a file that was opened in such a moment stays open.
         assert descriptors() <= before + 14
         kept.release()
-    wait_until(lambda: keepers() == others)
+    wait_until(lambda: keepers() <= others)
