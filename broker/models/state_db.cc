@@ -238,10 +238,10 @@ Result<StateDb::Opened> StateDb::open(const std::string& path) {
       set_aside(path, aside);
     } catch (const AnotherVersion& found) {
       const std::string number = std::to_string(found.version), aside = path + ".version-" + number;
-      const std::string what = "the state database '" + path + "' is of version " + number + " and this broker has " +
-                               std::to_string(kSchemaVersion);
-      if (again) return fail(ErrorCode::kFailedPrecondition, what + "; it cannot be moved to '" + aside + "': move it");
-      opened.warning = what + "; it was moved to '" + aside +
+      std::string what = "the state database '" + path + "' is of version " + number + " and this broker has ";
+      what += std::to_string(kSchemaVersion) + (again ? "; it cannot be moved to '" : "; it was moved to '") + aside;
+      if (again) return fail(ErrorCode::kFailedPrecondition, what + "': move it");
+      opened.warning = what +
                        "'. Names are taken from the blocks; aliases, pins, keep_alive, who loaded what and the names "
                        "of evicted models are lost";
       set_aside(path, aside);

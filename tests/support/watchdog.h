@@ -6,6 +6,7 @@
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
+#include <latch>
 #include <mutex>
 #include <stop_token>
 #include <thread>
@@ -15,19 +16,24 @@ namespace modelbroker::testing {
 class Watchdog {
  public:
   explicit Watchdog(std::chrono::seconds limit = std::chrono::seconds(240))
-      : thread_([limit](const std::stop_token& stop) { watch(stop, limit); }) {}
+      : thread_([this, limit](const std::stop_token& stop) { watch(stop, limit); }) {
+    // A child that is forked while another thread allocates may wait for ever for the sanitizer's allocator.
+    ready_.wait();
+  }
 
  private:
-  static void watch(const std::stop_token& stop, std::chrono::seconds limit) {
+  void watch(const std::stop_token& stop, std::chrono::seconds limit) {
     std::mutex mutex;
     std::condition_variable_any stopped;
     std::unique_lock lock(mutex);
+    ready_.count_down();
     stopped.wait_for(lock, stop, limit, [] { return false; });
     if (stop.stop_requested()) return;
     std::fprintf(stderr, "watchdog: the test still ran after %lld s\n", static_cast<long long>(limit.count()));
     std::abort();
   }
 
+  std::latch ready_{1};
   std::jthread thread_;
 };
 
