@@ -56,6 +56,14 @@ void set_aside(const std::string& path, const std::string& aside) {
   }
 }
 
+// `done`: what became of a database of another version.
+std::string other_version(const std::string& path, AnotherVersion found, const std::string& aside, const char* done) {
+  return "the state database '" + path + "' is of version " + std::to_string(found.version) +
+         " and this broker has version " + std::to_string(kSchemaVersion) + "; it " + done + " to '" + aside +
+         "'. Without it names are taken from the blocks; aliases, pins, keep_alive, who loaded what and the names of "
+         "evicted models are lost";
+}
+
 }  // namespace
 
 struct StateDb::Impl {
@@ -237,13 +245,11 @@ Result<StateDb::Opened> StateDb::open(const std::string& path) {
           error_of(path, error).message + "; it was moved to '" + aside + "' and names are taken from the blocks";
       set_aside(path, aside);
     } catch (const AnotherVersion& found) {
-      const std::string number = std::to_string(found.version), aside = path + ".version-" + number;
-      std::string what = "the state database '" + path + "' is of version " + number + " and this broker has ";
-      what += std::to_string(kSchemaVersion) + (again ? "; it cannot be moved to '" : "; it was moved to '") + aside;
-      if (again) return fail(ErrorCode::kFailedPrecondition, what + "': move it");
-      opened.warning = what +
-                       "'. Names are taken from the blocks; aliases, pins, keep_alive, who loaded what and the names "
-                       "of evicted models are lost";
+      const std::string aside = path + ".version-" + std::to_string(found.version);
+      if (again) {
+        return fail(ErrorCode::kFailedPrecondition, other_version(path, found, aside, "cannot be moved") + ": move it");
+      }
+      opened.warning = other_version(path, found, aside, "was moved");
       set_aside(path, aside);
     }
   }
