@@ -1,13 +1,12 @@
 #include "broker/doors/event_socket.h"
 
-#include <sys/stat.h>
-
 #include <algorithm>
 #include <cassert>
 #include <chrono>
 #include <zmq.hpp>
 
 #include "broker/base/log.h"
+#include "broker/doors/private_bind.h"
 #include "wire/frame.h"
 
 namespace modelbroker {
@@ -44,13 +43,7 @@ Result<std::unique_ptr<EventSocket>> EventSocket::bind(const std::string& endpoi
   }
 }
 
-Result<void> EventSocket::listen() {
-  const mode_t before = ::umask(0177);  // the socket's file is 0600 from its first moment
-  const int failed = ::zmq_bind(socket_->pub.handle(), endpoint_.c_str()) == 0 ? 0 : ::zmq_errno();
-  ::umask(before);
-  if (failed != 0) return fail_errno(failed, "binding " + endpoint_);
-  return {};
-}
+Result<void> EventSocket::listen() { return bind_private(socket_->pub, endpoint_); }
 
 void EventSocket::publish(std::string_view type, const wire::EventData& data) {
   assert(std::ranges::find(wire::kEventTypes, type) != wire::kEventTypes.end());

@@ -1,4 +1,4 @@
-// EventSocket: what happens in the broker, published to whoever listens; docs/protocol.md, "EventSocket".
+// EventSocket: what happens in the broker, published to every subscriber; docs/protocol.md, "Events".
 //
 // Each event of this boot has the next number, from 1. Whoever misses one sees a gap and asks for a
 // snapshot: nothing here waits for anybody, and what a slow subscriber may keep waiting is bounded.

@@ -1,12 +1,11 @@
 #include "broker/doors/router.h"
 
-#include <sys/stat.h>
-
 #include <algorithm>
 #include <charconv>
 #include <zmq.hpp>
 
 #include "broker/base/log.h"
+#include "broker/doors/private_bind.h"
 
 namespace modelbroker {
 namespace {
@@ -51,7 +50,7 @@ struct Router::Asked {
   std::optional<std::chrono::milliseconds> deadline{};
 };
 
-// A request that came over this socket. Its last holder answers it if nobody else did.
+// A request that came over this socket. Dropped without an answer, it answers itself with an error.
 class Router::OpenCall final : public Call {
  public:
   OpenCall(Router& router, Asked asked)
@@ -135,13 +134,7 @@ Result<std::unique_ptr<Router>> Router::bind(Loop& loop, const std::string& endp
   }
 }
 
-Result<void> Router::listen() {
-  const mode_t before = ::umask(0177);  // the socket's file is 0600 from its first moment
-  const int failed = ::zmq_bind(socket_->router.handle(), endpoint_.c_str()) == 0 ? 0 : ::zmq_errno();
-  ::umask(before);
-  if (failed != 0) return fail_errno(failed, "binding " + endpoint_);
-  return {};
-}
+Result<void> Router::listen() { return bind_private(socket_->router, endpoint_); }
 
 bool Router::receive_one() {
   std::vector<std::string> route;

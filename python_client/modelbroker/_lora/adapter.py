@@ -224,9 +224,8 @@ class _Binding:
         adapter.targets.append(target)
         adapter.kinds[part.kind] = adapter.kinds.get(part.kind, 0) + 1
         # Most computes with the file's own tensors: quicker told than by their addresses.
-        unchanged = (
-            self._file.all_shared and part.magnitude is None and beside.delta is part.change
-        ) and beside.bias is part.bias
+        same = beside.delta is part.change and beside.bias is part.bias
+        unchanged = self._file.all_shared and part.magnitude is None and same
         for tensor in beside.tensors():
             if unchanged or self._file.is_shared(tensor):
                 adapter.shared_bytes += tensor.nbytes

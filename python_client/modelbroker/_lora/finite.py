@@ -20,7 +20,7 @@ class Numbers:
 
     def __init__(self, file: AdapterFile) -> None:
         self._tensors: Mapping[str, Any] = file.tensors
-        self._runs = file.runs if file.all_shared else ()
+        self._runs = file.runs
         self._are_finite = False  # False: not known
         self._thread = threading.Thread(target=self._read, name="modelbroker-numbers", daemon=True)
         try:

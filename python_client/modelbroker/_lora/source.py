@@ -52,7 +52,7 @@ class AdapterFile:
     config: Mapping[str, Any]
     blocks: tuple[tuple[int, int], ...] = ()  # (first, end) addresses of shared memory
     all_shared: bool = False  # all tensors are over these
-    runs: tuple[Any, ...] = ()  # then their numbers, as few flat tensors
+    runs: tuple[Any, ...] = ()  # only then: their numbers, as few flat tensors
 
     def is_shared(self, tensor: Any) -> bool:
         """Whether its bytes are the broker's."""
