@@ -29,7 +29,14 @@ BELOW: dict[str, tuple[str, ...]] = {
         "broker/tier",
         "broker/ram",
     ),
-    "broker/api": ("shm", "wire", "broker/base", "broker/workers", "broker/models"),
+    "broker/api": (
+        "shm",
+        "wire",
+        "broker/base",
+        "broker/workers",
+        "broker/tier",
+        "broker/models",
+    ),
     "broker/doors": (
         "shm",
         "wire",
@@ -43,6 +50,7 @@ BELOW: dict[str, tuple[str, ...]] = {
         "wire",
         "broker/base",
         "broker/workers",
+        "broker/tier",
         "broker/ram",
         "broker/models",
         "broker/api",

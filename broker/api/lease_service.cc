@@ -5,6 +5,7 @@
 
 #include "broker/api/model_lookup.h"
 #include "broker/models/model_events.h"
+#include "broker/models/ram_tier.h"
 #include "shm/text.h"
 
 namespace modelbroker {
@@ -199,7 +200,7 @@ void LeaseService::let_go(const std::vector<std::string>& blocks) {
   for (const std::string& block : blocks) {
     if (Resident* const resident = books_.store.by_block(block)) {
       books_.used(*resident);
-      expiry_.changed(*resident);
+      expiry_.changed(expires_at(books_, *resident));
     }
     reaper_.check(block);
   }

@@ -9,12 +9,12 @@
 
 #include "broker/api/call.h"
 #include "broker/base/event_sink.h"
-#include "broker/models/admission.h"
 #include "broker/models/books.h"
-#include "broker/models/expiry.h"
 #include "broker/models/loads.h"
 #include "broker/models/reaper.h"
 #include "broker/models/scrubber.h"
+#include "broker/tier/admission.h"
+#include "broker/tier/expiry.h"
 
 namespace modelbroker {
 

@@ -10,6 +10,7 @@
 #include "broker/base/log.h"
 #include "broker/base/sizes.h"
 #include "broker/models/model_events.h"
+#include "broker/models/ram_tier.h"
 #include "shm/text.h"
 
 namespace modelbroker {
@@ -194,7 +195,7 @@ void ModelService::set_pinned(const Session& session, const std::string& model, 
   if (std::exchange((*resident)->pinned, pinned) != pinned) {
     events_.publish(pinned ? "model.pinned" : "model.unpinned", pin_of(**resident));
   }
-  expiry_.changed(**resident);
+  expiry_.changed(expires_at(books_, **resident));
   admission_.look_again();
   keeper_.save(**resident, [reply, name = (*resident)->name(), pinned] { reply.ok({name, pinned}); });
 }

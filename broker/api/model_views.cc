@@ -4,7 +4,7 @@
 #include <chrono>
 #include <utility>
 
-#include "broker/models/expiry.h"
+#include "broker/models/ram_tier.h"
 
 namespace modelbroker {
 namespace {

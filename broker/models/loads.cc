@@ -7,6 +7,7 @@
 
 #include "broker/base/log.h"
 #include "broker/models/model_events.h"
+#include "broker/models/ram_tier.h"
 #include "shm/instruments.h"
 #include "shm/text.h"
 #include "shm/threads.h"
@@ -60,7 +61,7 @@ Resident* Loads::usable(const FileIdentity& source, std::string& outcome) {
   Resident* const resident = books_.store.by_source(source);
   if (resident == nullptr) return nullptr;
   outcome = "resident";
-  if (!resident->draining()) return is_missing_(*resident) ? nullptr : resident;
+  if (!resident->draining()) return scrubber_.withdraw_missing(*resident) ? nullptr : resident;
   if (auto revived = books_.store.revive(*resident); !revived) {
     log_warning("block " + resident->block->id() + " cannot be revived: " + revived.error().message);
     return nullptr;
@@ -154,7 +155,7 @@ std::optional<std::string> Loads::finish(Waiter& waiter, Resident& resident, std
     done(answer);
     Resident* const promised = books_.store.by_block(block);
     if (promised == nullptr || --promised->promised > 0) return;
-    expiry_.changed(*promised);
+    expiry_.changed(expires_at(books_, *promised));
     admission_.look_again();
   };
   keeper_.save(resident, books_.store.by_block(settled->shrunk), written);

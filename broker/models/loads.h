@@ -23,15 +23,16 @@
 
 #include "broker/base/event_sink.h"
 #include "broker/base/jobs.h"
-#include "broker/models/admission.h"
 #include "broker/models/books.h"
-#include "broker/models/expiry.h"
 #include "broker/models/load_notes.h"
 #include "broker/models/naming.h"
 #include "broker/models/reaper.h"
+#include "broker/models/scrubber.h"
 #include "broker/models/source_look.h"
 #include "broker/models/state_keeper.h"
 #include "broker/ram/loader.h"
+#include "broker/tier/admission.h"
+#include "broker/tier/expiry.h"
 
 namespace modelbroker {
 
@@ -64,19 +65,18 @@ class Loads {
   using AskId = std::uint64_t;
 
   Loads(Books& books, Loop& loop, Reaper& reaper, StateKeeper& keeper, Admission& admission, Expiry& expiry,
-        EventSink& events, LoadNotes& notes)
+        Scrubber& scrubber, EventSink& events, LoadNotes& notes)
       : books_(books),
         loop_(loop),
         reaper_(reaper),
         keeper_(keeper),
         admission_(admission),
         expiry_(expiry),
+        scrubber_(scrubber),
         events_(events),
         notes_(notes),
         naming_(books) {}
 
-  // Asked of a block that a load finds resident: whether it is missing, and withdrawn by now.
-  void on_resident(std::function<bool(Resident&)> is_missing) { is_missing_ = std::move(is_missing); }
   // `done` is called once, on the loop's thread, unless the session ends or it is given up before.
   AskId start(Ask ask, Done done);
   // Whoever asked so waits no longer.
@@ -198,6 +198,7 @@ class Loads {
   StateKeeper& keeper_;
   Admission& admission_;
   Expiry& expiry_;
+  Scrubber& scrubber_;
   EventSink& events_;
   LoadNotes& notes_;
   Naming naming_;
@@ -206,7 +207,6 @@ class Loads {
   AskId next_id_ = 1;
   std::uint64_t looks_ = 0;  // at files, so far
   bool watching_progress_ = false;
-  std::function<bool(Resident&)> is_missing_ = [](Resident&) { return false; };
   std::map<uid_t, std::unique_ptr<Jobs>> jobs_;  // last: ends before what its threads use
 };
 

@@ -32,9 +32,7 @@ class Reaper {
   void drain_in_time(Resident& resident);
   // Withdraws a block that nobody_has() to make room; its names are remembered. False if it has to stay.
   [[nodiscard]] bool evict(Resident& resident, const std::string& reason);
-  // By our leases and by the kernel's word. No word comes when somebody closes a block that he had without a lease: who
-  // waits for that asks again so often.
-  static constexpr std::chrono::seconds kAskAgain{1};
+  // By our leases and by the kernel's word.
   [[nodiscard]] bool nobody_has(const Resident& resident) const;
   // The file of a load that failed could not be removed: tried again until it can be, and counted until then.
   void remove_later(Budget::Reservation reservation, std::uint64_t generation);

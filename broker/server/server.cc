@@ -83,12 +83,12 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
   keeper_ =
       std::make_unique<StateKeeper>(*books_, *loop_, state_path, std::move(state.db), [this] { return hold_place(); });
   reaper_ = std::make_unique<Reaper>(*books_, *loop_, *jobs_, *keeper_, *events_);
-  admission_ = std::make_unique<Admission>(*books_, *loop_, *reaper_);
-  expiry_ = std::make_unique<Expiry>(*books_, *loop_, *reaper_);
-  loads_ = std::make_unique<Loads>(*books_, *loop_, *reaper_, *keeper_, *admission_, *expiry_, *events_, *notes_);
+  ram_ = std::make_unique<RamTier>(*books_, *reaper_);
+  admission_ = std::make_unique<Admission>(*ram_, *loop_);
+  expiry_ = std::make_unique<Expiry>(*ram_, *loop_);
   scrubber_ = std::make_unique<Scrubber>(*books_, *loop_, *reaper_, *events_);
-  loads_->on_resident([this](Resident& resident) { return scrubber_->withdraw_missing(resident); });
-  reaper_->on_freed([this] { admission_->look_again(); });
+  loads_ = std::make_unique<Loads>(*books_, *loop_, *reaper_, *keeper_, *admission_, *expiry_, *scrubber_, *events_,
+                                   *notes_);
   serve_requests();
 
   MODELBROKER_ASSIGN(router_, Router::bind(
@@ -212,8 +212,8 @@ Result<void> Server::run() {
     return outcome;
   }
   loop_->discard();
-  scrubber_.reset();
   loads_.reset();
+  scrubber_.reset();
   notes_.reset();
   expiry_.reset();
   admission_.reset();

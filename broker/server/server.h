@@ -24,15 +24,16 @@
 #include "broker/doors/fd_socket.h"
 #include "broker/doors/router.h"
 #include "broker/doors/run_directory.h"
-#include "broker/models/admission.h"
 #include "broker/models/books.h"
-#include "broker/models/expiry.h"
 #include "broker/models/load_notes.h"
 #include "broker/models/loads.h"
+#include "broker/models/ram_tier.h"
 #include "broker/models/reaper.h"
 #include "broker/models/scrubber.h"
 #include "broker/models/state_keeper.h"
 #include "broker/server/notify.h"
+#include "broker/tier/admission.h"
+#include "broker/tier/expiry.h"
 #include "shm/file_mark.h"
 #include "shm/lock_file.h"
 #include "wire/endpoint.h"
@@ -115,11 +116,12 @@ class Server {
   std::unique_ptr<Jobs> jobs_;
   std::unique_ptr<StateKeeper> keeper_;
   std::unique_ptr<Reaper> reaper_;
+  std::unique_ptr<RamTier> ram_;
   std::unique_ptr<Admission> admission_;
   std::unique_ptr<Expiry> expiry_;
   std::unique_ptr<LoadNotes> notes_;
-  std::unique_ptr<Loads> loads_;
   std::unique_ptr<Scrubber> scrubber_;
+  std::unique_ptr<Loads> loads_;
   std::unique_ptr<Settled> settled_;
   std::unique_ptr<LeaseService> lease_service_;
   std::unique_ptr<ModelService> model_service_;

@@ -26,6 +26,7 @@ struct EvictionCandidate {
   std::uint64_t bytes = 0;
   double value = 0;
   TimePoint last_used;
+  std::optional<TimePoint> expires{};  // when its keep_alive is over; nothing: never
 };
 
 // The least valuable candidates that make `needed` bytes together, without any that is not needed for it. Nothing if

@@ -23,11 +23,9 @@ READS = 20  # then some of a load's pages exist
 MakeBroker = Callable[..., BrokerProcess]
 
 
-@pytest.mark.parametrize("seconds", [0, 11])
 def test_a_cancelled_load_whose_read_hangs_keeps_nobody_from_evicting(
-    make_broker: MakeBroker, tmp_path: Path, seconds: int
+    make_broker: MakeBroker, tmp_path: Path
 ) -> None:
-    """What is wanted waits so long until there is something to evict."""
     broker = make_broker("--ram-budget", "60MiB").start()
     content = files.write_random(tmp_path / "content", 28).read_bytes()
     other = files.write_random(tmp_path / "other.safetensors", 24, seed=1)
@@ -44,14 +42,8 @@ def test_a_cancelled_load_whose_read_hangs_keeps_nobody_from_evicting(
         client.cancel(slow.path.stem)
         with pytest.raises(CancelledError):
             running.result(60)
-        if seconds > 0:
-            waiting = pool.submit(hung.load, wanted, timeout=60)
-            time.sleep(seconds)
-            weights.release()
-            assert waiting.result(60).outcome == "loaded"
-        else:
-            weights.release()
-            assert client.load(wanted).outcome == "loaded"
+        weights.release()
+        assert client.load(wanted).outcome == "loaded"
         books = broker.books()
         assert books["evictions"] == 1
         assert books["reserved"] > 0, "the room of what hangs is not free yet"

@@ -16,6 +16,7 @@
 #include "broker/api/model_service.h"
 #include "broker/api/session_service.h"
 #include "broker/models/load_notes.h"
+#include "broker/models/ram_tier.h"
 #include "tests/support/block_fixture.h"
 
 namespace modelbroker::testing {
@@ -59,12 +60,14 @@ class HouseFixture : public BlockFixture {
     keeper_ = std::make_unique<StateKeeper>(*books_, *loop_, state, std::move(value(StateDb::open(state)).db),
                                             [] { return Result<void>(); });
     reaper_ = std::make_unique<Reaper>(*books_, *loop_, *jobs_, *keeper_, events_);
-    admission_ = std::make_unique<Admission>(*books_, *loop_, *reaper_);
-    expiry_ = std::make_unique<Expiry>(*books_, *loop_, *reaper_);
+    ram_ = std::make_unique<RamTier>(*books_, *reaper_);
+    admission_ = std::make_unique<Admission>(*ram_, *loop_);
+    expiry_ = std::make_unique<Expiry>(*ram_, *loop_);
     notes_ = std::make_unique<LoadNotes>(*os_, config.run_directory);
     ASSERT_TRUE(notes_->open());
-    loads_ = std::make_unique<Loads>(*books_, *loop_, *reaper_, *keeper_, *admission_, *expiry_, events_, *notes_);
     scrubber_ = std::make_unique<Scrubber>(*books_, *loop_, *reaper_, events_);
+    loads_ = std::make_unique<Loads>(*books_, *loop_, *reaper_, *keeper_, *admission_, *expiry_, *scrubber_, events_,
+                                     *notes_);
     settled_ = std::make_unique<Settled>(*loop_);
     leases_ = std::make_unique<LeaseService>(*books_, events_, *loads_, *scrubber_, *reaper_, *admission_, *expiry_);
     models_ = std::make_unique<ModelService>(*books_, *loop_, events_, *settled_, *loads_, *keeper_, *reaper_,
@@ -123,11 +126,12 @@ class HouseFixture : public BlockFixture {
   std::unique_ptr<Jobs> jobs_;
   std::unique_ptr<StateKeeper> keeper_;
   std::unique_ptr<Reaper> reaper_;
+  std::unique_ptr<RamTier> ram_;
   std::unique_ptr<Admission> admission_;
   std::unique_ptr<Expiry> expiry_;
   std::unique_ptr<LoadNotes> notes_;
-  std::unique_ptr<Loads> loads_;
   std::unique_ptr<Scrubber> scrubber_;
+  std::unique_ptr<Loads> loads_;
   std::unique_ptr<Settled> settled_;
   std::unique_ptr<LeaseService> leases_;
   std::unique_ptr<ModelService> models_;

@@ -8,26 +8,21 @@
 #include <optional>
 
 #include "broker/base/loop.h"
-#include "broker/models/books.h"
-#include "broker/models/reaper.h"
+#include "broker/tier/block_tier.h"
 
 namespace modelbroker {
 
-// When it ends; nothing: not as things are.
-[[nodiscard]] std::optional<TimePoint> expires_at(const Books& books, const Resident& resident);
-
 class Expiry {
  public:
-  Expiry(Books& books, Loop& loop, Reaper& reaper) : books_(books), loop_(loop), reaper_(reaper) {}
-  // It was used, released, unpinned or told another keep_alive.
-  void changed(const Resident& resident);
+  Expiry(BlockTier& tier, Loop& loop) : tier_(tier), loop_(loop) {}
+  // A block was used, released, unpinned or told another keep_alive: it ends then, or never.
+  void changed(std::optional<TimePoint> end);
   void look();  // at all of them
 
  private:
   void arm(TimePoint when);
-  Books& books_;
+  BlockTier& tier_;
   Loop& loop_;
-  Reaper& reaper_;
   std::optional<TimerId> timer_;
 };
 

@@ -1,9 +1,7 @@
-#include "broker/models/admission.h"
+#include "broker/tier/admission.h"
 
 #include <algorithm>
 #include <utility>
-
-#include "broker/base/log.h"
 
 namespace modelbroker {
 namespace {
@@ -15,6 +13,10 @@ constexpr std::chrono::seconds kLate{1}, kPromise{10};
 constexpr std::chrono::milliseconds kBeforeDeadline{50};
 
 }  // namespace
+
+Admission::Admission(BlockTier& tier, Loop& loop) : tier_(tier), loop_(loop) {
+  tier_.on_freed([this] { look_again(); });
+}
 
 Admission::Id Admission::ask(Ask ask, Then then, std::optional<Id> place) {
   const Id id = place ? *place : next_id_++;
@@ -49,9 +51,9 @@ void Admission::limit_changed() {
 }
 
 void Admission::keep_limit() {
-  Budget::Use use = books_.use();
+  Budget::Use use = tier_.use();
   use.draining = 0;  // goes by itself
-  const std::uint64_t excess = books_.budget.excess(use);
+  const std::uint64_t excess = tier_.budget().excess(use);
   above_limit_ = excess > 0;
   if (!above_limit_) return;
   if (evict(excess) == 0) {  // not that much can go: what can
@@ -63,27 +65,27 @@ void Admission::keep_limit() {
 Admission::Room Admission::room_now() const {
   Room room;
   // One reading for both: what a job frees in between were else in neither, and another model would go for it.
-  const Budget::Use use = books_.use();
-  room.available = books_.budget.available(use);
-  const Budget::GivenUp given_up = books_.budget.given_up(books_.clock.now() - kLate);
+  const Budget::Use use = tier_.use();
+  room.available = tier_.budget().available(use);
+  const Budget::GivenUp given_up = tier_.budget().given_up(loop_.clock().now() - kLate);
   room.coming = given_up.lately + use.removing;
   room.late = given_up.long_ago;
-  room.claimed = books_.budget.excess(use);
-  room.directory = file_system_room(books_.os, books_.config.ram_directory);
-  if (room.directory.free) {
-    const std::uint64_t reserved = books_.budget.loading().reserved;  // and not made yet
-    const std::uint64_t free = *room.directory.free - std::min(*room.directory.free, reserved);
+  room.claimed = tier_.budget().excess(use);
+  const BlockTier::Place place = tier_.place();
+  room.can_hold_one_more = place.can_hold_one_more;
+  if (place.free) {
+    const std::uint64_t reserved = tier_.budget().loading().reserved;  // and not made yet
+    const std::uint64_t free = *place.free - std::min(*place.free, reserved);
     room.is_full_by_others = free < room.available;
     room.available = std::min(room.available, free);
   }
   return room;
 }
 
-Error Admission::refusal(const Ask& ask, const Room& room) const {
-  const Budget::Use use = books_.use();
-  const bool is_budgets = ask.bytes > books_.budget.available(use);
-  return is_budgets ? books_.budget.refusal(ask.bytes, use, ask.what)
-                    : no_room(ask.what, ask.bytes, books_.config.ram_directory, room.directory);
+Error Admission::refusal(const Ask& ask) const {
+  const Budget::Use use = tier_.use();
+  const bool is_budgets = ask.bytes > tier_.budget().available(use);
+  return is_budgets ? tier_.budget().refusal(ask.bytes, use, ask.what) : tier_.place_is_full(ask.what, ask.bytes);
 }
 
 // One look at the whole queue, in its order.
@@ -95,9 +97,9 @@ void Admission::look() {
   for (Waiting& waiting : queue_) {
     const std::uint64_t bytes = waiting.ask.bytes;
     const bool fits =
-        room.directory.has_inodes && bytes <= room.available && room.claimed + bytes <= room.available + room.coming;
-    if (fits || bytes > books_.budget.limit()) {
-      auto reserved = books_.budget.reserve(bytes, books_.use(), waiting.ask.what);
+        room.can_hold_one_more && bytes <= room.available && room.claimed + bytes <= room.available + room.coming;
+    if (fits || bytes > tier_.budget().limit()) {
+      auto reserved = tier_.budget().reserve(bytes, tier_.use(), waiting.ask.what);
       if (reserved) room.available -= bytes;
       told.emplace_back(std::move(waiting.then), std::move(reserved));
     } else if (promise(waiting, room) || (still.size() < kMostWaiting && keeps_waiting(waiting))) {
@@ -105,15 +107,15 @@ void Admission::look() {
       still.push_back(std::move(waiting));
       continue;
     } else {
-      told.emplace_back(std::move(waiting.then), tl::unexpected(refusal(waiting.ask, room)));
+      told.emplace_back(std::move(waiting.then), tl::unexpected(refusal(waiting.ask)));
     }
     if (waiting.timer) loop_.cancel(*waiting.timer);
   }
   queue_ = std::move(still);
   const bool wants_more = above_limit_ || !queue_.empty();
-  const bool may_get_more = books_.use().evictable > 0 || room.is_full_by_others || !room.directory.has_inodes;
+  const bool may_get_more = tier_.use().evictable > 0 || room.is_full_by_others || !room.can_hold_one_more;
   if (wants_more && may_get_more && !std::exchange(waiting_for_holders_, true)) {
-    loop_.after(Reaper::kAskAgain, [this] {
+    loop_.after(BlockTier::kAskHoldersAgain, [this] {
       waiting_for_holders_ = false;
       look_again();
     });
@@ -123,8 +125,8 @@ void Admission::look() {
 
 // Sees to it that room is on its way, and claims it; false if there is none to be had.
 bool Admission::promise(Waiting& waiting, Room& room) {
-  const TimePoint now = books_.clock.now();
-  if (!room.directory.has_inodes && room.coming == 0) {
+  const TimePoint now = loop_.clock().now();
+  if (!room.can_hold_one_more && room.coming == 0) {
     const std::uint64_t found = evict(1);
     if (found == 0) {
       waiting.promised.reset();
@@ -157,36 +159,28 @@ bool Admission::promise(Waiting& waiting, Room& room) {
 
 // Evicts blocks of that many bytes together, or none; returns how many bytes go.
 std::uint64_t Admission::evict(std::uint64_t needed) {
-  std::vector<EvictionCandidate> candidates;
-  for (const auto& [id, resident] : books_.store.all()) {
-    if (books_.evictable(resident)) {
-      candidates.push_back({id, resident.bytes(), resident.value, resident.last_used});
-    }
-  }
+  std::vector<EvictionCandidate> candidates = tier_.candidates();
   std::uint64_t bytes = 0;
   while (bytes < needed) {
-    const auto victims = choose_victims(candidates, needed - bytes, [this](const std::string& block) {
-      return reaper_.nobody_has(*books_.store.by_block(block));
-    });
+    const auto victims = choose_victims(candidates, needed - bytes,
+                                        [this](const std::string& block) { return tier_.nobody_has(block); });
     if (!victims) return bytes;
     for (const std::string& block : *victims) {
-      Resident& resident = *books_.store.by_block(block);
-      const std::uint64_t held = resident.bytes();
-      if (reaper_.evict(resident, "room was needed")) bytes += held;
-      // One that could not be withdrawn is not asked again in this look.
-      std::erase_if(candidates, [&](const EvictionCandidate& c) { return c.block == block; });
+      const auto candidate = std::ranges::find(candidates, block, &EvictionCandidate::block);
+      if (tier_.evict(block, "room was needed")) bytes += candidate->bytes;
+      candidates.erase(candidate);  // one that could not be withdrawn is not asked again in this look
     }
   }
   return bytes;
 }
 
 bool Admission::keeps_waiting(const Waiting& waiting) const {
-  return waiting.ask.until && books_.clock.now() + kBeforeDeadline < *waiting.ask.until;
+  return waiting.ask.until && loop_.clock().now() + kBeforeDeadline < *waiting.ask.until;
 }
 
 void Admission::set_timer(Waiting& waiting) {
   if (waiting.timer) loop_.cancel(*waiting.timer);
-  const TimePoint now = books_.clock.now();
+  const TimePoint now = loop_.clock().now();
   TimePoint when = waiting.ask.until ? *waiting.ask.until - kBeforeDeadline : now + kPromise;
   if (waiting.promised) {
     for (const auto end : {kLate, kPromise}) {

@@ -1,4 +1,4 @@
-// Admission: who may make how many bytes of RAM, and what is evicted for it.
+// Admission: who may make how many bytes in a tier, and what is evicted for it.
 //
 // What fits is admitted at once. Else the least valuable blocks that nobody has and that together make the room are
 // evicted, and the asker waits for their memory. Where that is not enough: a refusal with numbers; an asker with a
@@ -15,9 +15,7 @@
 #include <vector>
 
 #include "broker/base/loop.h"
-#include "broker/models/books.h"
-#include "broker/models/reaper.h"
-#include "broker/ram/room.h"
+#include "broker/tier/block_tier.h"
 
 namespace modelbroker {
 
@@ -32,7 +30,9 @@ class Admission {
   using Then = std::function<void(Result<Budget::Reservation>)>;
   using Id = std::uint64_t;
 
-  Admission(Books& books, Loop& loop, Reaper& reaper) : books_(books), loop_(loop), reaper_(reaper) {}
+  Admission(BlockTier& tier, Loop& loop);
+  Admission(const Admission&) = delete;
+  Admission& operator=(const Admission&) = delete;
 
   // `then` is called once, at the earliest from the loop's next turn. Who asks again in the place of an earlier ask,
   // refused or withdrawn, keeps its place in the queue.
@@ -57,21 +57,20 @@ class Admission {
     std::uint64_t coming = 0;        // being freed
     std::uint64_t late = 0;          // should have been free by now, and may yet be
     std::uint64_t claimed = 0;       // of both, by those before
-    FileSystemRoom directory;        // of the RAM directory, which others fill too
-    bool is_full_by_others = false;  // it has less than the budget
+    bool can_hold_one_more = true;   // see BlockTier::Place
+    bool is_full_by_others = false;  // the place has less than the budget
   };
   void look();
   void keep_limit();
   [[nodiscard]] Room room_now() const;
-  [[nodiscard]] Error refusal(const Ask& ask, const Room& room) const;
+  [[nodiscard]] Error refusal(const Ask& ask) const;
   [[nodiscard]] bool promise(Waiting& waiting, Room& room);
   [[nodiscard]] std::uint64_t evict(std::uint64_t needed);
   [[nodiscard]] bool keeps_waiting(const Waiting& waiting) const;
   void set_timer(Waiting& waiting);
 
-  Books& books_;
+  BlockTier& tier_;
   Loop& loop_;
-  Reaper& reaper_;
   std::vector<Waiting> queue_;  // by id
   Id next_id_ = 1;
   bool looking_ = false;
