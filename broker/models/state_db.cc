@@ -60,7 +60,7 @@ void set_aside(const std::string& path, const std::string& aside) {
 std::string other_version(const std::string& path, AnotherVersion found, const std::string& aside, const char* done) {
   return "the state database '" + path + "' is of version " + std::to_string(found.version) +
          " and this broker has version " + std::to_string(kSchemaVersion) + "; it " + done + " to '" + aside +
-         "'. Without it names are taken from the blocks; aliases, pins, keep_alive, who loaded what and the names of "
+         "'. Names are taken from the blocks; aliases, pins, keep_alive, who loaded what and the names of "
          "evicted models are lost";
 }
 
