@@ -41,21 +41,23 @@ Result<std::unique_ptr<Server>> Server::start(Os& os, const Clock& clock, const 
   MODELBROKER_ASSIGN(RunDirectory run_directory, RunDirectory::make(os, config.run_directory, group));
   MODELBROKER_ASSIGN(LockFile run_lock, lock_run_directory(os, config.run_directory));
   MODELBROKER_ASSIGN(auto loop, Loop::create(os, clock));
-  std::unique_ptr<Server> server(
-      new Server(std::move(loop), std::move(endpoint), std::move(run_directory), std::move(run_lock)));
+  std::unique_ptr<Server> server(new Server(std::move(loop), std::move(endpoint)));
   server->reload_ = std::move(reload);
-  MODELBROKER_TRY(server->open(os, clock, config, rights));
+  MODELBROKER_TRY(server->open(os, clock, config, rights, std::move(run_directory), std::move(run_lock)));
   server->announce_ready();
   server->pat_watchdog();
   return server;
 }
 
-Result<void> Server::open(Os& os, const Clock& clock, const Config& config, const Rights& rights) {
+Result<void> Server::open(Os& os, const Clock& clock, const Config& config, const Rights& rights,
+                          RunDirectory run_directory, LockFile run_lock) {
   MODELBROKER_TRY(check_room(os, config.ram_directory, config.ram_budget));
   MODELBROKER_ASSIGN(BlockDirectory directory,
                      BlockDirectory::lock(os, config.ram_directory, config.instance, config.any_file_system));
   crash_point("adopt.locked");
   books_ = std::make_unique<Books>(os, clock, config, rights, std::move(directory));
+  place_ = std::make_unique<Place>(os, *loop_, std::move(run_directory), std::move(run_lock),
+                                   books_->directory.lock_file(), rights.group());
   books_->started = clock.now();
   const std::string boot = random_token();
   for (std::size_t i = 0; i < books_->boot_id.size(); ++i) {
@@ -77,11 +79,12 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
   crash_point("adopt.before_sockets");
   // libzmq aborts where it gets none: two contexts, and one for each kind of jobs.
   MODELBROKER_TRY(threads_left(2 * kThreadsOfAContext + kKindsOfJobs, "serving"));
-  MODELBROKER_TRY(remove_stale_sockets());
+  const std::array<std::string, 3> sockets{endpoint_.broker_path(), endpoint_.events_path(), endpoint_.fds()};
+  MODELBROKER_TRY(remove_stale_sockets(os, sockets));
   MODELBROKER_ASSIGN(events_, EventSocket::bind(endpoint_.events(), to_hex(books_->boot_id)));
   jobs_ = std::make_unique<Jobs>(*loop_, kJobThreads);
-  keeper_ =
-      std::make_unique<StateKeeper>(*books_, *loop_, state_path, std::move(state.db), [this] { return hold_place(); });
+  keeper_ = std::make_unique<StateKeeper>(*books_, *loop_, state_path, std::move(state.db),
+                                          [this] { return place_->hold(); });
   reaper_ = std::make_unique<Reaper>(*books_, *loop_, *jobs_, *keeper_, *events_);
   ram_ = std::make_unique<RamTier>(*books_, *reaper_);
   admission_ = std::make_unique<Admission>(*ram_, *loop_);
@@ -91,10 +94,13 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
                                    *notes_);
   serve_requests();
 
+  callers_ = std::make_unique<Callers>(*books_, *loop_, *events_, endpoint_.fds(),
+                                       Callers::Sessions{[this](SessionId session) { session_ended(session); },
+                                                         [this](SessionId session) { return loads_->waits(session); }});
   MODELBROKER_ASSIGN(router_, Router::bind(
                                   *loop_, endpoint_.broker(),
                                   [this](const wire::Request& request, const Router::Sender& sender) {
-                                    return find_session(request, sender);
+                                    return callers_->find(request, sender);
                                   },
                                   [this](Session& session, const wire::Request& request, std::shared_ptr<Call> call) {
                                     dispatcher_.dispatch(session, request, std::move(call));
@@ -102,10 +108,10 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
   // Last: who can connect here can also ask there.
   MODELBROKER_ASSIGN(fd_socket_, FdSocket::listen(*books_, *loop_, *events_, endpoint_.fds(),
                                                   [this](SessionId session) { session_ended(session); }));
-  for (const std::string& path : sockets()) MODELBROKER_TRY(open_socket_to_group(os, path, rights.group()));
-  add_door(endpoint_.events_path(), [this] { return events_->listen(); });
-  add_door(endpoint_.broker_path(), [this] { return router_->listen(); });
-  add_door(endpoint_.fds(), [this] { return fd_socket_->open_listener(); });
+  for (const std::string& path : sockets) MODELBROKER_TRY(open_socket_to_group(os, path, rights.group()));
+  place_->add_socket(endpoint_.events_path(), [this] { return events_->listen(); });
+  place_->add_socket(endpoint_.broker_path(), [this] { return router_->listen(); });
+  place_->add_socket(endpoint_.fds(), [this] { return fd_socket_->open_listener(); });
 
   for (const auto& [block, reason] : recovered.damaged) {
     wire::EventData damaged;
@@ -133,8 +139,8 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
              " that drain (" + format_size(held) + "), removed " + std::to_string(recovered.garbage) +
              " unfinished ones");
   }
-  end_silent_peers();
-  look_at_place();
+  callers_->end_silent();
+  place_->keep([this] { keeper_->look(); });
   expiry_->look();
   admission_->limit_changed();  // it may have been lowered since
   scrubber_->look();
@@ -190,10 +196,11 @@ Result<void> Server::watch_signals() {
 
 Result<void> Server::run() {
   auto outcome = loop_->run();
-  (void)hold_place();  // what is removed from here on is ours
-  if (outcome && displaced_) outcome = tl::unexpected(*displaced_);
+  (void)place_->hold();  // what is removed from here on is ours
+  const std::optional<Error>& displaced = place_->displaced();
+  if (outcome && displaced) outcome = tl::unexpected(*displaced);
   events_->publish("broker.stopping", {});
-  remove_doors();
+  place_->remove_sockets();
   crash_point("stop.sockets_gone");
   fd_socket_.reset();
   hangs_ = !scrubber_->stop(kStopPatience);
@@ -201,8 +208,8 @@ Result<void> Server::run() {
   hangs_ = !jobs_->stop(kStopPatience) || hangs_;
   stop_blocks();
   crash_point("stop.before_flush");
-  if (!displaced_) notes_->strike_all();
-  if (!displaced_) keeper_->flush();  // else it is the other broker's database
+  if (!displaced) notes_->strike_all();
+  if (!displaced) keeper_->flush();  // else it is the other broker's database
   crash_point("stop.flushed");
   // Whoever still waits is told, while there is a socket to tell it by.
   router_->stopping();
@@ -226,7 +233,7 @@ Result<void> Server::run() {
 // Mapped memory outlives its name: holders keep what they have. By the folder, not by the books: a load may have
 // been published after the loop's last turn.
 void Server::stop_blocks() {
-  if (books_->config.keep_on_stop || displaced_) return;
+  if (books_->config.keep_on_stop || place_->displaced()) return;
   const auto listing = books_->directory.list(books_->os);
   if (!listing) return log_error(listing.error().message);
   for (const BlockName& name : listing->doubles) {
@@ -262,68 +269,9 @@ void Server::session_ended(SessionId session) {
   loads_->session_ended(session);
   scrubber_->session_ended(session);
   if (router_) router_->forget(session);
-  if (const auto plain = plain_peers_.find(session); plain != plain_peers_.end()) {
-    loop_->unwatch(plain->second.second);
-    plain_peers_.erase(plain);
-  }
+  callers_->ended(session);
   events_->publish("session.ended", event_of(peer));
   lease_service_->let_go(ended.blocks);
-}
-
-Result<Session*> Server::find_session(const wire::Request& request, const Router::Sender& sender) {
-  const TimePoint now = books_->clock.now();
-  if (!request.session().empty()) {
-    Session* const session = books_->sessions.find_token(request.session());
-    if (session == nullptr || session->peer.uid != sender.peer.uid) {
-      return fail(
-          ErrorCode::kFailedPrecondition,
-          "the session is not known here (it ended, or the broker was restarted): open one at " + endpoint_.fds(),
-          {{"unknown_session", 1}});
-    }
-    session->last_heard = now;
-    return session;
-  }
-  Peer peer = sender.peer;
-  if (!books_->rights.everything(peer.uid)) add_groups(peer, sender.socket);
-  if (!books_->rights.enter(peer)) return tl::unexpected(books_->rights.not_served(peer.uid));
-  MODELBROKER_ASSIGN(const Sessions::Plain plain, books_->sessions.plain(peer, sender.route, now));
-  if (plain.is_new) {
-    events_->publish("session.opened", event_of(plain.session->peer));
-    watch_plain(*plain.session);
-  }
-  return plain.session;
-}
-
-// By the connection that the request came over, if it is still there and still that process's.
-void Server::add_groups(Peer& peer, int socket) const {
-  const auto now = books_->os.peer_credentials(socket);
-  if (!now || now->uid != peer.uid || now->pid != peer.pid) return;
-  const auto groups = books_->os.peer_groups(socket);
-  if (groups) peer.groups.insert(peer.groups.end(), groups->begin(), groups->end());
-}
-
-void Server::watch_plain(const Session& session) {
-  if (session.peer.pid <= 0) return;
-  auto pidfd = books_->os.pidfd_open(session.peer.pid);
-  if (!pidfd) return;  // silence alone must do
-  auto watching = loop_->watch(pidfd->get(), EPOLLIN, [this, id = session.id](std::uint32_t) { session_ended(id); });
-  if (watching) plain_peers_.emplace(session.id, std::pair(std::move(*pidfd), *watching));
-}
-
-// ZeroMQ-only peers whose death the kernel cannot tell us end by silence. Who waits for a load is not silent.
-void Server::end_silent_peers() {
-  const TimePoint now = books_->clock.now();
-  std::vector<SessionId> silent;
-  for (const auto& [id, session] : books_->sessions.all()) {
-    if (!session.token.empty() || plain_peers_.contains(id)) continue;
-    if (loads_->waits(id)) {
-      books_->sessions.find(id)->last_heard = now;
-    } else if (session.last_heard + books_->config.hung < now) {
-      silent.push_back(id);
-    }
-  }
-  for (const SessionId id : silent) session_ended(id);
-  loop_->after(books_->config.hung / 4, [this] { end_silent_peers(); });
 }
 
 }  // namespace modelbroker

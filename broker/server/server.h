@@ -20,8 +20,10 @@
 #include "broker/api/session_service.h"
 #include "broker/api/settled.h"
 #include "broker/base/jobs.h"
+#include "broker/doors/callers.h"
 #include "broker/doors/event_socket.h"
 #include "broker/doors/fd_socket.h"
+#include "broker/doors/place.h"
 #include "broker/doors/router.h"
 #include "broker/doors/run_directory.h"
 #include "broker/models/books.h"
@@ -34,7 +36,6 @@
 #include "broker/server/notify.h"
 #include "broker/tier/admission.h"
 #include "broker/tier/expiry.h"
-#include "shm/file_mark.h"
 #include "shm/lock_file.h"
 #include "wire/endpoint.h"
 
@@ -53,44 +54,22 @@ class Server {
   Server& operator=(const Server&) = delete;
 
   // Serves until SIGINT, SIGTERM or request_stop(); SIGHUP: reads the configuration again.
-  // then frees or keeps the blocks as configured.
+  // Then frees or keeps the blocks as configured.
   [[nodiscard]] Result<void> run();
   // After run(): a read hangs, and its thread with it. Do not destroy this, nor the Os; end the process.
   [[nodiscard]] bool hangs() const noexcept { return hangs_; }
   void request_stop() { loop_->stop(); }
 
  private:
-  Server(std::unique_ptr<Loop> loop, wire::Endpoint endpoint, RunDirectory run_directory, LockFile run_lock)
-      : loop_(std::move(loop)),
-        endpoint_(std::move(endpoint)),
-        run_directory_(std::move(run_directory)),
-        run_lock_(std::move(run_lock)) {}
+  Server(std::unique_ptr<Loop> loop, wire::Endpoint endpoint)
+      : loop_(std::move(loop)), endpoint_(std::move(endpoint)) {}
 
   // server.cc
-  [[nodiscard]] Result<void> open(Os& os, const Clock& clock, const Config& config, const Rights& rights);
+  [[nodiscard]] Result<void> open(Os& os, const Clock& clock, const Config& config, const Rights& rights,
+                                  RunDirectory run_directory, LockFile run_lock);
   [[nodiscard]] Result<void> watch_signals();
   void stop_blocks();
   void session_ended(SessionId session);
-  [[nodiscard]] Result<Session*> find_session(const wire::Request& request, const Router::Sender& sender);
-  void add_groups(Peer& peer, int socket) const;
-  void watch_plain(const Session& session);
-  void end_silent_peers();
-
-  // upkeep.cc
-  // A socket's file, and how to make it again.
-  struct Door {
-    std::string path;
-    std::function<Result<void>()> open;
-    FileMark mark;
-  };
-  [[nodiscard]] std::array<std::string, 3> sockets() const;
-  [[nodiscard]] Result<void> remove_stale_sockets();
-  void add_door(const std::string& path, std::function<Result<void>()> open);
-  [[nodiscard]] Result<void> hold_place();
-  [[nodiscard]] Result<void> hold_lock(LockFile& lock);
-  [[nodiscard]] Result<void> hold_doors();
-  void look_at_place();
-  void remove_doors();
 
   // service.cc
   void announce_ready();
@@ -104,14 +83,12 @@ class Server {
   // In the order of their making; destroyed in reverse, so that jobs end before what they use.
   std::unique_ptr<Loop> loop_;
   wire::Endpoint endpoint_;
-  RunDirectory run_directory_;
-  LockFile run_lock_;
   std::unique_ptr<Books> books_;
+  std::unique_ptr<Place> place_;
   Fd signals_;
   const Notifier notifier_;
   Reload reload_;
   bool reloading_ = false, reload_again_ = false;
-  std::map<SessionId, std::pair<Fd, WatchId>> plain_peers_;
   std::unique_ptr<EventSocket> events_;
   std::unique_ptr<Jobs> jobs_;
   std::unique_ptr<StateKeeper> keeper_;
@@ -128,11 +105,10 @@ class Server {
   std::unique_ptr<CacheService> cache_service_;
   std::unique_ptr<SessionService> session_service_;
   Dispatcher dispatcher_;
+  std::unique_ptr<Callers> callers_;
   std::unique_ptr<FdSocket> fd_socket_;
   std::unique_ptr<Router> router_;
-  std::vector<Door> doors_;  // in the order of their opening
   bool hangs_ = false;
-  std::optional<Error> displaced_;  // another broker has our lock
 };
 
 }  // namespace modelbroker
