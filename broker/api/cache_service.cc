@@ -29,11 +29,11 @@ void CacheService::scrub(Session& session, const wire::Scrub& data, const Reply<
   Scrubber::Ask ask;
   ask.session = session.id;
   if (data.model.empty()) {
-    for (const auto& [id, resident] : books_.store.all()) ask.blocks.push_back(id);
+    for (const auto& [id, block] : books_.blocks.all()) ask.blocks.push_back(id);
   } else {
-    const auto resident = find_model(books_, session, data.model);
-    if (!resident) return reply.error(resident.error());
-    ask.blocks.push_back((*resident)->block->id());
+    const auto model = find_model(books_, session, data.model);
+    if (!model) return reply.error(model.error());
+    for (const RamBlock* const part : (*model)->parts) ask.blocks.push_back(part->id());
   }
   ask.wanted = [reply] { return !reply.answered(); };
   ask.done = [reply](const Result<wire::ScrubReply>& found) { found ? reply.ok(*found) : reply.error(found.error()); };
@@ -64,7 +64,7 @@ wire::StatusReply CacheService::status_now() const {
   ram.leased = use.leased;
   ram.foreign = use.foreign;
   ram.foreign_blocks = books_.foreign.blocks;
-  ram.models = books_.store.totals().models;
+  ram.models = books_.models.all().size();
   ram.leases = books_.leases.total();
   ram.hits = books_.hits;
   ram.misses = books_.misses;

@@ -32,16 +32,12 @@ void LeaseService::attach(Session& session, const wire::Attach& data, const Repl
         {ErrorCode::kUnimplemented, "component '" + printable(data.component, 64) +
                                         "': this version attaches whole models; use state_dict(prefix=...)"});
   }
-  Resident* const there = books_.store.find(data.model);
-  if (there != nullptr) {
-    (void)scrubber_.withdraw_missing(*there);
-    if (there->damaged && !there->draining() && !reaper_.drain(*there)) {
-      return reply.error({ErrorCode::kUnavailable,
-                          "'" + printable(data.model) + "' is damaged, and could not be withdrawn yet: retry"});
-    }
+  if (const ModelEntry* const there = books_.models.find(data.model)) {
+    const std::vector<RamBlock*> parts = there->parts;
+    for (RamBlock* const part : parts) (void)scrubber_.withdraw_missing(*part);
   }
-  const EvictedNames::Model* const evicted = data.load ? books_.evicted.find(data.model) : nullptr;
-  if (evicted != nullptr && books_.store.by_name(data.model) == nullptr) {
+  const RememberedNames::Model* const evicted = data.load ? books_.models.remembered().find(data.model) : nullptr;
+  if (evicted != nullptr) {
     if (evicted->given.is_label) {
       return reply.error(
           {ErrorCode::kPermissionDenied, "'" + printable(data.model) + "' was evicted: load it again from its file"});
@@ -58,14 +54,14 @@ void LeaseService::attach(Session& session, const wire::Attach& data, const Repl
     return attach_by_load(std::move(*ask), reply, data.model);
   }
   if (!is_path(data.model) || (data.file.empty() && !data.load)) {
-    const auto resident = find_model(books_, session, data.model);
-    if (!resident) return reply.error(resident.error());
-    if (!books_.may_attach(session.peer.uid, **resident)) {
+    const auto model = find_model(books_, session, data.model);
+    if (!model) return reply.error(model.error());
+    if (!books_.may_attach(session.peer.uid, **model)) {
       return reply.error(Rights::not_attachable(printable(data.model)));
     }
     ++books_.hits;
-    const std::string& name = is_path(data.model) ? (*resident)->name() : data.model;
-    return reply.ok(grant(session, data.lease, **resident, name, "resident"));
+    const std::string& name = is_path(data.model) ? (*model)->name() : data.model;
+    return reply.ok(grant(session, data.lease, **model, name, "resident"));
   }
   auto ask = ask_for_file(books_, session, data.model, data.file);
   if (!ask) return reply.error(ask.error());
@@ -100,11 +96,11 @@ void LeaseService::attach_by_load(Loads::Ask ask, const Reply<wire::AttachReply>
     if (reply.answered()) return;  // deadline passed: nobody would ever end that lease
     if (!is_wanted) return reply.error(Loads::lease_detached(lease));
     Session* const asker = books_.sessions.find(id);
-    Resident* const resident = books_.store.by_block(outcome->block);
-    if (resident == nullptr || resident->draining()) {
+    ModelEntry* const model = books_.models.find_id(outcome->id);
+    if (model == nullptr) {
       return reply.error({ErrorCode::kUnavailable, "the model was unloaded before this request could use it; retry"});
     }
-    reply.ok(grant(*asker, lease, *resident, outcome->model, outcome->outcome));
+    reply.ok(grant(*asker, lease, *model, outcome->model, outcome->outcome));
   };
   const Loads::AskId asked = loads_.start(std::move(ask), done);
   reply.on_late([this, asked, waited] {
@@ -113,28 +109,32 @@ void LeaseService::attach_by_load(Loads::Ask ask, const Reply<wire::AttachReply>
   });
 }
 
-wire::AttachReply LeaseService::grant(Session& session, std::uint64_t lease, Resident& resident,
-                                      const std::string& model, const std::string& outcome) {
-  const Block& block = *resident.block;
-  const BlockLayout& layout = block.header().layout;
+wire::AttachReply LeaseService::grant(Session& session, std::uint64_t lease, ModelEntry& model, const std::string& name,
+                                      const std::string& outcome) {
   wire::AttachReply attached;
   attached.lease = lease != 0 ? lease : session.lease_numbers.use_next();
-  attached.model = model;
+  attached.model = name;
   attached.outcome = outcome;
-  wire::BlockGrant grant;
-  grant.block = block.id();
-  grant.path = block.path();
-  grant.generation = block.name().generation;
-  grant.size = layout.block_size;
-  grant.payload_offset = layout.payload.offset;
-  grant.payload_size = layout.payload.size;
-  grant.manifest_offset = layout.manifest.offset;
-  grant.manifest_size = layout.manifest.size;
-  grant.page_kind = to_string(block.page_kind());
-  attached.blocks.push_back(std::move(grant));
-  book(session, attached.lease, model, {block.id()});
-  resident.was_leased = true;
-  books_.used(resident);
+  std::vector<std::string> blocks;
+  for (const RamBlock* const part : model.parts) {
+    const Block& block = *part->block;
+    const BlockLayout& layout = block.header().layout;
+    wire::BlockGrant grant;
+    grant.block = block.id();
+    grant.path = block.path();
+    grant.generation = block.name().generation;
+    grant.size = layout.block_size;
+    grant.payload_offset = layout.payload.offset;
+    grant.payload_size = layout.payload.size;
+    grant.manifest_offset = layout.manifest.offset;
+    grant.manifest_size = layout.manifest.size;
+    grant.page_kind = to_string(block.page_kind());
+    blocks.push_back(grant.block);
+    attached.blocks.push_back(std::move(grant));
+  }
+  book(session, attached.lease, name, blocks);
+  model.was_leased = true;
+  books_.used(model);
   return attached;
 }
 
@@ -161,8 +161,8 @@ void LeaseService::restate(Session& session, const wire::Restate& data, const Re
   }
   for (const wire::HeldLease& held : data.leases) {
     const bool all_here = !held.blocks.empty() && std::ranges::all_of(held.blocks, [&](const std::string& block) {
-      const Resident* const resident = books_.store.by_block(block);
-      return resident != nullptr && !resident->removing && books_.may_attach(session.peer.uid, *resident);
+      const RamBlock* const there = books_.blocks.find(block);
+      return there != nullptr && !there->removing && books_.may_attach(session.peer.uid, *there);
     });
     session.lease_numbers.use(held.lease);
     if (!all_here) {
@@ -170,7 +170,9 @@ void LeaseService::restate(Session& session, const wire::Restate& data, const Re
       continue;
     }
     book(session, held.lease, held.model, held.blocks);
-    for (const std::string& block : held.blocks) books_.store.by_block(block)->was_leased = true;
+    for (const std::string& block : held.blocks) {
+      for (ModelEntry* const model : books_.models.with_block(*books_.blocks.find(block))) model->was_leased = true;
+    }
     outcome.restated.push_back(held.lease);
   }
   reply.ok(outcome);
@@ -197,12 +199,14 @@ LeaseBook::Ended LeaseService::end_all(const Session& session) {
 }
 
 void LeaseService::let_go(const std::vector<std::string>& blocks) {
-  for (const std::string& block : blocks) {
-    if (Resident* const resident = books_.store.by_block(block)) {
-      books_.used(*resident);
-      expiry_.changed(expires_at(books_, *resident));
+  for (const std::string& id : blocks) {
+    if (const RamBlock* const block = books_.blocks.find(id)) {
+      for (ModelEntry* const model : books_.models.with_block(*block)) {
+        books_.used(*model);
+        expiry_.changed(expires_at(books_, *model));
+      }
     }
-    reaper_.check(block);
+    reaper_.check(id);
   }
   admission_.look_again();
 }

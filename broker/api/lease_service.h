@@ -41,8 +41,8 @@ class LeaseService {
 
  private:
   void attach_by_load(Loads::Ask ask, const Reply<wire::AttachReply>& reply, const std::string& evicted);
-  [[nodiscard]] wire::AttachReply grant(Session& session, std::uint64_t lease, Resident& resident,
-                                        const std::string& model, const std::string& outcome);
+  [[nodiscard]] wire::AttachReply grant(Session& session, std::uint64_t lease, ModelEntry& model,
+                                        const std::string& name, const std::string& outcome);
   void book(const Session& session, std::uint64_t number, const std::string& model,
             const std::vector<std::string>& blocks);
 

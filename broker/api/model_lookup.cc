@@ -4,27 +4,27 @@
 
 namespace modelbroker {
 
-Result<Resident*> find_model(Books& books, const Session& session, const std::string& model) {
+Result<ModelEntry*> find_model(Books& books, const Session& session, const std::string& model) {
   const uid_t uid = session.peer.uid;
   if (model.empty()) return fail(ErrorCode::kInvalidArgument, "field 'model' must name a model");
-  Resident* const resident = books.store.find(model);
+  ModelEntry* const found = books.models.find(model);
   // Whether another's private file is loaded, its path does not tell.
-  if (resident != nullptr && (!is_path(model) || books.may_attach(uid, *resident))) return resident;
+  if (found != nullptr && (!is_path(model) || books.may_attach(uid, *found))) return found;
   return fail(ErrorCode::kNotFound, "no model '" + printable(model) +
                                         "' is loaded: 'modelbroker ls' shows those that are, 'modelbroker load "
                                         "FILE --name NAME' loads one");
 }
 
-Result<Resident*> find_own_model(Books& books, const Session& session, const std::string& model) {
-  MODELBROKER_ASSIGN(Resident* const resident, find_model(books, session, model));
+Result<ModelEntry*> find_own_model(Books& books, const Session& session, const std::string& model) {
+  MODELBROKER_ASSIGN(ModelEntry* const found, find_model(books, session, model));
   const uid_t uid = session.peer.uid;
-  if (!is_path(model) && !books.rights.manage(uid, books.store.loader_of(model))) {
-    return tl::unexpected(Rights::not_manageable(printable(model), books.store.loader_of(model)));
+  if (!is_path(model) && !books.rights.manage(uid, books.models.loader_of(model))) {
+    return tl::unexpected(Rights::not_manageable(printable(model), books.models.loader_of(model)));
   }
-  if (is_path(model) && !books.manages_all(uid, *resident)) {
-    return tl::unexpected(Rights::not_manageable(printable(model), resident->loader));
+  if (is_path(model) && !books.manages_all(uid, *found)) {
+    return tl::unexpected(Rights::not_manageable(printable(model), found->parts.front()->loader));
   }
-  return resident;
+  return found;
 }
 
 Result<Loads::Ask> ask_for_file(const Books& books, Session& session, const std::string& path,

@@ -14,9 +14,9 @@ namespace modelbroker {
 [[nodiscard]] inline bool is_path(std::string_view model) { return model.starts_with('/'); }
 
 // By name or path; another user's private file is not found by its path.
-[[nodiscard]] Result<Resident*> find_model(Books& books, const Session& session, const std::string& model);
+[[nodiscard]] Result<ModelEntry*> find_model(Books& books, const Session& session, const std::string& model);
 // The same, if it is this user's to withdraw and change: a name is its loader's, a path stands for all names.
-[[nodiscard]] Result<Resident*> find_own_model(Books& books, const Session& session, const std::string& model);
+[[nodiscard]] Result<ModelEntry*> find_own_model(Books& books, const Session& session, const std::string& model);
 // What a session asks of the loads: the file behind an offer's handle, or the path alone.
 [[nodiscard]] Result<Loads::Ask> ask_for_file(const Books& books, Session& session, const std::string& path,
                                               const std::string& file);

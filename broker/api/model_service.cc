@@ -9,8 +9,6 @@
 #include "broker/api/model_views.h"
 #include "broker/base/log.h"
 #include "broker/base/sizes.h"
-#include "broker/models/model_events.h"
-#include "broker/models/ram_tier.h"
 #include "shm/text.h"
 
 namespace modelbroker {
@@ -46,18 +44,18 @@ void ModelService::load(Session& session, const wire::LoadModel& data, const Rep
   const TimePoint began = books_.clock.now();
   const Loads::AskId asked = loads_.start(std::move(*ask), [this, reply, began](Result<Loads::Outcome> outcome) {
     if (!outcome) return reply.error(outcome.error());
-    const Resident* const resident = books_.store.by_block(outcome->block);
-    if (resident == nullptr) {
+    const ModelEntry* const model = books_.models.find_id(outcome->id);
+    if (model == nullptr) {
       return reply.error({ErrorCode::kUnavailable, "the model was unloaded before this request could use it; retry"});
     }
-    const Block& block = *resident->block;
+    const RamBlock& block = *model->parts.front();
     wire::LoadModelReply loaded;
     loaded.model = outcome->model;
-    loaded.block = outcome->block;
-    loaded.generation = block.name().generation;
-    loaded.bytes = resident->bytes();
-    loaded.payload_bytes = block.header().layout.payload.size;
-    loaded.page_kind = to_string(block.page_kind());
+    loaded.block = block.id();
+    loaded.generation = model->generation();
+    loaded.bytes = model->bytes();
+    loaded.payload_bytes = block.payload_bytes();
+    loaded.page_kind = to_string(block.block->page_kind());
     loaded.outcome = outcome->outcome;
     loaded.seconds = seconds_between(began, books_.clock.now());
     reply.ok(loaded);
@@ -67,46 +65,41 @@ void ModelService::load(Session& session, const wire::LoadModel& data, const Rep
 
 void ModelService::unload(Session& session, const wire::UnloadModel& data, const Reply<wire::UnloadModelReply>& reply) {
   const std::string& model = data.model.empty() ? data.name : data.model;
-  if (books_.store.find(model) == nullptr) {
-    const auto forgotten = forget_evicted(session, model);
+  if (books_.models.find(model) == nullptr) {
+    const auto forgotten = forget_remembered(session, model);
     if (!forgotten) return reply.error(forgotten.error());
     if (*forgotten) {  // its bytes are free already
       wire::UnloadModelReply outcome;
       outcome.model = model;
-      return keeper_.save_evicted([reply, outcome] { reply.ok(outcome); });
+      return keeper_.save({}, {}, [reply, outcome] { reply.ok(outcome); });
     }
   }
   const auto found = find_own_model(books_, session, model);
   if (!found) return reply.error(found.error());
-  Resident& resident = **found;
-  const std::vector<std::string> names = names_meant(resident, model);
+  const std::vector<std::string> names = names_meant(**found, model);
   forget(names);
   wire::UnloadModelReply outcome;
   outcome.model = names.front();
-  if (names.size() < resident.names.size()) return remove_names(resident, names, std::move(outcome), reply);
+  if (names.size() < (*found)->names.size()) return take_names(**found, names, std::move(outcome), reply);
   log_info("unloading '" + printable(model) + "'");
-  withdraw(resident, data.wait, outcome, reply);
+  unload_all(**found, data.wait, outcome, reply);
 }
 
 // The model has other names, and stays.
-void ModelService::remove_names(Resident& resident, const std::vector<std::string>& names,
-                                wire::UnloadModelReply outcome, const Reply<wire::UnloadModelReply>& reply) {
-  for (const std::string& name : names) {
-    wire::EventData withdrawn;
-    withdrawn.model = name;
-    if (!resident.is_private) withdrawn.path = books_.store.given(name).path;
-    books_.store.remove_name(resident, name);
-    events_.publish("model.unloaded", withdrawn);
-  }
-  outcome.remaining_names = resident.names;
-  return keeper_.save(resident, [reply, outcome] { reply.ok(outcome); });
+void ModelService::take_names(const ModelEntry& model, const std::vector<std::string>& names,
+                              wire::UnloadModelReply outcome, const Reply<wire::UnloadModelReply>& reply) {
+  outcome.remaining_names = model.names;
+  std::erase_if(outcome.remaining_names,
+                [&](const std::string& name) { return std::ranges::find(names, name) != names.end(); });
+  books_.models.apply({.why = Why::kUnloaded, .edits = {{.id = model.id, .without = names}}},
+                      [reply, outcome] { reply.ok(outcome); });
 }
 
-// All of its names go, and its block drains. Waits a moment for holders that were just killed, or with `wait` for all.
-void ModelService::withdraw(Resident& resident, bool wait, const wire::UnloadModelReply& outcome,
-                            const Reply<wire::UnloadModelReply>& reply) {
-  const std::string block = resident.block->id();
-  const std::uint64_t bytes = resident.bytes();
+// All of its names go, and its blocks drain. Waits a moment for holders that were just killed, or with `wait` for all.
+void ModelService::unload_all(ModelEntry& model, bool wait, const wire::UnloadModelReply& outcome,
+                              const Reply<wire::UnloadModelReply>& reply) {
+  const std::string block = model.parts.front()->id();
+  const std::uint64_t bytes = model.bytes();
   const auto drained = [this, reply, outcome, block, bytes, wait](bool freed) {
     const auto answer = [this, reply, bytes](wire::UnloadModelReply result, bool gone) {
       (gone ? result.freed : result.draining) = bytes;
@@ -125,24 +118,23 @@ void ModelService::withdraw(Resident& resident, bool wait, const wire::UnloadMod
       if (!std::exchange(*told, true)) answer(outcome, false);
     });
   };
-  if (const auto withdrawn = reaper_.drain(resident, drained, "model.unloaded"); !withdrawn) {
-    reply.error(withdrawn.error());
-  }
+  if (const auto withdrawn = withdrawal_.unload(model, drained); !withdrawn) reply.error(withdrawn.error());
 }
 
 // Names, or names of the file at a path, that only eviction or damage took away; whether there was one.
-Result<bool> ModelService::forget_evicted(const Session& session, const std::string& model) {
+Result<bool> ModelService::forget_remembered(const Session& session, const std::string& model) {
   const auto is_managed = [&](const std::string& name) {
-    return books_.rights.manage(session.peer.uid, books_.evicted.find(name)->given.loader);
+    return books_.rights.manage(session.peer.uid, books_.models.remembered().find(name)->given.loader);
   };
   std::vector<std::string> names{model};
   if (is_path(model)) {
-    names = books_.evicted.at_path(model);
+    names = books_.models.remembered().at_path(model);
     std::erase_if(names, [&](const std::string& name) { return !is_managed(name); });
-  } else if (books_.evicted.find(model) == nullptr) {
+  } else if (books_.models.remembered().find(model) == nullptr) {
     return false;
   } else if (!is_managed(model)) {
-    return tl::unexpected(Rights::not_manageable(printable(model), books_.evicted.find(model)->given.loader));
+    return tl::unexpected(
+        Rights::not_manageable(printable(model), books_.models.remembered().find(model)->given.loader));
   }
   forget(names);
   return !names.empty();
@@ -151,17 +143,17 @@ Result<bool> ModelService::forget_evicted(const Session& session, const std::str
 // Nothing that is under way brings them back.
 void ModelService::forget(const std::vector<std::string>& names) {
   for (const std::string& name : names) {
-    books_.evicted.forget(name);
+    books_.models.remembered().forget(name);
     loads_.unloaded(name);
   }
 }
 
 // A path: the names that were given to the file there; other files with the same bytes have names of their own.
-std::vector<std::string> ModelService::names_meant(const Resident& resident, const std::string& model) const {
-  if (!is_path(model)) return {model};
+std::vector<std::string> ModelService::names_meant(const ModelEntry& model, const std::string& asked) const {
+  if (!is_path(asked)) return {asked};
   std::vector<std::string> names;
-  std::ranges::copy_if(resident.names, std::back_inserter(names),
-                       [&](const std::string& name) { return books_.store.given(name).path == model; });
+  std::ranges::copy_if(model.names, std::back_inserter(names),
+                       [&](const std::string& name) { return books_.models.given(name).path == asked; });
   return names;
 }
 
@@ -182,22 +174,20 @@ void ModelService::get(Session& session, const wire::ModelName& data, const Repl
   settled_.when([this, id = session.id, model = data.model, reply] {
     const Session* const asker = books_.sessions.find(id);
     if (asker == nullptr) return reply.error({ErrorCode::kCancelled, "the session that asked has ended"});
-    const auto resident = find_model(books_, *asker, model);
-    if (!resident) return reply.error(resident.error());
-    reply.ok({describe(books_, **resident, asker->peer.uid)});
+    const auto found = find_model(books_, *asker, model);
+    if (!found) return reply.error(found.error());
+    reply.ok({describe(books_, **found, asker->peer.uid)});
   });
 }
 
 void ModelService::set_pinned(const Session& session, const std::string& model, bool pinned,
                               const Reply<wire::PinReply>& reply) {
-  const auto resident = find_own_model(books_, session, model);
-  if (!resident) return reply.error(resident.error());
-  if (std::exchange((*resident)->pinned, pinned) != pinned) {
-    events_.publish(pinned ? "model.pinned" : "model.unpinned", pin_of(**resident));
-  }
-  expiry_.changed(expires_at(books_, **resident));
-  admission_.look_again();
-  keeper_.save(**resident, [reply, name = (*resident)->name(), pinned] { reply.ok({name, pinned}); });
+  const auto found = find_own_model(books_, session, model);
+  if (!found) return reply.error(found.error());
+  const std::string name = (*found)->name();
+  books_.models.apply({.edits = {{.id = (*found)->id, .pinned = pinned}}}, [reply, name, pinned] {
+    reply.ok({name, pinned});
+  });
 }
 
 void ModelService::pin(Session& session, const wire::ModelName& data, const Reply<wire::PinReply>& reply) {
@@ -210,19 +200,18 @@ void ModelService::unpin(Session& session, const wire::ModelName& data, const Re
 
 void ModelService::get_model_info(Session& session, const wire::GetModelInfo& data,
                                   const Reply<wire::GetModelInfoReply>& reply) {
-  const Resident* wanted = nullptr;
+  const ModelEntry* wanted = nullptr;
   if (!data.name.empty()) {
     const auto found = find_model(books_, session, data.name);
     if (!found) return reply.error(found.error());
     wanted = *found;
   }
   wire::GetModelInfoReply info;
-  for (const auto& [id, resident] : books_.store.all()) {
-    if (resident.draining() || (wanted != nullptr && &resident != wanted)) continue;
-    const bool shown = books_.may_attach(session.peer.uid, resident);
-    info.loaded_models[resident.name()] = {shown ? resident.path : "", resident.type,
-                                           static_cast<double>(resident.bytes()) / kMebibyte,
-                                           resident.block->name().generation};
+  for (const auto& [id, model] : books_.models.all()) {
+    if (wanted != nullptr && &model != wanted) continue;
+    const bool shown = books_.may_attach(session.peer.uid, model);
+    info.loaded_models[model.name()] = {shown ? model.path : "", model.type,
+                                        static_cast<double>(model.bytes()) / kMebibyte, model.generation()};
   }
   const Budget::Use use = books_.use();
   info.memory_usage_mb = static_cast<double>(use.made + use.draining) / kMebibyte;

@@ -8,30 +8,26 @@
 
 #include "broker/api/call.h"
 #include "broker/api/settled.h"
-#include "broker/base/event_sink.h"
 #include "broker/base/loop.h"
 #include "broker/models/books.h"
 #include "broker/models/loads.h"
 #include "broker/models/reaper.h"
 #include "broker/models/state_keeper.h"
-#include "broker/tier/admission.h"
-#include "broker/tier/expiry.h"
+#include "broker/models/withdrawal.h"
 
 namespace modelbroker {
 
 class ModelService {
  public:
-  ModelService(Books& books, Loop& loop, EventSink& events, Settled& settled, Loads& loads, StateKeeper& keeper,
-               Reaper& reaper, Admission& admission, Expiry& expiry)
+  ModelService(Books& books, Loop& loop, Settled& settled, Loads& loads, StateKeeper& keeper, Reaper& reaper,
+               Withdrawal& withdrawal)
       : books_(books),
         loop_(loop),
-        events_(events),
         settled_(settled),
         loads_(loads),
         keeper_(keeper),
         reaper_(reaper),
-        admission_(admission),
-        expiry_(expiry) {}
+        withdrawal_(withdrawal) {}
 
   void load(Session& session, const wire::LoadModel& data, const Reply<wire::LoadModelReply>& reply);
   void unload(Session& session, const wire::UnloadModel& data, const Reply<wire::UnloadModelReply>& reply);
@@ -44,23 +40,21 @@ class ModelService {
 
  private:
   void forget(const std::vector<std::string>& names);
-  [[nodiscard]] Result<bool> forget_evicted(const Session& session, const std::string& model);
-  [[nodiscard]] std::vector<std::string> names_meant(const Resident& resident, const std::string& model) const;
-  void remove_names(Resident& resident, const std::vector<std::string>& names, wire::UnloadModelReply outcome,
-                    const Reply<wire::UnloadModelReply>& reply);
-  void withdraw(Resident& resident, bool wait, const wire::UnloadModelReply& outcome,
-                const Reply<wire::UnloadModelReply>& reply);
+  [[nodiscard]] Result<bool> forget_remembered(const Session& session, const std::string& model);
+  [[nodiscard]] std::vector<std::string> names_meant(const ModelEntry& model, const std::string& asked) const;
+  void take_names(const ModelEntry& model, const std::vector<std::string>& names, wire::UnloadModelReply outcome,
+                  const Reply<wire::UnloadModelReply>& reply);
+  void unload_all(ModelEntry& model, bool wait, const wire::UnloadModelReply& outcome,
+                  const Reply<wire::UnloadModelReply>& reply);
   void set_pinned(const Session& session, const std::string& model, bool pinned, const Reply<wire::PinReply>& reply);
 
   Books& books_;
   Loop& loop_;
-  EventSink& events_;
   Settled& settled_;
   Loads& loads_;
   StateKeeper& keeper_;
   Reaper& reaper_;
-  Admission& admission_;
-  Expiry& expiry_;
+  Withdrawal& withdrawal_;
 };
 
 }  // namespace modelbroker

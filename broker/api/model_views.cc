@@ -14,31 +14,24 @@ double wall_clock_seconds(Duration ahead) {
   return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch() + ahead).count();
 }
 
-}  // namespace
-
-bool is_withdrawn(const Resident& resident) { return resident.draining() || resident.names.empty(); }
-
-wire::ModelInfo describe(const Books& books, const Resident& resident, uid_t uid) {
-  const Block& block = *resident.block;
+// Of a block, and of a model that has it alone.
+wire::ModelInfo describe_block(const Books& books, const RamBlock& held, uid_t uid) {
+  const Block& block = *held.block;
   wire::ModelInfo info;
-  info.name = resident.name();
-  if (resident.names.size() > 1) info.aliases.assign(resident.names.begin() + 1, resident.names.end());
-  info.type = resident.type;
+  info.name = block.manifest().name;
+  info.type = block.manifest().type;
   info.format = block.manifest().format;
-  if (books.may_attach(uid, resident)) info.path = resident.path;
-  info.state = is_withdrawn(resident) ? "draining" : "resident";
-  info.block = block.id();
+  if (books.may_attach(uid, held)) info.path = held.path();
+  info.state = "draining";
+  info.block = held.id();
   info.block_path = block.path();
-  info.generation = block.name().generation;
-  info.bytes = resident.bytes();
-  info.payload_bytes = info.loaded_bytes = block.header().layout.payload.size;
+  info.generation = held.generation();
+  info.bytes = held.bytes();
+  info.payload_bytes = info.loaded_bytes = held.payload_bytes();
   info.tensors = block.manifest().tensors.size();
   info.page_kind = to_string(block.page_kind());
-  info.pinned = resident.pinned;
-  info.keep_alive = resident.keep_alive < Duration(0) ? -1 : std::chrono::duration<double>(resident.keep_alive).count();
-  if (const auto end = expires_at(books, resident)) info.expires_at = wall_clock_seconds(*end - books.clock.now());
   const TimePoint now = books.clock.now();
-  for (const LeaseBook::Holder& holder : books.leases.holders(block.id())) {
+  for (const LeaseBook::Holder& holder : books.leases.holders(held.id())) {
     const auto age = std::chrono::duration_cast<std::chrono::milliseconds>(now - holder.since).count();
     info.leases.push_back(
         {static_cast<std::uint64_t>(holder.peer.pid), holder.peer.uid, holder.number, static_cast<std::uint64_t>(age)});
@@ -46,10 +39,27 @@ wire::ModelInfo describe(const Books& books, const Resident& resident, uid_t uid
   return info;
 }
 
+}  // namespace
+
+wire::ModelInfo describe(const Books& books, const ModelEntry& model, uid_t uid) {
+  wire::ModelInfo info = describe_block(books, *model.parts.front(), uid);
+  info.name = model.name();
+  info.aliases.assign(model.names.begin() + 1, model.names.end());
+  info.type = model.type;
+  if (books.may_attach(uid, model)) info.path = model.path;
+  info.state = "resident";
+  info.pinned = model.pinned;
+  info.keep_alive = model.keep_alive < Duration(0) ? -1 : std::chrono::duration<double>(model.keep_alive).count();
+  if (const auto end = expires_at(books, model)) info.expires_at = wall_clock_seconds(*end - books.clock.now());
+  return info;
+}
+
 wire::ModelListReply list_models(const Books& books, const Loads& loads, uid_t uid) {
   wire::ModelListReply list;
-  for (const auto& [id, resident] : books.store.all()) {
-    (is_withdrawn(resident) ? list.draining : list.models).push_back(describe(books, resident, uid));
+  for (const auto& [id, model] : books.models.all()) list.models.push_back(describe(books, model, uid));
+  // Withdrawn, or without a model: then it drains as soon as its file can be renamed.
+  for (const auto& [id, block] : books.blocks.all()) {
+    if (block.models == 0) list.draining.push_back(describe_block(books, block, uid));
   }
   for (const Loads::Running& running : loads.running()) {
     wire::ModelInfo info;

@@ -9,10 +9,8 @@
 
 namespace modelbroker {
 
-// Withdrawn, or without a name: then it drains as soon as its file can be renamed.
-[[nodiscard]] bool is_withdrawn(const Resident& resident);
 // `uid`: who asks. Where another user's private file lies is not told.
-[[nodiscard]] wire::ModelInfo describe(const Books& books, const Resident& resident, uid_t uid);
+[[nodiscard]] wire::ModelInfo describe(const Books& books, const ModelEntry& model, uid_t uid);
 // All models by name: resident, being loaded, draining.
 [[nodiscard]] wire::ModelListReply list_models(const Books& books, const Loads& loads, uid_t uid);
 

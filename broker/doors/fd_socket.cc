@@ -222,16 +222,15 @@ void FdSocket::expire_offers() {
 
 Result<FdSocket::Answer> FdSocket::open_block(const Session& session, const wire::Request& request) {
   MODELBROKER_ASSIGN(const auto data, request.data<wire::BlockOpen>());
-  const Resident* const resident = books_.store.by_block(data.block);
-  if (resident == nullptr || !books_.leases.holds(session.id, data.block)) {
+  const RamBlock* const block = books_.blocks.find(data.block);
+  if (block == nullptr || !books_.leases.holds(session.id, data.block)) {
     return fail(ErrorCode::kNotFound,
                 "this session holds no lease on a block '" + printable(data.block, 128) + "': attach first");
   }
   // An open of our own file on tmpfs: nothing that could hang.
-  MODELBROKER_ASSIGN(auto descriptor, resident->block->open_for_reader(books_.os));
-  return Answer{
-      wire::encode_reply(request.reply_to(), wire::BlockOpenReply{resident->block->header().layout.block_size}),
-      std::move(descriptor)};
+  MODELBROKER_ASSIGN(auto descriptor, block->block->open_for_reader(books_.os));
+  return Answer{wire::encode_reply(request.reply_to(), wire::BlockOpenReply{block->block->header().layout.block_size}),
+                std::move(descriptor)};
 }
 
 }  // namespace modelbroker

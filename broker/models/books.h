@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <map>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -10,10 +11,9 @@
 
 #include "broker/base/clock.h"
 #include "broker/base/config.h"
-#include "broker/models/evicted.h"
-#include "broker/models/store.h"
+#include "broker/models/registry.h"
+#include "broker/ram/ram_blocks.h"
 #include "broker/tier/budget.h"
-#include "broker/tier/eviction.h"
 #include "broker/workers/leases.h"
 #include "broker/workers/rights.h"
 #include "broker/workers/sessions.h"
@@ -28,7 +28,7 @@ struct Books {
         config(std::move(config_)),
         rights(rights_),
         directory(std::move(directory_)),
-        store(os_) {}
+        blocks(os_) {}
 
   Os& os;
   const Clock& clock;
@@ -37,11 +37,11 @@ struct Books {
   BlockDirectory directory;
   BootId boot_id{};
   TimePoint started;
-  RamStore store;
+  RamBlocks blocks;
+  Registry models;
   LeaseBook leases;
   Sessions sessions;
   Budget budget{0};
-  EvictedNames evicted;
   double cache_age = 0;  // see eviction.h
   std::uint64_t hits = 0, misses = 0, loads = 0, evictions = 0;
   std::uint64_t scrubbed_bytes = 0, scrub_errors = 0;
@@ -55,69 +55,32 @@ struct Books {
   [[nodiscard]] std::uint64_t new_generation() {
     return highest_generation = std::max(os.boottime_ns(), highest_generation + 1);
   }
-  // What each of its names leads to when it is gone.
-  using GoneNames = std::vector<std::pair<std::string, EvictedNames::Model>>;
-  [[nodiscard]] GoneNames names_of(const Resident& resident) const {
-    GoneNames names;
-    for (const std::string& name : resident.names) {
-      names.emplace_back(name, EvictedNames::Model{.given = store.given(name),
-                                                   .type = resident.type,
-                                                   .keep_alive = resident.keep_alive,
-                                                   .pinned = resident.pinned,
-                                                   .source = resident.source});
-    }
-    return names;
+  void used(ModelEntry& model) const { models.used(model, clock.now(), cache_age); }
+  [[nodiscard]] bool may_attach(uid_t uid, const RamBlock& block) const {
+    return rights.attach(uid, {block.loader, block.source_uid, block.is_private});
   }
-  // The other way round: as one of its names was kept.
-  static void keep_as(Resident& resident, const EvictedNames::Model& evicted) {
-    resident.type = evicted.type;
-    resident.keep_alive = evicted.keep_alive;
-    resident.pinned = evicted.pinned;
-  }
-  void used(Resident& resident) const {
-    resident.last_used = clock.now();
-    resident.value = value_when_used(cache_age, resident.seconds_to_load, resident.bytes());
-  }
-  [[nodiscard]] static Rights::Owner owner_of(const Resident& resident) {
-    return {resident.loader, resident.source_uid, resident.is_private};
-  }
-  [[nodiscard]] bool may_attach(uid_t uid, const Resident& resident) const {
-    return rights.attach(uid, owner_of(resident));
+  [[nodiscard]] bool may_attach(uid_t uid, const ModelEntry& model) const {
+    return std::ranges::all_of(model.parts, [&](const RamBlock* part) { return may_attach(uid, *part); });
   }
   // Whether all, or any, of its names are this user's to withdraw and change.
-  [[nodiscard]] bool manages_all(uid_t uid, const Resident& resident) const {
-    return std::ranges::all_of(resident.names,
-                               [&](const std::string& name) { return rights.manage(uid, store.loader_of(name)); });
+  [[nodiscard]] bool manages_all(uid_t uid, const ModelEntry& model) const {
+    return std::ranges::all_of(model.names,
+                               [&](const std::string& name) { return rights.manage(uid, models.loader_of(name)); });
   }
   // The same of those names that were given to the file at `path`.
-  [[nodiscard]] bool manages(uid_t uid, const Resident& resident, std::string_view path) const {
-    return std::ranges::all_of(resident.names, [&](const std::string& name) {
-      const GivenName& given = store.given(name);
+  [[nodiscard]] bool manages(uid_t uid, const ModelEntry& model, std::string_view path) const {
+    return std::ranges::all_of(model.names, [&](const std::string& name) {
+      const GivenName& given = models.given(name);
       return given.path != path || rights.manage(uid, given.loader);
     });
   }
-  [[nodiscard]] bool manages_any(uid_t uid, const Resident& resident) const {
-    return std::ranges::any_of(resident.names,
-                               [&](const std::string& name) { return rights.manage(uid, store.loader_of(name)); });
-  }
   // By our own word; the kernel's is asked before it is done.
-  [[nodiscard]] bool evictable(const Resident& resident) const {
-    return !resident.draining() && !resident.pinned && !resident.removing && resident.promised == 0 &&
-           leases.count(resident.block->id()) == 0;
+  [[nodiscard]] bool evictable(const ModelEntry& model) const {
+    return !model.pinned && std::ranges::none_of(model.parts, [&](const RamBlock* part) {
+      return part->removing || part->promised > 0 || leases.count(part->id()) > 0;
+    });
   }
-  [[nodiscard]] Budget::Use use() const {
-    const RamStore::Totals totals = store.totals();
-    Budget::Use use{.made = totals.made,
-                    .draining = totals.draining,
-                    .pinned = totals.pinned,
-                    .removing = totals.removing,
-                    .foreign = foreign.bytes};
-    for (const auto& [id, resident] : store.all()) {
-      if (leases.count(id) > 0) use.leased += resident.bytes();
-      if (evictable(resident)) use.evictable += resident.bytes();
-    }
-    return use;
-  }
+  [[nodiscard]] Budget::Use use() const;
 };
 
 }  // namespace modelbroker

@@ -20,18 +20,18 @@ bool same_header(const Directory& one, const Directory& other) {
 
 // The same file always; another one where nobody could tell from the block that it is shared: with a group, whose the
 // file is and who may read it decide who may have the block.
-bool Loads::may_share(const Flight& flight, const Resident& resident) const {
-  if (resident.source.same_but_ctime(flight.source) || !books_.rights.group()) return true;
-  return resident.is_private == flight.is_private && resident.source_uid == flight.source_uid &&
+bool Loads::may_share(const Flight& flight, const RamBlock& block) const {
+  if (block.source().same_but_ctime(flight.source) || !books_.rights.group()) return true;
+  return block.is_private == flight.is_private && block.source_uid == flight.source_uid &&
          std::ranges::all_of(flight.waiters,
-                             [&](const Waiter& waiter) { return books_.may_attach(waiter.peer.uid, resident); });
+                             [&](const Waiter& waiter) { return books_.may_attach(waiter.peer.uid, block); });
 }
 
 std::vector<std::shared_ptr<Block>> Loads::to_compare(const Flight& flight) {
   std::vector<std::shared_ptr<Block>> blocks;
-  for (const Resident* const resident : books_.store.alike(flight.source)) {
-    const bool is_known = flight.compared.contains(resident->block->id());
-    if (!is_known && may_share(flight, *resident)) blocks.push_back(resident->block);
+  for (const RamBlock* const block : books_.blocks.alike(flight.source)) {
+    const bool is_known = flight.compared.contains(block->id());
+    if (!is_known && may_share(flight, *block)) blocks.push_back(block->block);
   }
   return blocks;
 }
@@ -90,11 +90,11 @@ void Loads::find_same(const FlightPtr& flight) {
 void Loads::compared(const FlightPtr& flight, Result<Compared> outcome) {
   if (!outcome) return fail_all(flight, outcome.error());
   flight->compared.insert(outcome->blocks.begin(), outcome->blocks.end());
-  Resident* const resident = outcome->is_same ? books_.store.by_block(outcome->blocks.back()) : nullptr;
-  if (resident == nullptr || resident->removing || flight->waiters.empty()) return find_same(flight);
-  for (const Waiter& waiter : flight->waiters) resident->confirm(waiter.path, flight->source);
+  RamBlock* const block = outcome->is_same ? books_.blocks.find(outcome->blocks.back()) : nullptr;
+  if (block == nullptr || block->removing || flight->waiters.empty()) return find_same(flight);
+  for (const Waiter& waiter : flight->waiters) books_.blocks.confirm(*block, waiter.path, flight->source);
   std::string how;
-  Resident* const found = usable(flight->source, how);
+  RamBlock* const found = usable(flight->source, how);
   if (found == nullptr) return find_same(flight);
   land(flight, *found, how);
 }

@@ -29,8 +29,8 @@ void Loads::take_off(Waiter waiter, Fd file, const FileIdentity& source) {
   flight->loader = flight->uid;
   if (waiter.name_loader) {
     // Who loaded it before it was evicted or damaged, if it is the same file.
-    const EvictedNames::Model* const evicted = books_.evicted.find(waiter.name);
-    const bool is_same = evicted != nullptr && evicted->source && evicted->source->same_but_ctime(source);
+    const RememberedNames::Model* const known = books_.models.remembered().find(waiter.name);
+    const bool is_same = known != nullptr && known->source && known->source->same_but_ctime(source);
     if (is_same) flight->loader = *waiter.name_loader;
   }
   const LoadIdentity identity{waiter.wanted_name(), waiter.type, waiter.path, printable(waiter.path)};
@@ -165,20 +165,17 @@ void Loads::landed(const FlightPtr& flight, Result<LoadedBlock> loaded) {
   if (!loaded) return fail_all(flight, loaded.error());
   flight->reservation.end();
   ++books_.loads;
-  Resident resident;
-  resident.block = std::make_shared<Block>(std::move(loaded->block));
-  resident.source = loaded->source;
-  resident.checked = books_.clock.now();
-  resident.loader = flight->loader;
-  resident.source_uid = flight->source_uid;
-  resident.is_private = flight->is_private;
-  resident.keep_alive = books_.config.keep_alive;
-  resident.seconds_to_load = std::chrono::duration<double>(books_.clock.now() - flight->began).count();
-  const Manifest& manifest = resident.block->manifest();
-  resident.type = manifest.type;  // its path comes with its name: see Naming::settle()
-  Resident& added = books_.store.add(std::move(resident));
+  RamBlock block;
+  block.block = std::make_shared<Block>(std::move(loaded->block));
+  block.sources.push_back({flight->told_path, loaded->source});
+  block.checked = books_.clock.now();
+  block.loader = flight->loader;
+  block.source_uid = flight->source_uid;
+  block.is_private = flight->is_private;
+  block.seconds_to_load = std::chrono::duration<double>(books_.clock.now() - flight->began).count();
+  RamBlock& added = books_.blocks.add(std::move(block));
   crash_point("load.in_books");
-  log_info("loaded block " + added.block->id() + " (" + std::string(to_string(added.block->page_kind())) + " pages)");
+  log_info("loaded block " + added.id() + " (" + std::string(to_string(added.block->page_kind())) + " pages)");
   land(flight, added, "loaded");
 }
 
@@ -194,23 +191,23 @@ void Loads::ended(const FlightPtr& flight) {
   admission_.look_again();
 }
 
-void Loads::land(const FlightPtr& flight, Resident& resident, const std::string& outcome) {
+void Loads::land(const FlightPtr& flight, RamBlock& block, const std::string& outcome) {
   ended(flight);
   bool first = true, is_told = false;
   for (Waiter& waiter : flight->waiters) {
-    const auto name = finish(waiter, resident, first ? outcome : "resident");
+    const auto name = finish(waiter, block, first ? outcome : "resident");
     first = first && !name;
     is_told = is_told || name == flight->told_model;
   }
   if (outcome == "loaded" && !is_told) {
     tell("model.load_failed", *flight, first ? "cancelled: nobody could have it" : "cancelled: it got another name");
   }
-  drain_if_nameless(resident);
+  drain_if_unwanted(block);
 }
 
 // Every name was refused, or nobody waited any more: what nobody can name is not kept.
-void Loads::drain_if_nameless(Resident& resident) {
-  if (resident.names.empty()) reaper_.drain_in_time(resident);
+void Loads::drain_if_unwanted(RamBlock& block) {
+  if (block.unwanted()) reaper_.drain(block);
 }
 
 void Loads::fail_all(const FlightPtr& flight, const Error& error) {

@@ -6,7 +6,6 @@
 #include <set>
 
 #include "broker/base/log.h"
-#include "broker/models/model_events.h"
 #include "broker/models/ram_tier.h"
 #include "shm/instruments.h"
 #include "shm/text.h"
@@ -57,21 +56,18 @@ Jobs& Loads::jobs_of(uid_t uid) {
   return *jobs;
 }
 
-Resident* Loads::usable(const FileIdentity& source, std::string& outcome) {
-  Resident* const resident = books_.store.by_source(source);
-  if (resident == nullptr) return nullptr;
+RamBlock* Loads::usable(const FileIdentity& source, std::string& outcome) {
+  RamBlock* const block = books_.blocks.by_source(source);
+  if (block == nullptr) return nullptr;
   outcome = "resident";
-  if (!resident->draining()) return scrubber_.withdraw_missing(*resident) ? nullptr : resident;
-  if (auto revived = books_.store.revive(*resident); !revived) {
-    log_warning("block " + resident->block->id() + " cannot be revived: " + revived.error().message);
+  if (!block->draining()) return scrubber_.withdraw_missing(*block) ? nullptr : block;
+  if (auto revived = books_.blocks.revive(*block); !revived) {
+    log_warning("block " + block->id() + " cannot be revived: " + revived.error().message);
     return nullptr;
   }
-  reaper_.revived(resident->block->id());
-  // As a new load of it would be: what it was is unloaded.
-  resident->type.clear();
-  resident->keep_alive = books_.config.keep_alive;
+  reaper_.revived(block->id());
   outcome = "revived";
-  return resident;
+  return block;
 }
 
 void Loads::identified(const WaiterPtr& asking, Fd file, const Result<Look>& look) {
@@ -86,10 +82,10 @@ void Loads::identified(const WaiterPtr& asking, Fd file, const Result<Look>& loo
   if (auto free = naming_.check(waiter, *source, coming_beside(*source)); !free)
     return waiter.done(tl::unexpected(free.error()));
   std::string outcome;
-  if (Resident* const resident = usable(*source, outcome)) {
+  if (RamBlock* const block = usable(*source, outcome)) {
     ++books_.hits;
-    finish(waiter, *resident, outcome);
-    return drain_if_nameless(*resident);
+    finish(waiter, *block, outcome);
+    return drain_if_unwanted(*block);
   }
   if (waiter.look_only) {
     return waiter.done(
@@ -125,62 +121,37 @@ std::vector<const Claim*> Loads::coming_before(const Flight& flight) const {
   return claims;
 }
 
-std::optional<std::string> Loads::finish(Waiter& waiter, Resident& resident, std::string outcome) {
+// Answered when it is written: what was acknowledged survives a crash. A block that has lost its names drains then, and
+// not before: a death in between would lose them.
+std::optional<std::string> Loads::finish(Waiter& waiter, RamBlock& block, const std::string& outcome) {
   const auto refuse = [&waiter](Error error) {
     waiter.done(tl::unexpected(std::move(error)));
     return std::nullopt;
   };
-  if (auto allowed = naming_.allow(waiter, resident); !allowed) return refuse(allowed.error());
-  const bool was_pinned = resident.pinned;
-  const auto settled = naming_.settle(waiter, resident, outcome);
+  if (auto allowed = naming_.allow(waiter, block); !allowed) return refuse(allowed.error());
+  const auto settled = naming_.settle(waiter, block, outcome);
   if (!settled) return refuse(settled.error());
-  const std::string& model = settled->name;
-  Result<Outcome> answer = Outcome{resident.block->id(), model, outcome};
-  if ((waiter.pin || waiter.keep_alive) && !books_.manages_any(waiter.manager(), resident)) {
-    answer = tl::unexpected(Rights::not_manageable(model, books_.store.loader_of(model)));  // but named it is
-  } else {
-    if (waiter.pin) resident.pinned = true;
-    if (waiter.keep_alive) resident.keep_alive = *waiter.keep_alive;
-  }
-  books_.used(resident);
-  tell_settled(*settled, resident, outcome);
-  if (resident.pinned && !was_pinned) events_.publish("model.pinned", pin_of(resident));
-  // Answered when it is written: what was acknowledged survives a crash.
-  ++resident.promised;
-  if (Resident* const older = books_.store.by_block(settled->superseded)) ++older->promised;
-  const auto written = [this, done = waiter.done, answer = std::move(answer), block = resident.block->id(),
-                        superseded = settled->superseded] {
+  std::vector<std::string> promised{settled->superseded};
+  promised.push_back(block.id());
+  for (const std::string& id : promised) ++books_.blocks.find(id)->promised;
+  Result<Outcome> answer = Outcome{block.id(), settled->name, settled->outcome};
+  if (settled->refused) answer = tl::unexpected(*settled->refused);
+  books_.models.apply(settled->change, [this, done = waiter.done, answer = std::move(answer), promised] {
     crash_point("load.written");
-    drain_superseded(superseded);
+    for (auto id = promised.begin(); id + 1 != promised.end(); ++id) keep_promise(*id);
     done(answer);
-    Resident* const promised = books_.store.by_block(block);
-    if (promised == nullptr || --promised->promised > 0) return;
-    expiry_.changed(expires_at(books_, *promised));
+    keep_promise(promised.back());
     admission_.look_again();
-  };
-  keeper_.save(resident, books_.store.by_block(settled->shrunk), written);
-  return model;
+  });
+  books_.used(*books_.models.of_block(block));
+  return settled->name;
 }
 
-void Loads::tell_settled(const Naming::Settled& settled, const Resident& resident, const std::string& outcome) {
-  wire::EventData data = event_of(resident);
-  if (outcome == "loaded" || outcome == "revived") {
-    data.model = settled.name;
-    events_.publish("model." + outcome, data);
-  }
-  for (const std::string& alias : settled.aliases) {
-    data.model = alias;
-    if (!resident.is_private) data.path = books_.store.given(alias).path;
-    events_.publish("model.alias", data);
-  }
-}
-
-// Not before the names that it had are written with another block: a death in between would lose them.
-void Loads::drain_superseded(const std::string& block) {
-  Resident* const older = books_.store.by_block(block);
-  if (older == nullptr) return;
-  --older->promised;
-  if (older->names.empty() && !older->draining()) reaper_.drain_in_time(*older);
+void Loads::keep_promise(const std::string& id) {
+  RamBlock* const block = books_.blocks.find(id);
+  if (block == nullptr || --block->promised > 0) return;
+  if (block->unwanted() && !block->draining()) reaper_.drain(*block);
+  for (const ModelEntry* const model : books_.models.with_block(*block)) expiry_.changed(expires_at(books_, *model));
 }
 
 // Takes waiters out of all loads, and tells them why.

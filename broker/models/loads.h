@@ -29,7 +29,6 @@
 #include "broker/models/reaper.h"
 #include "broker/models/scrubber.h"
 #include "broker/models/source_look.h"
-#include "broker/models/state_keeper.h"
 #include "broker/ram/loader.h"
 #include "broker/tier/admission.h"
 #include "broker/tier/expiry.h"
@@ -55,7 +54,7 @@ class Loads {
     std::optional<uid_t> name_loader;  // who gave the name, if not the peer
   };
   struct Outcome {
-    std::string block;
+    std::string id;       // the model's
     std::string model;    // the name that was asked for, or the first
     std::string outcome;  // loaded, resident, revived, alias
   };
@@ -64,12 +63,11 @@ class Loads {
   using Done = std::function<void(Result<Outcome>)>;
   using AskId = std::uint64_t;
 
-  Loads(Books& books, Loop& loop, Reaper& reaper, StateKeeper& keeper, Admission& admission, Expiry& expiry,
-        Scrubber& scrubber, EventSink& events, LoadNotes& notes)
+  Loads(Books& books, Loop& loop, Reaper& reaper, Admission& admission, Expiry& expiry, Scrubber& scrubber,
+        EventSink& events, LoadNotes& notes)
       : books_(books),
         loop_(loop),
         reaper_(reaper),
-        keeper_(keeper),
         admission_(admission),
         expiry_(expiry),
         scrubber_(scrubber),
@@ -107,8 +105,7 @@ class Loads {
     AskId id = 0;
     SessionId session = 0;
     std::uint64_t lease = 0;
-    bool pin = false, retry = false, look_only = false;
-    std::optional<Duration> keep_alive;
+    bool retry = false, look_only = false;
     std::optional<TimePoint> until;
     Done done;
   };
@@ -150,7 +147,7 @@ class Loads {
   void join(const FlightPtr& flight, Waiter waiter);
   void header_read(const FlightPtr& flight, Result<LoadPlan> plan);
   [[nodiscard]] std::vector<std::shared_ptr<Block>> to_compare(const Flight& flight);
-  [[nodiscard]] bool may_share(const Flight& flight, const Resident& resident) const;
+  [[nodiscard]] bool may_share(const Flight& flight, const RamBlock& block) const;
   [[nodiscard]] FlightPtr ahead_of(const Flight& flight) const;
   void park(const FlightPtr& flight, const FlightPtr& ahead);
   void find_same(const FlightPtr& flight);
@@ -170,8 +167,8 @@ class Loads {
   void watch_progress();
   void landed(const FlightPtr& flight, Result<LoadedBlock> loaded);
   void ended(const FlightPtr& flight);
-  void land(const FlightPtr& flight, Resident& resident, const std::string& outcome);
-  void drain_if_nameless(Resident& resident);
+  void land(const FlightPtr& flight, RamBlock& block, const std::string& outcome);
+  void drain_if_unwanted(RamBlock& block);
   // Takes those out for whom `whose` holds.
   template <class Predicate>
   std::vector<Waiter> take_out(Flight& flight, Predicate whose) {
@@ -187,15 +184,13 @@ class Loads {
   void give_up_if_unwanted(const FlightPtr& flight);
   void fail_all(const FlightPtr& flight, const Error& error);
   // The name that it got.
-  std::optional<std::string> finish(Waiter& waiter, Resident& resident, std::string outcome);
-  void tell_settled(const Naming::Settled& settled, const Resident& resident, const std::string& outcome);
-  void drain_superseded(const std::string& block);
-  [[nodiscard]] Resident* usable(const FileIdentity& source, std::string& outcome);
+  std::optional<std::string> finish(Waiter& waiter, RamBlock& block, const std::string& outcome);
+  void keep_promise(const std::string& block);
+  [[nodiscard]] RamBlock* usable(const FileIdentity& source, std::string& outcome);
 
   Books& books_;
   Loop& loop_;
   Reaper& reaper_;
-  StateKeeper& keeper_;
   Admission& admission_;
   Expiry& expiry_;
   Scrubber& scrubber_;

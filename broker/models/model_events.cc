@@ -2,21 +2,29 @@
 
 namespace modelbroker {
 
-wire::EventData event_of(const Resident& resident) {
-  wire::EventData data;
-  data.model = resident.name();
+wire::EventData event_of(const ModelEntry& model) {
+  wire::EventData data = pin_of(model);
   // Subscribers are of all kinds: where a file lies that the group cannot read is not theirs to know.
-  if (!resident.is_private) data.path = resident.path;
-  data.block = resident.block->id();
-  data.generation = resident.block->name().generation;
-  data.bytes = resident.bytes();
+  if (!model.is_private()) data.path = model.path;
+  data.generation = model.generation();
+  data.bytes = model.bytes();
   return data;
 }
 
-wire::EventData pin_of(const Resident& resident) {
+wire::EventData event_of(const RamBlock& block) {
   wire::EventData data;
-  data.model = resident.name();
-  data.block = resident.block->id();
+  data.model = block.block->manifest().name;
+  if (!block.is_private) data.path = block.path();
+  data.block = block.id();
+  data.generation = block.generation();
+  data.bytes = block.bytes();
+  return data;
+}
+
+wire::EventData pin_of(const ModelEntry& model) {
+  wire::EventData data;
+  data.model = model.name();
+  if (model.parts.size() == 1) data.block = model.id;
   return data;
 }
 

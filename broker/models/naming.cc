@@ -21,42 +21,49 @@ std::string file_at(const std::string& path, bool shown) {
   return shown ? "'" + printable(path) + "'" : "another user's file";
 }
 
-}  // namespace
-
-Error Naming::taken(const std::string& name, const Resident* owner, uid_t asker) const {
-  if (owner == nullptr) return name_taken(name, "another user's model that was evicted");
-  return name_taken(name, file_at(books_.store.given(name).path, books_.may_attach(asker, *owner)));
+// The first of the names that was given to the file at this path.
+std::string name_at(const std::string& path, const std::vector<ModelEdit::Named>& names) {
+  const auto found = std::ranges::find(names, path, [](const ModelEdit::Named& named) { return named.given.path; });
+  return found == names.end() ? "" : found->name;
 }
 
-bool Naming::is_managed(const Claim& claim, const EvictedNames::Model& evicted) const {
-  return books_.rights.manage(claim.manager(), evicted.given.loader);
+}  // namespace
+
+Error Naming::taken(const std::string& name, const ModelEntry* owner, uid_t asker) const {
+  if (owner == nullptr) return name_taken(name, "another user's model that was evicted");
+  return name_taken(name, file_at(models_.given(name).path, books_.may_attach(asker, *owner)));
+}
+
+bool Naming::is_managed(const Claim& claim, const RememberedNames::Model& remembered) const {
+  return books_.rights.manage(claim.manager(), remembered.given.loader);
 }
 
 // The evicted model of somebody else, and not of this file: its name is not given away while it has no block.
 bool Naming::is_kept_for_another(const Claim& claim, const std::string& name, const FileIdentity& source) const {
-  const EvictedNames::Model* const evicted = books_.evicted.find(name);
-  if (evicted == nullptr || is_managed(claim, *evicted)) return false;
-  if (evicted->source) return !evicted->source->same_but_ctime(source);
-  return evicted->given.path != claim.path || claim.is_label;
+  const RememberedNames::Model* const remembered = models_.remembered().find(name);
+  if (remembered == nullptr || is_managed(claim, *remembered)) return false;
+  if (remembered->source) return !remembered->source->same_but_ctime(source);
+  return remembered->given.path != claim.path || claim.is_label;
 }
 
 Result<void> Naming::check(const Claim& claim, const FileIdentity& source, const std::vector<const Claim*>& coming,
                            bool is_compared) const {
   if (claim.any_name) return {};
-  const auto may_be_same = [&](const Resident& resident) {
-    return resident.holds(source) || (!is_compared && resident.source.alike(source));
+  const auto may_be_same = [&](const ModelEntry& model) {
+    const RamBlock& block = *model.parts.front();
+    return model.parts.size() == 1 && (block.holds(source) || (!is_compared && block.source().alike(source)));
   };
   const std::string name = claim.wanted_name();
   const uid_t uid = claim.peer.uid;
-  const Resident* const owner = books_.store.by_name(name);
+  const ModelEntry* const owner = models_.by_name(name);
   const bool same_path =
-      owner != nullptr && books_.store.given(name).path == claim.path && books_.manages(uid, *owner, claim.path);
+      owner != nullptr && models_.given(name).path == claim.path && books_.manages(uid, *owner, claim.path);
   const bool is_another = owner != nullptr && !same_path && !may_be_same(*owner);
   const bool is_kept = owner == nullptr && is_kept_for_another(claim, name, source);
   if (is_another || is_kept) {
     // A file that is resident under other names needs no name of its own.
-    if (claim.name.empty() && books_.store.by_source(source) != nullptr) return {};
-    if (claim.name.empty() && !is_compared && !books_.store.alike(source).empty()) return {};
+    if (claim.name.empty() && books_.blocks.by_source(source) != nullptr) return {};
+    if (claim.name.empty() && !is_compared && !books_.blocks.alike(source).empty()) return {};
     return tl::unexpected(taken(name, owner, uid));
   }
   for (const Claim* const other : coming) {
@@ -67,159 +74,181 @@ Result<void> Naming::check(const Claim& claim, const FileIdentity& source, const
   return {};
 }
 
-Result<void> Naming::allow(const Claim& claim, Resident& resident) {
-  if (!books_.may_attach(claim.peer.uid, resident)) {
+Result<void> Naming::allow(const Claim& claim, RamBlock& block) {
+  if (!books_.may_attach(claim.peer.uid, block)) {
     return tl::unexpected(Rights::not_attachable(printable(claim.wanted_name())));
   }
-  settle_privacy(claim, resident);
+  settle_privacy(claim, block);
   return {};
 }
 
 // The file's owner may have opened it to the group since, or closed it.
-void Naming::settle_privacy(const Claim& claim, Resident& resident) {
+void Naming::settle_privacy(const Claim& claim, RamBlock& held) {
   const auto group = books_.rights.group();
-  if (!group || claim.is_private == resident.is_private) return;
+  if (!group || claim.is_private == held.is_private) return;
   const uid_t uid = claim.peer.uid;
-  if (claim.is_private && !books_.rights.everything(uid) && uid != resident.source_uid && uid != resident.loader) {
+  if (claim.is_private && !books_.rights.everything(uid) && uid != held.source_uid && uid != held.loader) {
     return;  // found by another way to the file, through a folder of this user's own
   }
-  Block& block = *resident.block;
+  Block& block = *held.block;
   const auto done = claim.is_private ? block.take_from_group(books_.os) : block.give_to_group(books_.os, *group);
   if (!done) return log_warning(done.error().message);
-  resident.is_private = claim.is_private;
+  held.is_private = claim.is_private;
 }
 
-// The block that this path led to before; with a label, that of the wanted name, if it was given with the same label.
-Resident* Naming::before(const Claim& claim, const Resident& resident) {
+// The model that this path led to before; with a label, that of the wanted name, if it was given with the same label.
+ModelEntry* Naming::before(const Claim& claim, const ModelEntry* model) {
   const std::string name = claim.wanted_name();
-  const GivenName& given = books_.store.given(name);
-  Resident* found = nullptr;
+  const GivenName& given = models_.given(name);
+  ModelEntry* found = nullptr;
   if (!claim.is_label) {
-    found = books_.store.by_path(claim.path);
+    found = models_.by_path(claim.path);
   } else if (given.is_label && given.path == claim.path) {
-    found = books_.store.by_name(name);
+    found = models_.by_name(name);
   }
-  const bool is_ours = found != nullptr && found != &resident && books_.manages(claim.peer.uid, *found, claim.path);
+  const bool is_ours = found != nullptr && found != model && books_.manages(claim.peer.uid, *found, claim.path);
   return is_ours ? found : nullptr;
 }
 
 // Who came later found another file there, and has got it already.
-bool Naming::is_outdated(const Claim& claim, const Resident& before) const {
+bool Naming::is_outdated(const Claim& claim, const ModelEntry& before) const {
   return std::ranges::any_of(before.names, [&](const std::string& name) {
-    const GivenName& given = books_.store.given(name);
+    const GivenName& given = models_.given(name);
     return given.path == claim.path && given.asked > claim.asked;
   });
 }
 
-// The first of its names that was given to the file at this path.
-std::string Naming::name_at(const std::string& path, const Resident& resident) const {
-  const auto found =
-      std::ranges::find(resident.names, path, [&](const std::string& name) { return books_.store.given(name).path; });
-  return found == resident.names.end() ? "" : *found;
+Naming::Names Naming::names_of(const ModelEntry* model) const {
+  Names names;
+  if (model == nullptr) return names;
+  for (const std::string& name : model->names) names.push_back({name, models_.given(name)});
+  return names;
 }
 
 // Empty: what it is called already, or will be called when it takes over, is enough.
-Result<std::string> Naming::new_name(const Claim& claim, const Resident& resident, const Resident* before) {
-  const bool has_names = !resident.names.empty() || (before != nullptr && !before->names.empty());
+Result<std::string> Naming::new_name(const Claim& claim, const RamBlock& block, const ModelEntry* model,
+                                     const ModelEntry* before) {
+  const bool has_names = model != nullptr || before != nullptr;
   // A copy of the file is called by its own name too, if that is free.
-  const bool is_new_copy = resident.copies.contains(claim.path) && name_at(claim.path, resident).empty();
+  const Names names = names_of(model);
+  const bool is_new_copy = block.is_copy(claim.path) && name_at(claim.path, names).empty();
   if (claim.name.empty() && has_names && !is_new_copy) return {};
   std::string name = claim.wanted_name();
   const auto is_free = [&] {
-    const Resident* const owner = books_.store.by_name(name);
-    if (owner == nullptr) return !is_kept_for_another(claim, name, resident.source);
-    return owner == &resident || (owner == before && books_.store.given(name).path == claim.path);
+    const ModelEntry* const owner = models_.by_name(name);
+    if (owner == nullptr) return !is_kept_for_another(claim, name, block.source());
+    return owner == model || (owner == before && models_.given(name).path == claim.path);
   };
   if (claim.name.empty() && has_names && !is_free()) return {};
   if (claim.any_name && !is_free()) {
-    const std::string base = name, digest = "@" + resident.block->name().digest16;
+    const std::string base = name, digest = "@" + block.block->name().digest16;
     name = with_suffix(base, digest);
     // Other files of this name and these bytes may have that one too.
     for (unsigned number = 2; !is_free(); ++number) name = with_suffix(base, digest + "-" + std::to_string(number));
   }
-  if (!is_free()) return tl::unexpected(taken(name, books_.store.by_name(name), claim.peer.uid));
+  if (!is_free()) return tl::unexpected(taken(name, models_.by_name(name), claim.peer.uid));
   return name;
 }
 
 // Names follow the file: what this path was called before, its new generation is called now, and is kept as that was.
-void Naming::take_over(const Claim& claim, Resident& before, Resident& resident, Settled& settled) {
-  if (resident.names.empty()) {
-    resident.type = before.type;
-    resident.keep_alive = before.keep_alive;
+void Naming::take_over(const Claim& claim, const ModelEntry& before, ModelEdit& own, Settled& settled) const {
+  const bool is_new = own.names.empty();
+  if (is_new) {
+    own.type = before.type;
+    own.keep_alive = before.keep_alive;
   }
-  const auto had = static_cast<std::ptrdiff_t>(resident.names.size());
-  books_.store.move_names(before, resident, claim.path);
-  settled.aliases.assign(resident.names.begin() + had, resident.names.end());
-  if (before.names.empty()) {
-    settled.superseded = before.block->id();
-    return;
+  if (before.pinned) own.pinned = true;
+  ModelEdit lost{.id = before.id};
+  for (const std::string& name : before.names) {
+    if (models_.given(name).path != claim.path) continue;
+    lost.without.push_back(name);
+    own.names.push_back({name, models_.given(name)});
   }
-  settled.shrunk = before.block->id();
-  before.path = books_.store.given(before.name()).path;
+  if (lost.without.size() == before.names.size()) {
+    for (const RamBlock* const part : before.parts) {
+      if (part->models == 1) settled.superseded.push_back(part->id());
+    }
+  }
+  settled.change.edits.push_back(std::move(lost));
 }
 
 // Loaded by hand or attached: what was evicted, or lost with its block, is kept as it was.
-void Naming::keep_as_evicted(const Claim& claim, const std::string& name, Resident& resident) const {
-  const EvictedNames::Model* const evicted = books_.evicted.find(name);
-  if (evicted == nullptr) return;
-  if (is_managed(claim, *evicted) && evicted->given.path != claim.path) return;  // its owner means another file
-  Books::keep_as(resident, *evicted);
+void Naming::keep_as_remembered(const Claim& claim, const std::string& name, ModelEdit& own) const {
+  const RememberedNames::Model* const remembered = models_.remembered().find(name);
+  if (remembered == nullptr) return;
+  if (is_managed(claim, *remembered) && remembered->given.path != claim.path) return;  // its owner means another file
+  own.type = remembered->type;
+  own.keep_alive = remembered->keep_alive;
+  own.pinned = remembered->pinned;
 }
 
 // A name stays whose it was: also when somebody else loads that file again.
 GivenName Naming::given_by(const Claim& claim, const std::string& name) const {
   GivenName given{claim.manager(), claim.path, claim.is_label, claim.asked};
-  const EvictedNames::Model* const evicted = books_.evicted.find(name);
-  if (evicted == nullptr) return given;
-  if (!is_managed(claim, *evicted)) {
-    given = evicted->given;
+  const RememberedNames::Model* const remembered = models_.remembered().find(name);
+  if (remembered == nullptr) return given;
+  if (!is_managed(claim, *remembered)) {
+    given = remembered->given;
     given.asked = claim.asked;
-  } else if (evicted->given.path == claim.path) {
-    given.loader = evicted->given.loader;
+  } else if (remembered->given.path == claim.path) {
+    given.loader = remembered->given.loader;
   }
   return given;
 }
 
-Result<Naming::Settled> Naming::settle(const Claim& claim, Resident& resident, std::string& outcome) {
-  const uid_t uid = claim.peer.uid;
-  Resident* const older = before(claim, resident);
+// What this claim says of where the files of these names lie.
+void Naming::learn_paths(const Claim& claim, const std::string& name, bool is_new, Names& names) const {
+  for (auto& [known, given] : names) {
+    const bool is_managed = books_.rights.manage(claim.peer.uid, given.loader);
+    if (known == name && !is_new && !claim.name.empty() && is_managed) {
+      // A label takes nothing from a path at which the broker has seen the file.
+      const bool is_seen = given.path == claim.path && !given.is_label;
+      given.path = claim.path;
+      given.is_label = claim.is_label && !is_seen;
+    }
+    if (given.path != claim.path) continue;
+    if (given.is_label && !claim.is_label && is_managed) given.is_label = false;
+    given.asked = std::max(given.asked, claim.asked);
+  }
+}
+
+// ENSURES: applied, the change leaves the model with a name; a name that another model keeps is not in it.
+Result<Naming::Settled> Naming::settle(const Claim& claim, RamBlock& block, const std::string& outcome) {
+  ModelEntry* const model = models_.of_block(block);
+  ModelEntry* const older = before(claim, model);
   if (older != nullptr && is_outdated(claim, *older)) {
     return fail(ErrorCode::kStaleGeneration,
                 "'" + printable(claim.path) + "' is another file since, which is loaded already: load it again");
   }
-  MODELBROKER_ASSIGN(const std::string name, new_name(claim, resident, older));
-  const bool had_names = !resident.names.empty();
+  MODELBROKER_ASSIGN(const std::string name, new_name(claim, block, model, older));
   Settled settled;
-  if (older != nullptr) take_over(claim, *older, resident, settled);
-  if (!had_names || older != nullptr) resident.path = claim.path;
-  if (!had_names && older == nullptr) keep_as_evicted(claim, name, resident);
-  if (!claim.type.empty() && (!had_names || books_.manages_any(uid, resident))) resident.type = claim.type;
+  settled.outcome = outcome;
+  ModelEdit own{.id = block.id(), .parts = {&block}, .names = names_of(model)};
+  if (model == nullptr) own.keep_alive = books_.config.keep_alive;
+  if (older != nullptr) take_over(claim, *older, own, settled);
+  if (model == nullptr || older != nullptr) own.path = claim.path;
+  if (model == nullptr && older == nullptr) keep_as_remembered(claim, name, own);
+  const auto is_managers = [&](uid_t uid) {
+    return std::ranges::any_of(own.names,
+                               [&](const auto& each) { return books_.rights.manage(uid, each.given.loader); });
+  };
+  if (!claim.type.empty() && (model == nullptr || is_managers(claim.peer.uid))) own.type = claim.type;
   settled.name = name;
-  if (name.empty() && resident.copies.contains(claim.path)) settled.name = name_at(claim.path, resident);
-  if (settled.name.empty()) settled.name = resident.name();
-  const bool is_new = !name.empty() && std::ranges::find(resident.names, name) == resident.names.end();
-  if (is_new) {
-    MODELBROKER_TRY(books_.store.add_name(resident, name, given_by(claim, name)));
-  } else if (!claim.name.empty() && books_.rights.manage(uid, books_.store.loader_of(name))) {
-    // A label takes nothing from a path at which the broker has seen the file.
-    const bool is_known = books_.store.given(name).path == claim.path && !books_.store.given(name).is_label;
-    books_.store.set_path(name, claim.path, claim.is_label && !is_known);
+  if (name.empty() && block.is_copy(claim.path)) settled.name = name_at(claim.path, own.names);
+  if (settled.name.empty()) settled.name = own.names.front().name;
+  const bool is_new = !name.empty() && std::ranges::find(own.names, name, &ModelEdit::Named::name) == own.names.end();
+  if (is_new) own.names.push_back({name, given_by(claim, name)});
+  learn_paths(claim, name, is_new, own.names);
+  if (is_new && outcome == "resident" && model != nullptr) settled.outcome = "alias";
+  if ((claim.pin || claim.keep_alive) && !is_managers(claim.manager())) {
+    settled.refused = Rights::not_manageable(settled.name, own.names.front().given.loader);
+  } else {
+    if (claim.pin) own.pinned = true;
+    if (claim.keep_alive) own.keep_alive = claim.keep_alive;
   }
-  for (const std::string& known : resident.names) {
-    books_.evicted.forget(known);
-    const GivenName& given = books_.store.given(known);
-    const bool is_more_than_label = given.path == claim.path && given.is_label && !claim.is_label;
-    if (is_more_than_label && books_.rights.manage(uid, given.loader)) {
-      books_.store.set_path(known, claim.path, /*is_label=*/false);
-    }
-  }
-  books_.store.asked_again(resident, claim.path, claim.asked);
-  if (is_new && outcome == "resident") {
-    settled.aliases.push_back(name);
-    if (had_names) outcome = "alias";
-  } else if (outcome != "resident") {
-    std::erase(settled.aliases, settled.name);  // that of the whole
-  }
+  settled.change.why = outcome == "loaded" ? Why::kLoaded : outcome == "revived" ? Why::kRevived : Why::kNamed;
+  settled.change.told = settled.name;
+  settled.change.edits.push_back(std::move(own));
   return settled;
 }
 

@@ -1,7 +1,7 @@
-// Naming: which name, path and type a block gets from a load, and whether it is for this peer at all.
+// Naming: which name, path and type a model gets from a load, and whether it is for this peer at all.
 //
-// Threads: the loop's. Failure: already_exists for a name that another file has, permission_denied for another user's
-// private block.
+// It decides and changes nothing: what it decides is a ModelChange, for Registry::apply(). Threads: the loop's.
+// Failure: already_exists for a name that another file has, permission_denied for another user's private block.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +23,8 @@ struct Claim {
   uid_t source_uid = 0;
   bool is_private = false;  // the group cannot read it
   bool any_name = false;    // a free one, if default_name() is taken
+  bool pin = false;
+  std::optional<Duration> keep_alive{};
   [[nodiscard]] std::string wanted_name() const;
   // Whose the name is, or would be.
   [[nodiscard]] uid_t manager() const { return name_loader.value_or(peer.uid); }
@@ -30,38 +32,43 @@ struct Claim {
 
 class Naming {
  public:
-  explicit Naming(Books& books) : books_(books) {}
+  explicit Naming(Books& books) : books_(books), models_(books.models) {}
 
   // Refuses a name that another file has, or is about to get, before anything is read. `coming`: claims on other files
   // that are being loaded. `is_compared`: what is alike, and not equal, was found to have other bytes.
   [[nodiscard]] Result<void> check(const Claim& claim, const FileIdentity& source,
                                    const std::vector<const Claim*>& coming, bool is_compared = false) const;
   // Whether this block is for the peer; opens it to the group or closes it as its file was.
-  [[nodiscard]] Result<void> allow(const Claim& claim, Resident& resident);
+  [[nodiscard]] Result<void> allow(const Claim& claim, RamBlock& block);
   struct Settled {
-    std::string name;        // by which the block answers to this claim
-    std::string superseded;  // a block that has no name any more: to be drained once the new one's names are written
-    std::string shrunk;      // or one that has lost names and kept others
-    std::vector<std::string> aliases;  // other names that lead to the block now, and did not before
+    std::string name;                     // by which the model answers to this claim
+    std::string outcome;                  // "alias" where it is one name more
+    ModelChange change;                   // to be applied
+    std::vector<std::string> superseded;  // blocks that no model has then: to be drained once that is written
+    std::optional<Error> refused;         // it is named, but neither pinned nor kept as was wanted
   };
-  // `outcome` becomes "alias" where it is one name more. stale_generation: the path leads elsewhere since.
-  [[nodiscard]] Result<Settled> settle(const Claim& claim, Resident& resident, std::string& outcome);
+  // `outcome`: how it came to be resident. stale_generation: the path leads elsewhere since.
+  [[nodiscard]] Result<Settled> settle(const Claim& claim, RamBlock& block, const std::string& outcome);
 
  private:
-  [[nodiscard]] Resident* before(const Claim& claim, const Resident& resident);
-  [[nodiscard]] bool is_outdated(const Claim& claim, const Resident& before) const;
-  [[nodiscard]] std::string name_at(const std::string& path, const Resident& resident) const;
-  [[nodiscard]] Result<std::string> new_name(const Claim& claim, const Resident& resident, const Resident* before);
-  void take_over(const Claim& claim, Resident& before, Resident& resident, Settled& settled);
-  // No `owner`: somebody else's evicted model has it.
-  [[nodiscard]] Error taken(const std::string& name, const Resident* owner, uid_t asker) const;
-  [[nodiscard]] bool is_managed(const Claim& claim, const EvictedNames::Model& evicted) const;
+  using Names = std::vector<ModelEdit::Named>;
+  [[nodiscard]] ModelEntry* before(const Claim& claim, const ModelEntry* model);
+  [[nodiscard]] bool is_outdated(const Claim& claim, const ModelEntry& before) const;
+  [[nodiscard]] Names names_of(const ModelEntry* model) const;
+  [[nodiscard]] Result<std::string> new_name(const Claim& claim, const RamBlock& block, const ModelEntry* model,
+                                             const ModelEntry* before);
+  void take_over(const Claim& claim, const ModelEntry& before, ModelEdit& own, Settled& settled) const;
+  // No `owner`: somebody else's remembered model has it.
+  [[nodiscard]] Error taken(const std::string& name, const ModelEntry* owner, uid_t asker) const;
+  [[nodiscard]] bool is_managed(const Claim& claim, const RememberedNames::Model& remembered) const;
   [[nodiscard]] bool is_kept_for_another(const Claim& claim, const std::string& name, const FileIdentity& source) const;
   [[nodiscard]] GivenName given_by(const Claim& claim, const std::string& name) const;
-  void keep_as_evicted(const Claim& claim, const std::string& name, Resident& resident) const;
-  void settle_privacy(const Claim& claim, Resident& resident);
+  void keep_as_remembered(const Claim& claim, const std::string& name, ModelEdit& own) const;
+  void learn_paths(const Claim& claim, const std::string& name, bool is_new, Names& names) const;
+  void settle_privacy(const Claim& claim, RamBlock& block);
 
   Books& books_;
+  Registry& models_;
 };
 
 }  // namespace modelbroker

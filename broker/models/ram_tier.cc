@@ -6,10 +6,10 @@
 
 namespace modelbroker {
 
-std::optional<TimePoint> expires_at(const Books& books, const Resident& resident) {
-  if (resident.keep_alive < Duration(0) || !books.evictable(resident)) return std::nullopt;
-  const Duration least = resident.was_leased ? Duration(0) : books.config.grace;
-  return resident.last_used + std::max(resident.keep_alive, least);
+std::optional<TimePoint> expires_at(const Books& books, const ModelEntry& model) {
+  if (model.keep_alive < Duration(0) || !books.evictable(model)) return std::nullopt;
+  const Duration least = model.was_leased ? Duration(0) : books.config.grace;
+  return model.last_used + std::max(model.keep_alive, least);
 }
 
 BlockTier::Place RamTier::place() const {
@@ -24,21 +24,23 @@ Error RamTier::place_is_full(const std::string& what, std::uint64_t bytes) const
 
 std::vector<EvictionCandidate> RamTier::candidates() const {
   std::vector<EvictionCandidate> candidates;
-  for (const auto& [id, resident] : books_.store.all()) {
-    if (!books_.evictable(resident)) continue;
-    candidates.push_back({id, resident.bytes(), resident.value, resident.last_used, expires_at(books_, resident)});
+  for (const auto& [id, model] : books_.models.all()) {
+    if (!books_.evictable(model)) continue;
+    std::uint64_t bytes = 0;  // what goes with it: another model may share the rest
+    for (const RamBlock* const part : model.parts) bytes += part->models == 1 ? part->bytes() : 0;
+    candidates.push_back({id, bytes, model.value, model.last_used, expires_at(books_, model)});
   }
   return candidates;
 }
 
-bool RamTier::nobody_has(const std::string& block) {
-  const Resident* const resident = books_.store.by_block(block);
-  return resident != nullptr && reaper_.nobody_has(*resident);
+bool RamTier::nobody_has(const std::string& id) {
+  const ModelEntry* const model = books_.models.find_id(id);
+  return model != nullptr && withdrawal_.nobody_has(*model);
 }
 
-bool RamTier::evict(const std::string& block, const std::string& why) {
-  Resident* const resident = books_.store.by_block(block);
-  return resident != nullptr && reaper_.evict(*resident, why);
+bool RamTier::evict(const std::string& id, const std::string& why) {
+  ModelEntry* const model = books_.models.find_id(id);
+  return model != nullptr && withdrawal_.evict(*model, why);
 }
 
 }  // namespace modelbroker

@@ -34,115 +34,93 @@ Reaper::~Reaper() {
   if (inotify_watch_ != 0) loop_.unwatch(inotify_watch_);
 }
 
-Result<void> Reaper::withdraw(Resident& resident, const Books::GoneNames& remembered) {
-  if (auto drained = books_.store.drain(resident); !drained) {
-    log_error("block " + resident.block->id() + " cannot be withdrawn: " + drained.error().message);
+Result<void> Reaper::withdraw(RamBlock& block) {
+  if (auto drained = books_.blocks.drain(block); !drained) {
+    log_error("block " + block.id() + " cannot be withdrawn: " + drained.error().message);
     return drained;
   }
-  for (const auto& [name, model] : remembered) books_.evicted.remember(name, model);
-  keeper_.save(resident);
-  watch(resident);
+  watch(block);
   arm_timer();
   return {};
 }
 
-Result<void> Reaper::drain(Resident& resident, std::function<void(bool)> freed, std::string_view event) {
-  const wire::EventData data = event_of(resident);  // while it still has its name
-  MODELBROKER_TRY(withdraw(resident));
-  if (!event.empty()) events_.publish(event, data);
-  if (!nobody_has(resident)) {
-    events_.publish("model.draining", data);
-    if (freed) freed(false);
-    return {};
-  }
-  if (freed) waiting_.emplace(resident.block->id(), std::move(freed));
-  if (!resident.removing) start_removing(resident);
-  return {};
-}
-
-void Reaper::drain_in_time(Resident& resident) {
-  if (!drain(resident)) arm_timer();
-}
-
-bool Reaper::evict(Resident& resident, const std::string& reason) {
-  const std::uint64_t bytes = resident.bytes();
-  wire::EventData data = event_of(resident);
-  if (!withdraw(resident, books_.names_of(resident))) return false;
-  data.reason = reason;
-  events_.publish("model.evicted", data);
-  books_.cache_age = std::max(books_.cache_age, resident.value);
-  ++books_.evictions;
-  log_info("evicting " + resident.block->id() + " (" + format_size(bytes) + "): " + reason);
-  start_removing(resident);
+bool Reaper::free(RamBlock& block, std::function<void(bool)> freed) {
+  if (!nobody_has(block)) return false;
+  if (freed) waiting_.emplace(block.id(), std::move(freed));
+  if (!block.removing) start_removing(block);
   return true;
 }
 
-bool Reaper::nobody_has(const Resident& resident) const {
-  if (books_.leases.count(resident.block->id()) > 0) return false;
-  const auto unmapped = resident.block->unmapped_everywhere(books_.os);
+void Reaper::drain(RamBlock& block) {
+  if (!withdraw(block)) return arm_timer();
+  keeper_.save({}, {block.id()});
+  if (!free(block)) events_.publish("model.draining", event_of(block));
+}
+
+bool Reaper::nobody_has(const RamBlock& block) const {
+  if (books_.leases.count(block.id()) > 0) return false;
+  const auto unmapped = block.block->unmapped_everywhere(books_.os);
   if (unmapped) return *unmapped;
   // No word from this kernel: our own books must do, for an adopted block once every holder had time to state its
   // lease.
   if (unmapped.error().code == ErrorCode::kUnimplemented) {
-    return !resident.adopted || books_.clock.now() >= books_.started + books_.config.grace;
+    return !block.adopted || books_.clock.now() >= books_.started + books_.config.grace;
   }
-  log_warning("block " + resident.block->id() + ": " + unmapped.error().message);
+  log_warning("block " + block.id() + ": " + unmapped.error().message);
   return false;
 }
 
-void Reaper::check(const std::string& block) {
-  Resident* const resident = books_.store.by_block(block);
-  if (resident != nullptr && resident->draining() && !resident->removing && nobody_has(*resident)) {
-    start_removing(*resident);
-  }
+void Reaper::check(const std::string& id) {
+  RamBlock* const block = books_.blocks.find(id);
+  if (block != nullptr && block->draining() && !block->removing && nobody_has(*block)) start_removing(*block);
 }
 
 void Reaper::check_all() {
   std::vector<std::string> draining, unwanted;
-  for (const auto& [id, resident] : books_.store.all()) {
-    if (resident.draining()) draining.push_back(id);
-    // One that was promised, or superseded, is seen to when that is written.
-    const bool is_nameless = resident.names.empty() && resident.promised == 0;
-    if (!resident.draining() && (is_nameless || resident.damaged)) unwanted.push_back(id);
+  for (const auto& [id, block] : books_.blocks.all()) {
+    if (block.draining()) {
+      draining.push_back(id);
+    } else if (block.unwanted()) {
+      unwanted.push_back(id);
+    }
   }
-  for (const std::string& block : draining) check(block);
-  for (const std::string& block : unwanted) drain_in_time(*books_.store.by_block(block));
+  for (const std::string& id : draining) check(id);
+  for (const std::string& id : unwanted) drain(*books_.blocks.find(id));
   remove_orphans();
   if (!draining.empty() || !orphans_.empty()) arm_timer();
 }
 
 void Reaper::take_over_draining() {
-  for (const auto& [id, resident] : books_.store.all()) {
-    if (resident.draining()) watch(resident);
+  for (const auto& [id, block] : books_.blocks.all()) {
+    if (block.draining()) watch(block);
   }
   check_all();
 }
 
-void Reaper::start_removing(Resident& resident) {
-  resident.removing = true;
-  jobs_.run([os = &books_.os, block = resident.block] { return block->remove(*os); },
-            [this, id = resident.block->id(), bytes = resident.bytes()](const Result<void>& outcome) {
-              removed(id, bytes, outcome);
-            });
+void Reaper::start_removing(RamBlock& block) {
+  block.removing = true;
+  jobs_.run(
+      [os = &books_.os, file = block.block] { return file->remove(*os); },
+      [this, id = block.id(), bytes = block.bytes()](const Result<void>& outcome) { removed(id, bytes, outcome); });
 }
 
-void Reaper::removed(const std::string& block, std::uint64_t bytes, const Result<void>& outcome) {
-  Resident* const resident = books_.store.by_block(block);
+void Reaper::removed(const std::string& id, std::uint64_t bytes, const Result<void>& outcome) {
+  RamBlock* const block = books_.blocks.find(id);
   if (!outcome) {
-    log_error("block " + block + " cannot be freed: " + outcome.error().message);
-    if (resident != nullptr) resident->removing = false;  // the timer tries again
-  } else if (resident != nullptr) {
-    log_info("freed " + format_size(bytes) + ": block " + block);
-    wire::EventData data = event_of(*resident);
+    log_error("block " + id + " cannot be freed: " + outcome.error().message);
+    if (block != nullptr) block->removing = false;  // the timer tries again
+  } else if (block != nullptr) {
+    log_info("freed " + format_size(bytes) + ": block " + id);
+    wire::EventData data = event_of(*block);
     data.bytes = bytes;
     events_.publish("model.freed", data);
-    unwatch(block);
-    books_.store.erase(block);
-    keeper_.erase(block);
+    unwatch(id);
+    books_.blocks.erase(id);
+    keeper_.save({}, {id});
   }
-  auto waiting = waiting_.extract(block);
-  for (; !waiting.empty(); waiting = waiting_.extract(block)) waiting.mapped()(outcome.has_value());
-  if (outcome) tell_gone(block, true);
+  auto waiting = waiting_.extract(id);
+  for (; !waiting.empty(); waiting = waiting_.extract(id)) waiting.mapped()(outcome.has_value());
+  if (outcome) tell_gone(id, true);
   freed_();
 }
 
@@ -169,7 +147,7 @@ void Reaper::tell_gone(const std::string& block, bool gone) {
 }
 
 void Reaper::when_gone(const std::string& block, std::function<void(bool gone)> told) {
-  if (books_.store.by_block(block) == nullptr) return told(true);
+  if (books_.blocks.find(block) == nullptr) return told(true);
   gone_.emplace(block, std::move(told));
 }
 
@@ -178,10 +156,10 @@ void Reaper::revived(const std::string& block) {
   tell_gone(block, false);
 }
 
-void Reaper::watch(const Resident& resident) {
+void Reaper::watch(const RamBlock& block) {
   if (!inotify_) return;
-  const auto watch = books_.os.inotify_watch_close(inotify_.get(), resident.block->path());
-  if (watch) block_of_watch_[*watch] = resident.block->id();
+  const auto watch = books_.os.inotify_watch_close(inotify_.get(), block.block->path());
+  if (watch) block_of_watch_[*watch] = block.id();
 }
 
 void Reaper::unwatch(const std::string& block) {

@@ -1,4 +1,4 @@
-// Reaper: frees draining blocks when, by the kernel's word, nobody has them any more.
+// Reaper: withdraws blocks that no model has, and frees them when, by the kernel's word, nobody has them any more.
 //
 // Asked when a lease ends, when inotify says that a file was closed, and by a slow timer behind both.
 // Threads: the loop's; the unlink runs as a job.
@@ -25,15 +25,15 @@ class Reaper {
   Reaper& operator=(const Reaper&) = delete;
   ~Reaper();
 
-  // Withdraws a block and frees it as soon as may be. `freed` is told once: whether it is gone by now.
-  // `event` is published when its name is withdrawn. If that fails, nothing has changed and nothing is told.
-  Result<void> drain(Resident& resident, std::function<void(bool freed)> freed = {}, std::string_view event = {});
-  // A block without a name, which nobody can ask for, or a damaged one: tried again until it can be withdrawn.
-  void drain_in_time(Resident& resident);
-  // Withdraws a block that nobody_has() to make room; its names are remembered. False if it has to stay.
-  [[nodiscard]] bool evict(Resident& resident, const std::string& reason);
+  // Renames a block that no model will have, so that nobody finds it any more. Nothing has changed if that fails.
+  Result<void> withdraw(RamBlock& block);
+  // Frees a withdrawn block as soon as nobody has it. False: somebody has it now. `freed` is told once, unless somebody
+  // has it: whether its file could be removed.
+  bool free(RamBlock& block, std::function<void(bool freed)> freed = {});
+  // Both, of a block that no model has: tried again until it can be withdrawn.
+  void drain(RamBlock& block);
   // By our leases and by the kernel's word.
-  [[nodiscard]] bool nobody_has(const Resident& resident) const;
+  [[nodiscard]] bool nobody_has(const RamBlock& block) const;
   // The file of a load that failed could not be removed: tried again until it can be, and counted until then.
   void remove_later(Budget::Reservation reservation, std::uint64_t generation);
   // Called whenever memory became free.
@@ -49,12 +49,10 @@ class Reaper {
   void revived(const std::string& block);
 
  private:
-  // These names are remembered as evicted ones.
-  [[nodiscard]] Result<void> withdraw(Resident& resident, const Books::GoneNames& remembered = {});
   void remove_orphans();
-  void start_removing(Resident& resident);
+  void start_removing(RamBlock& block);
   void removed(const std::string& block, std::uint64_t bytes, const Result<void>& outcome);
-  void watch(const Resident& resident);
+  void watch(const RamBlock& block);
   void unwatch(const std::string& block);
   void arm_timer();
   void tell_gone(const std::string& block, bool gone);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 
 #include "broker/base/log.h"
 #include "broker/models/default_name.h"
@@ -13,77 +14,23 @@ namespace {
 // What a load makes of a file in one second, where nobody measured it: bytes.
 constexpr double kUsualRate = 2e9;
 
-// The books' entry for an adopted block, without names.
-Resident entry_of(const Books& books, Block block, const BlockRecord* record) {
-  Resident resident;
-  const Manifest& manifest = block.manifest();
-  resident.type = manifest.type;
-  resident.path = manifest.source_path;
-  resident.source = manifest.source;
-  if (record != nullptr) {
-    resident.type = record->type;
-    resident.path = record->path;
-    resident.pinned = record->pinned;
-    resident.damaged = record->damaged;
-    resident.source.ctime_ns = record->ctime_ns;
-    resident.loader = record->loader;
-    resident.source_uid = record->source_uid;
-  }
-  // Without a record nobody knows why it was withdrawn: it is not given out again.
-  if (record == nullptr && block.name().state == BlockState::kDraining) resident.damaged = true;
-  resident.is_private = books.rights.group().has_value() && block.group() != books.rights.group();
-  resident.keep_alive = record == nullptr ? books.config.keep_alive : Duration(record->keep_alive_ns);
-  resident.block = std::make_shared<Block>(std::move(block));
-  resident.adopted = true;
-  resident.seconds_to_load = static_cast<double>(resident.bytes()) / kUsualRate;
-  books.used(resident);
-  return resident;
-}
-
-// Whether this block, which nobody was told of, is the evicted model of that name: then it is kept as that was.
-bool is_evicted(const Books& books, const EvictedNames::Model& evicted, const Resident& resident) {
-  if (evicted.source && evicted.source->same_but_ctime(resident.source)) return true;
-  return !books.rights.group() && evicted.given.path == resident.path;
-}
-
-// False: the name is kept for somebody.
-bool take_name(Books& books, Resident& resident, const std::string& name, GivenName given) {
-  if (const EvictedNames::Model* const evicted = books.evicted.find(name)) {
-    if (is_evicted(books, *evicted, resident)) {
-      given = evicted->given;
-      Books::keep_as(resident, *evicted);
-      resident.loader = evicted->given.loader;
-    } else if (books.rights.group()) {
-      return false;
-    }
-  }
-  return books.store.add_name(resident, name, std::move(given)).has_value();
-}
-
 using Known = std::map<std::string, const BlockRecord*>;
 
-// A block that the database does not know: it was published just before the death, or the database is lost.
-void name_from_manifest(Books& books, Resident& resident, const Known& known, Recovered& recovered) {
-  const std::string& name = resident.block->manifest().name;
-  // With a group its path may have been told by a member.
-  const GivenName given{.loader = 0, .path = resident.path, .is_label = books.rights.group().has_value()};
-  Resident* const there = given.is_label ? nullptr : books.store.by_path(resident.path);
-  Resident* const owner = there != nullptr && there != &resident ? there : books.store.by_name(name);
-  if (owner == nullptr && take_name(books, resident, name, given)) return;
-  if (!given.is_label && owner != nullptr && owner->path == resident.path && !resident.path.empty()) {
-    const bool is_older =
-        !known.contains(owner->block->id()) && owner->block->name().generation < resident.block->name().generation;
-    if (!is_older) {  // nobody was told of this one; what is known has the names
-      recovered.superseded.push_back(resident.block->id());
-      return;
-    }
-    recovered.superseded.push_back(owner->block->id());
-    books.store.move_names(*owner, resident, resident.path);
-    return;
+RamBlock block_of(const Books& books, Block adopted, const BlockRecord* record) {
+  RamBlock block;
+  const Manifest& manifest = adopted.manifest();
+  block.sources.push_back({manifest.source_path, manifest.source});
+  if (record != nullptr) {
+    block.damaged = record->damaged;
+    block.sources.front().identity.ctime_ns = record->ctime_ns;
+    block.loader = record->loader;
+    block.source_uid = record->source_uid;
   }
-  // Generations are never given twice: this one is free.
-  const std::string other = with_suffix(name, "@g" + std::to_string(resident.block->name().generation));
-  if (!books.store.add_name(resident, other, given)) recovered.superseded.push_back(resident.block->id());
+  block.is_private = books.rights.group().has_value() && adopted.group() != books.rights.group();
+  block.block = std::make_shared<Block>(std::move(adopted));
+  block.adopted = true;
+  block.seconds_to_load = static_cast<double>(block.bytes()) / kUsualRate;
+  return block;
 }
 
 // Whether it can be tried again with a better outcome: the block itself may be whole.
@@ -91,22 +38,8 @@ bool may_pass(const Error& error) {
   return error.code == ErrorCode::kResourceExhausted || error.code == ErrorCode::kUnavailable;
 }
 
-// Names that a block had when the broker died, which it lost in that moment or since: who attaches one gets its file
-// loaded again. True if there were any.
-bool remember_names(Books& books, const BlockRecord& record, const Resident* resident) {
-  for (std::size_t i = 0; i < record.names.size(); ++i) {
-    EvictedNames::Model model{.given = record.given[i],
-                              .type = record.type,
-                              .keep_alive = Duration(record.keep_alive_ns),
-                              .pinned = record.pinned};
-    if (resident != nullptr) model.source = resident->source;
-    books.evicted.remember(record.names[i], std::move(model));
-  }
-  return !record.names.empty();
-}
-
-// True if it is in the books. A start that cannot say what lies in memory fails, for its books would be wrong.
-Result<bool> adopt_one(Books& books, const BlockName& name, const BlockRecord* record, Recovered& recovered) {
+// Puts it into the books. A start that cannot say what lies in memory fails, for its books would be wrong.
+Result<void> adopt_one(Books& books, const BlockName& name, const Known& known, Recovered& recovered) {
   auto block = Block::adopt(books.os, books.directory, name);
   if (block) {
     block->claim(books.os);
@@ -114,8 +47,13 @@ Result<bool> adopt_one(Books& books, const BlockName& name, const BlockRecord* r
     if (block->group() && block->group() != books.rights.group()) {
       if (auto taken = block->take_from_group(books.os); !taken) log_error(taken.error().message);
     }
-    books.store.add(entry_of(books, std::move(*block), record));
-    return true;
+    const auto record = known.find(name.id());
+    const bool is_draining =
+        books.blocks.add(block_of(books, std::move(*block), record == known.end() ? nullptr : record->second))
+            .draining();
+    ++(is_draining ? recovered.draining : recovered.adopted);
+    crash_point("adopt.block_adopted");
+    return {};
   }
   if (may_pass(block.error())) return tl::unexpected(block.error());
   log_error("block " + name.file_name() + " is not adopted: " + block.error().message);
@@ -123,17 +61,14 @@ Result<bool> adopt_one(Books& books, const BlockName& name, const BlockRecord* r
     const auto found = books.os.lstat(books.directory.path_of(name));
     ++books.foreign.blocks;
     if (found) books.foreign.bytes += static_cast<std::uint64_t>(found->st_blocks) * 512;
-    return false;
+    return {};
   }
   MODELBROKER_TRY(books.directory.remove(books.os, name));
   recovered.damaged.emplace_back(name.id(), block.error().message);
-  return false;
+  return {};
 }
 
-}  // namespace
-
-Result<Recovered> adopt_blocks(Books& books, const std::vector<BlockRecord>& records,
-                               std::vector<EvictedNames::Named> evicted) {
+Result<void> adopt_all(Books& books, const Known& known, Recovered& recovered) {
   MODELBROKER_ASSIGN(BlockDirectory::Listing listing, books.directory.list(books.os));
   for (const std::string& foreign : listing.foreign) {
     log_warning("'" + foreign + "' is named like a block of ours and is not safe to touch: left alone");
@@ -142,60 +77,145 @@ Result<Recovered> adopt_blocks(Books& books, const std::vector<BlockRecord>& rec
     log_warning("'" + name.file_name() + "' is a second name or a copy of a block: removed");
     MODELBROKER_TRY(books.directory.remove_double(books.os, name));
   }
-  std::ranges::sort(listing.blocks, {}, &BlockName::generation);
-  Known known;
-  for (const BlockRecord& record : records) known[record.block] = &record;
-  for (EvictedNames::Named& named : evicted) books.evicted.restore(std::move(named));
-  Recovered recovered;
-  std::vector<std::string> nameless;
   for (const BlockName& name : listing.blocks) {
     books.highest_generation = std::max(books.highest_generation, name.generation);
-    if (name.state == BlockState::kTemporary) {
-      MODELBROKER_TRY(books.directory.remove(books.os, name));
-      ++recovered.garbage;
-      crash_point("adopt.garbage_removed");
+    if (name.state != BlockState::kTemporary) {
+      MODELBROKER_TRY(adopt_one(books, name, known, recovered));
       continue;
     }
-    const auto record = known.find(name.id());
-    const BlockRecord* const found = record == known.end() ? nullptr : record->second;
-    MODELBROKER_ASSIGN(const bool adopted, adopt_one(books, name, found, recovered));
-    if (!adopted) continue;
-    crash_point("adopt.block_adopted");
-    Resident& resident = *books.store.by_block(name.id());
-    if (resident.draining()) {
-      ++recovered.draining;
-      // Why it was withdrawn was not written: it is not given out again.
-      if (found != nullptr && !found->names.empty()) resident.damaged = true;
-      continue;
-    }
-    ++recovered.adopted;
-    if (resident.damaged) {  // and could not be withdrawn
-      recovered.superseded.push_back(name.id());
-      continue;
-    }
-    if (found != nullptr) {
-      for (std::size_t i = 0; i < found->names.size(); ++i) {
-        (void)books.store.add_name(resident, found->names[i], found->given[i]);
-      }
-    }
-    if (!resident.names.empty()) continue;
-    // One that is known to have no name was superseded, and not drained yet.
-    (found != nullptr && found->names.empty() ? recovered.superseded : nameless).push_back(name.id());
+    MODELBROKER_TRY(books.directory.remove(books.os, name));
+    ++recovered.garbage;
+    crash_point("adopt.garbage_removed");
   }
-  for (const std::string& block : nameless) {
-    name_from_manifest(books, *books.store.by_block(block), known, recovered);
+  return {};
+}
+
+// Its names are remembered: its end was not written, or it lost a block in that moment or since. Who attaches one gets
+// the file loaded again.
+void remember(Books& books, const ModelRecord& record, const RamBlock* block) {
+  for (std::size_t i = 0; i < record.names.size(); ++i) {
+    RememberedNames::Model model{.given = record.given[i],
+                                 .type = record.type,
+                                 .keep_alive = Duration(record.keep_alive_ns),
+                                 .pinned = record.pinned};
+    if (block != nullptr) model.source = block->source();
+    books.models.remembered().remember(record.names[i], std::move(model));
   }
-  for (const BlockRecord& record : records) {
-    const Resident* const resident = books.store.by_block(record.block);
-    if (resident == nullptr) recovered.gone.push_back(record.block);
-    const bool is_lost = resident == nullptr || resident->draining() || resident->damaged;
-    if (is_lost && remember_names(books, record, resident) && resident != nullptr) {
-      recovered.changed.push_back(record.block);
+}
+
+// A model as the database knows it, or its names.
+void adopt_model(Books& books, const ModelRecord& record, Recovered& recovered) {
+  ModelEdit edit{.id = record.id};
+  bool is_whole = !record.blocks.empty() && !record.names.empty();
+  for (const std::string& id : record.blocks) {
+    RamBlock* const block = books.blocks.find(id);
+    // Why it was withdrawn was not written: it is not given out again.
+    if (block != nullptr && block->draining()) block->damaged = true;
+    is_whole = is_whole && block != nullptr && !block->damaged;
+    edit.parts.push_back(block);
+  }
+  if (!is_whole) {
+    remember(books, record, edit.parts.size() == 1 ? edit.parts.front() : nullptr);
+    recovered.models.push_back(record.id);
+    recovered.blocks.insert(recovered.blocks.end(), record.blocks.begin(), record.blocks.end());
+    return;
+  }
+  for (std::size_t i = 0; i < record.names.size(); ++i) edit.names.push_back({record.names[i], record.given[i]});
+  edit.type = record.type;
+  edit.path = record.path;
+  edit.pinned = record.pinned;
+  edit.keep_alive = Duration(record.keep_alive_ns);
+  books.models.apply({.why = Why::kAdopted, .edits = {std::move(edit)}});
+}
+
+// Whether this block, which nobody was told of, is the model that is remembered so: then it is kept as that was.
+bool is_remembered(const Books& books, const RememberedNames::Model& remembered, const RamBlock& block) {
+  if (remembered.source && remembered.source->same_but_ctime(block.source())) return true;
+  return !books.rights.group() && remembered.given.path == block.path();
+}
+
+// False: it is another's, or kept for somebody.
+bool take_name(Books& books, RamBlock& block, const std::string& name, ModelEdit& edit) {
+  if (books.models.by_name(name) != nullptr) return false;
+  GivenName given{.loader = 0, .path = block.path(), .is_label = books.rights.group().has_value()};
+  if (const RememberedNames::Model* const remembered = books.models.remembered().find(name)) {
+    if (is_remembered(books, *remembered, block)) {
+      given = remembered->given;
+      edit.type = remembered->type;
+      edit.keep_alive = remembered->keep_alive;
+      edit.pinned = remembered->pinned;
+      block.loader = remembered->given.loader;
+    } else if (books.rights.group()) {
+      return false;
     }
   }
-  for (const auto& [id, resident] : books.store.all()) {
-    for (const std::string& name : resident.names) books.evicted.forget(name);
+  edit.names.push_back({name, std::move(given)});
+  return true;
+}
+
+// A block that the database does not know: it was published just before the death, or the database is lost.
+void name_from_manifest(Books& books, RamBlock& block, const Known& known, Recovered& recovered) {
+  const Manifest& manifest = block.block->manifest();
+  const std::string& name = manifest.name;
+  ModelEdit edit{.id = block.id(),
+                 .parts = {&block},
+                 .type = manifest.type,
+                 .path = block.path(),
+                 .keep_alive = books.config.keep_alive};
+  // With a group its path may have been told by a member.
+  const bool is_label = books.rights.group().has_value();
+  const ModelEntry* const there = is_label ? nullptr : books.models.by_path(block.path());
+  const ModelEntry* const owner = there != nullptr ? there : books.models.by_name(name);
+  ModelChange change{.why = Why::kAdopted};
+  if (owner != nullptr && !is_label && owner->path == block.path() && !block.path().empty()) {
+    const RamBlock& older = *owner->parts.front();
+    if (known.contains(older.id()) || older.generation() > block.generation()) {
+      recovered.superseded.push_back(block.id());  // nobody was told of this one; what is known has the names
+      return;
+    }
+    ModelEdit lost{.id = owner->id};
+    for (const std::string& given : owner->names) {
+      if (books.models.given(given).path != block.path()) continue;
+      lost.without.push_back(given);
+      edit.names.push_back({given, books.models.given(given)});
+    }
+    edit.pinned = owner->pinned;
+    if (lost.without.size() == owner->names.size()) recovered.superseded.push_back(older.id());
+    change.edits.push_back(std::move(lost));
+  } else if (!take_name(books, block, name, edit)) {
+    // Generations are never given twice: this one is free.
+    (void)take_name(books, block, with_suffix(name, "@g" + std::to_string(block.generation())), edit);
   }
+  if (edit.names.empty()) return recovered.superseded.push_back(block.id());
+  change.edits.push_back(std::move(edit));
+  books.models.apply(change);
+}
+
+}  // namespace
+
+Result<Recovered> adopt_blocks(Books& books, const StateRecords& records) {
+  Known known;
+  for (const BlockRecord& record : records.blocks) known[record.block] = &record;
+  for (const RememberedNames::Named& named : records.remembered) books.models.remembered().restore(named);
+  Recovered recovered;
+  MODELBROKER_TRY(adopt_all(books, known, recovered));
+  for (const ModelRecord& record : records.models) adopt_model(books, record, recovered);
+  std::vector<RamBlock*> nameless;
+  for (auto& [id, block] : books.blocks.all()) {
+    if (block.draining()) {
+      if (!known.contains(id)) block.damaged = true;  // nobody knows why it was withdrawn
+    } else if (block.damaged || (block.models == 0 && known.contains(id))) {
+      recovered.superseded.push_back(id);  // and could not be withdrawn yet
+    } else if (block.models == 0) {
+      nameless.push_back(&block);
+    }
+  }
+  std::ranges::sort(nameless, {}, &RamBlock::generation);
+  for (RamBlock* const block : nameless) name_from_manifest(books, *block, known, recovered);
+  for (const auto& [id, record] : known) {
+    if (books.blocks.find(id) == nullptr) recovered.blocks.push_back(id);
+  }
+  for (auto& [id, model] : books.models.all()) books.used(model);
   return recovered;
 }
 

@@ -1,8 +1,8 @@
 // Recovery: what an earlier broker left in the RAM directory becomes this one's.
 //
-// Blocks from their names, headers and manifests; names and pins from the state database. What still
-// bears `.tmp` is garbage; `.drain` goes on draining. Names whose block is not there any more, or may not be given out,
-// are evicted ones from now on. Threads: at start, before the loop runs.
+// Blocks from their names, headers and manifests; models, names and pins from the state database. What still bears
+// `.tmp` is garbage; `.drain` goes on draining. Names of which a block is not there any more, or may not be given out,
+// are remembered. Threads: at start, before the loop runs.
 #pragma once
 
 #include <string>
@@ -15,13 +15,11 @@
 namespace modelbroker {
 
 struct Recovered {
-  std::size_t adopted = 0, draining = 0, garbage = 0;
-  std::vector<std::string> gone;                             // blocks that the database knows and nobody has
-  std::vector<std::string> superseded;                       // resident blocks without a name left: to be drained
-  std::vector<std::string> changed;                          // other than the database knows them: to be written
+  std::size_t adopted = 0, draining = 0, garbage = 0;        // blocks
+  std::vector<std::string> superseded;                       // resident blocks that no model has: to be drained
+  std::vector<std::string> models, blocks;                   // other than the database knows them: to be written
   std::vector<std::pair<std::string, std::string>> damaged;  // removed blocks, and what was wrong
 };
-[[nodiscard]] Result<Recovered> adopt_blocks(Books& books, const std::vector<BlockRecord>& records,
-                                             std::vector<EvictedNames::Named> evicted);
+[[nodiscard]] Result<Recovered> adopt_blocks(Books& books, const StateRecords& records);
 
 }  // namespace modelbroker

@@ -15,9 +15,7 @@ namespace {
 constexpr Duration kLookSeldom = std::chrono::seconds(10), kLookOften = std::chrono::milliseconds(50);
 constexpr std::chrono::milliseconds kProgressEvery{100};
 
-bool gone(const Resident* resident) {
-  return resident == nullptr || resident->draining() || resident->removing || resident->damaged;
-}
+bool gone(const RamBlock* block) { return block == nullptr || block->draining() || block->removing || block->damaged; }
 
 constexpr const char* kMissing = "its file is not there any more: somebody removed it";
 
@@ -33,11 +31,11 @@ void Scrubber::check(Ask ask) {
   look();
 }
 
-bool Scrubber::withdraw_missing(Resident& resident) {
-  if (gone(&resident) || !resident.block->is_missing(books_.os)) return false;
-  wire::ScrubbedModel found = pass_over(resident)->found;
+bool Scrubber::withdraw_missing(RamBlock& block) {
+  if (gone(&block) || !block.block->is_missing(books_.os)) return false;
+  wire::ScrubbedModel found = pass_over(block)->found;
   found.reason = kMissing;
-  withdraw(resident, found);
+  withdraw(block, found);
   return true;
 }
 
@@ -64,12 +62,13 @@ void Scrubber::look() {
   if (next) run(next);
 }
 
-Scrubber::PassPtr Scrubber::pass_over(const Resident& resident) {
+Scrubber::PassPtr Scrubber::pass_over(const RamBlock& block) {
   auto pass = std::make_shared<Pass>();
-  pass->block = resident.block;
-  pass->found.model = resident.name();
-  pass->found.block = resident.block->id();
-  pass->found.generation = resident.block->name().generation;
+  const std::vector<ModelEntry*> models = books_.models.with_block(block);
+  pass->block = block.block;
+  pass->found.model = models.empty() ? block.block->manifest().name : models.front()->name();
+  pass->found.block = block.id();
+  pass->found.generation = block.generation();
   return pass;
 }
 
@@ -81,9 +80,9 @@ Scrubber::PassPtr Scrubber::next_asked() {
       continue;
     }
     while (!order->pass && !order->ask.blocks.empty()) {
-      const Resident* const resident = books_.store.by_block(order->ask.blocks.front());
+      const RamBlock* const block = books_.blocks.find(order->ask.blocks.front());
       order->ask.blocks.pop_front();
-      if (!gone(resident)) order->pass = pass_over(*resident);
+      if (!gone(block)) order->pass = pass_over(*block);
     }
     if (order->pass) return order->pass;
     orders_.pop_front();
@@ -98,17 +97,17 @@ Scrubber::PassPtr Scrubber::next_in_background() {
     background_.reset();
     return nullptr;
   }
-  if (background_ && gone(books_.store.by_block(background_->found.block))) background_.reset();
+  if (background_ && gone(books_.blocks.find(background_->found.block))) background_.reset();
   TimePoint due = now + std::clamp(books_.config.scrub_interval, kLookOften, kLookSeldom);
   if (!background_) {
-    const Resident* first = nullptr;
-    for (const auto& [id, resident] : books_.store.all()) {
-      if (gone(&resident)) continue;
+    const RamBlock* first = nullptr;
+    for (const auto& [id, block] : books_.blocks.all()) {
+      if (gone(&block)) continue;
       // What an earlier broker left was looked at by nobody yet.
-      const TimePoint when = resident.checked ? *resident.checked + books_.config.scrub_interval : TimePoint::min();
+      const TimePoint when = block.checked ? *block.checked + books_.config.scrub_interval : TimePoint::min();
       if (when >= due) continue;
       due = when;
-      first = &resident;
+      first = &block;
     }
     if (first != nullptr && due <= now) background_ = pass_over(*first);
   }
@@ -146,13 +145,13 @@ void Scrubber::checked(const PassPtr& pass, Piece piece, TimePoint began) {
     next_at_ = began + std::chrono::duration_cast<Duration>(
                            std::chrono::duration<double>(static_cast<double>(piece.bytes) / rate));
   }
-  Resident* const resident = books_.store.by_block(pass->found.block);
-  if (gone(resident)) {
+  RamBlock* const block = books_.blocks.find(pass->found.block);
+  if (gone(block)) {
     end(pass, "gone");
   } else if (!piece.outcome) {
     const Error& error = piece.outcome.error();
     pass->found.reason = error.message;
-    resident->checked = books_.clock.now();  // whatever it was, not again at once
+    block->checked = books_.clock.now();  // whatever it was, not again at once
     if (error.code != ErrorCode::kDataLoss) {
       if (!stop_) log_warning("block " + pass->found.block + " cannot be checked: " + error.message);
       end(pass, "failed");
@@ -161,10 +160,10 @@ void Scrubber::checked(const PassPtr& pass, Piece piece, TimePoint began) {
         pass->found.chunk = chunk->second;
       }
       pass->found.offset = error.details.at("offset");
-      withdraw(*resident, pass->found);
+      withdraw(*block, pass->found);
       end(pass, "damaged");
     }
-  } else if (piece.hashes && withdraw_missing(*resident)) {
+  } else if (piece.hashes && withdraw_missing(*block)) {
     pass->found.reason = kMissing;
     end(pass, "damaged");
   } else {
@@ -175,7 +174,7 @@ void Scrubber::checked(const PassPtr& pass, Piece piece, TimePoint began) {
     }
     tell_progress();
     if (pass->next == pass->hashes->size()) {
-      resident->checked = books_.clock.now();
+      block->checked = books_.clock.now();
       end(pass, "good");
     }
   }
@@ -208,23 +207,19 @@ void Scrubber::tell_progress() {
   events_.publish("model.scrubbing", data);
 }
 
-// Its names go on: the next attach or load by one reads its file again.
-void Scrubber::withdraw(Resident& resident, const wire::ScrubbedModel& found) {
+// Its models' names go on: the next attach or load by one reads the file again.
+void Scrubber::withdraw(RamBlock& block, const wire::ScrubbedModel& found) {
   ++books_.scrub_errors;
-  resident.damaged = true;
   const std::string where =
       found.reason == kMissing ? " is missing: " : " is damaged at offset " + std::to_string(found.offset) + ": ";
   log_error("block " + found.block + " of '" + printable(found.model) + "'" + where + found.reason +
             "; withdrawn, and loaded again at the next attach. Workers holding this block should re-attach");
-  wire::EventData data = event_of(resident);
+  wire::EventData data;
   data.reason = found.reason;
   data.chunk = found.chunk;
   data.offset = found.offset;
   data.outcome = "withdrawn";
-  events_.publish("model.damaged", data);
-  // Written together with the block's end: a death in between would lose the names.
-  for (const auto& [name, model] : books_.names_of(resident)) books_.evicted.remember(name, model);
-  reaper_.drain_in_time(resident);
+  withdrawal_.damaged(block, data);
 }
 
 void Scrubber::arm(TimePoint when) {

@@ -19,7 +19,7 @@
 #include "broker/base/event_sink.h"
 #include "broker/base/jobs.h"
 #include "broker/models/books.h"
-#include "broker/models/reaper.h"
+#include "broker/models/withdrawal.h"
 #include "wire/messages.h"
 
 namespace modelbroker {
@@ -33,13 +33,13 @@ class Scrubber {
     std::function<void(const Result<wire::ScrubReply>&)> done;
   };
 
-  Scrubber(Books& books, Loop& loop, Reaper& reaper, EventSink& events)
-      : books_(books), loop_(loop), reaper_(reaper), events_(events), jobs_(loop, 1) {}
+  Scrubber(Books& books, Loop& loop, Withdrawal& withdrawal, EventSink& events)
+      : books_(books), loop_(loop), withdrawal_(withdrawal), events_(events), jobs_(loop, 1) {}
 
   void check(Ask ask);
   void session_ended(SessionId session);
   // If the block's file was removed: withdraws it as a damaged one. True if so.
-  bool withdraw_missing(Resident& resident);
+  bool withdraw_missing(RamBlock& block);
   void look();  // for what is due; also when the configuration has changed
   // Waits so long for the chunk in hand; false if its memory hangs.
   [[nodiscard]] bool stop(std::chrono::milliseconds patience);
@@ -64,7 +64,7 @@ class Scrubber {
     std::uint64_t bytes = 0;
   };
 
-  [[nodiscard]] static PassPtr pass_over(const Resident& resident);
+  [[nodiscard]] PassPtr pass_over(const RamBlock& block);
   [[nodiscard]] static Piece check_piece(Os& os, const Pass& pass, const std::atomic<bool>& stop);
   [[nodiscard]] PassPtr next_asked();
   [[nodiscard]] PassPtr next_in_background();
@@ -72,12 +72,12 @@ class Scrubber {
   void checked(const PassPtr& pass, Piece piece, TimePoint began);
   void end(const PassPtr& pass, const char* outcome);
   void tell_progress();
-  void withdraw(Resident& resident, const wire::ScrubbedModel& found);
+  void withdraw(RamBlock& block, const wire::ScrubbedModel& found);
   void arm(TimePoint when);
 
   Books& books_;
   Loop& loop_;
-  Reaper& reaper_;
+  Withdrawal& withdrawal_;
   EventSink& events_;
   std::deque<std::shared_ptr<Order>> orders_;
   PassPtr background_, running_;

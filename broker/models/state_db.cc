@@ -13,7 +13,7 @@
 namespace modelbroker {
 namespace {
 
-constexpr int kSchemaVersion = 7;
+constexpr int kSchemaVersion = 8;
 // SQLite's own numbers (sqlite3.h), so that its header is not needed here.
 constexpr int kSqliteError = 1;  // here: tables that are not ours
 constexpr int kSqliteCorrupt = 11;
@@ -84,39 +84,53 @@ struct StateDb::Impl {
   }
 
   void make_tables() {
-    db.exec(
-        "CREATE TABLE IF NOT EXISTS blocks(block TEXT PRIMARY KEY, type TEXT NOT NULL, path TEXT NOT NULL,"
-        " pinned INTEGER NOT NULL, ctime_ns INTEGER NOT NULL, keep_alive_ns INTEGER NOT NULL,"
-        " loader INTEGER NOT NULL, source_uid INTEGER NOT NULL, damaged INTEGER NOT NULL) WITHOUT ROWID");
-    db.exec(
-        "CREATE TABLE IF NOT EXISTS names(name TEXT PRIMARY KEY, block TEXT NOT NULL, position INTEGER NOT NULL,"
-        " loader INTEGER NOT NULL, path TEXT NOT NULL, is_label INTEGER NOT NULL) WITHOUT ROWID");
-    // Of a source, all columns or none.
-    db.exec(
-        "CREATE TABLE IF NOT EXISTS evicted(name TEXT PRIMARY KEY, position INTEGER NOT NULL, loader INTEGER NOT NULL,"
-        " path TEXT NOT NULL, is_label INTEGER NOT NULL, type TEXT NOT NULL, keep_alive_ns INTEGER NOT NULL,"
-        " pinned INTEGER NOT NULL, device INTEGER, inode INTEGER, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER)"
-        " WITHOUT ROWID");
+    for (const char* const table :
+         {"blocks(block TEXT PRIMARY KEY, ctime_ns INTEGER NOT NULL, loader INTEGER NOT NULL,"
+          " source_uid INTEGER NOT NULL, damaged INTEGER NOT NULL)",
+          "models(id TEXT PRIMARY KEY, type TEXT NOT NULL, path TEXT NOT NULL, pinned INTEGER NOT NULL,"
+          " keep_alive_ns INTEGER NOT NULL)",
+          "parts(model TEXT NOT NULL, position INTEGER NOT NULL, block TEXT NOT NULL, PRIMARY KEY(model, position))",
+          "names(name TEXT PRIMARY KEY, model TEXT NOT NULL, position INTEGER NOT NULL, loader INTEGER NOT NULL,"
+          " path TEXT NOT NULL, is_label INTEGER NOT NULL)",
+          // Of a source, all columns or none.
+          "remembered(name TEXT PRIMARY KEY, position INTEGER NOT NULL, loader INTEGER NOT NULL, path TEXT NOT NULL,"
+          " is_label INTEGER NOT NULL, type TEXT NOT NULL, keep_alive_ns INTEGER NOT NULL, pinned INTEGER NOT NULL,"
+          " device INTEGER, inode INTEGER, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER)"}) {
+      db.exec(std::string("CREATE TABLE IF NOT EXISTS ") + table + " WITHOUT ROWID");
+    }
+    db.exec("CREATE INDEX IF NOT EXISTS names_of ON names(model)");
   }
 
-  std::vector<BlockRecord> read() {
-    std::map<std::string, BlockRecord> records;
-    SQLite::Statement blocks(
-        db, "SELECT block, type, path, pinned, ctime_ns, keep_alive_ns, loader, source_uid, damaged FROM blocks");
-    while (blocks.executeStep()) {
-      BlockRecord record;
-      record.block = blocks.getColumn(0).getString();
-      record.type = blocks.getColumn(1).getString();
-      record.path = blocks.getColumn(2).getString();
-      record.pinned = blocks.getColumn(3).getInt() != 0;
-      record.ctime_ns = blocks.getColumn(4).getInt64();
-      record.keep_alive_ns = blocks.getColumn(5).getInt64();
-      record.loader = blocks.getColumn(6).getUInt();
-      record.source_uid = blocks.getColumn(7).getUInt();
-      record.damaged = blocks.getColumn(8).getInt() != 0;
-      records.emplace(record.block, std::move(record));
+  std::vector<BlockRecord> read_blocks() {
+    std::vector<BlockRecord> records;
+    SQLite::Statement rows(db, "SELECT block, ctime_ns, loader, source_uid, damaged FROM blocks ORDER BY block");
+    while (rows.executeStep()) {
+      records.push_back({.block = rows.getColumn(0).getString(),
+                         .damaged = rows.getColumn(4).getInt() != 0,
+                         .ctime_ns = rows.getColumn(1).getInt64(),
+                         .loader = rows.getColumn(2).getUInt(),
+                         .source_uid = rows.getColumn(3).getUInt()});
     }
-    SQLite::Statement names(db, "SELECT name, block, loader, path, is_label FROM names ORDER BY position");
+    return records;
+  }
+
+  std::vector<ModelRecord> read_models() {
+    std::map<std::string, ModelRecord> records;
+    SQLite::Statement models(db, "SELECT id, type, path, pinned, keep_alive_ns FROM models");
+    while (models.executeStep()) {
+      ModelRecord record{.id = models.getColumn(0).getString()};
+      record.type = models.getColumn(1).getString();
+      record.path = models.getColumn(2).getString();
+      record.pinned = models.getColumn(3).getInt() != 0;
+      record.keep_alive_ns = models.getColumn(4).getInt64();
+      records.emplace(record.id, std::move(record));
+    }
+    SQLite::Statement parts(db, "SELECT model, block FROM parts ORDER BY position");
+    while (parts.executeStep()) {
+      const auto found = records.find(parts.getColumn(0).getString());
+      if (found != records.end()) found->second.blocks.push_back(parts.getColumn(1).getString());
+    }
+    SQLite::Statement names(db, "SELECT name, model, loader, path, is_label FROM names ORDER BY position");
     while (names.executeStep()) {
       const auto found = records.find(names.getColumn(1).getString());
       if (found == records.end()) continue;
@@ -124,19 +138,19 @@ struct StateDb::Impl {
       found->second.given.push_back(
           {names.getColumn(2).getUInt(), names.getColumn(3).getString(), names.getColumn(4).getInt() != 0});
     }
-    std::vector<BlockRecord> list;
+    std::vector<ModelRecord> list;
     list.reserve(records.size());
-    for (auto& [block, record] : records) list.push_back(std::move(record));
+    for (auto& [id, record] : records) list.push_back(std::move(record));
     return list;
   }
 
-  std::vector<EvictedNames::Named> read_evicted() {
-    std::vector<EvictedNames::Named> list;
+  std::vector<RememberedNames::Named> read_remembered() {
+    std::vector<RememberedNames::Named> list;
     SQLite::Statement rows(db,
                            "SELECT name, position, loader, path, is_label, type, keep_alive_ns, pinned, device,"
-                           " inode, size, mtime_ns, ctime_ns FROM evicted ORDER BY position");
+                           " inode, size, mtime_ns, ctime_ns FROM remembered ORDER BY position");
     while (rows.executeStep()) {
-      EvictedNames::Named named;
+      RememberedNames::Named named;
       named.name = rows.getColumn(0).getString();
       named.position = static_cast<std::uint64_t>(rows.getColumn(1).getInt64());
       named.model.given = {rows.getColumn(2).getUInt(), rows.getColumn(3).getString(), rows.getColumn(4).getInt() != 0};
@@ -154,15 +168,9 @@ struct StateDb::Impl {
     return list;
   }
 
-  void forget(const std::string& name) {
-    SQLite::Statement row(db, "DELETE FROM evicted WHERE name = ?");
-    row.bind(1, name);
-    row.exec();
-  }
-
-  void remember(const EvictedNames::Named& named) {
-    SQLite::Statement row(db, "INSERT OR REPLACE INTO evicted VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)");
-    const EvictedNames::Model& model = named.model;
+  void remember(const RememberedNames::Named& named) {
+    SQLite::Statement row(db, "INSERT OR REPLACE INTO remembered VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)");
+    const RememberedNames::Model& model = named.model;
     row.bind(1, named.name);
     row.bind(2, static_cast<std::int64_t>(named.position));
     row.bind(3, model.given.loader);
@@ -181,40 +189,65 @@ struct StateDb::Impl {
     row.exec();
   }
 
-  void erase(const std::string& block) {
-    SQLite::Statement names(db, "DELETE FROM names WHERE block = ?");
-    names.bind(1, block);
-    names.exec();
-    SQLite::Statement blocks(db, "DELETE FROM blocks WHERE block = ?");
-    blocks.bind(1, block);
-    blocks.exec();
+  void erase(const char* table, const char* column, const std::string& id) {
+    SQLite::Statement row(db, std::string("DELETE FROM ") + table + " WHERE " + column + " = ?");
+    row.bind(1, id);
+    row.exec();
+  }
+
+  void end_model(const std::string& id) {
+    erase("names", "model", id);
+    erase("parts", "model", id);
+    erase("models", "id", id);
   }
 
   void insert(const BlockRecord& record) {
-    SQLite::Statement block(db, "INSERT INTO blocks VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)");
-    block.bind(1, record.block);
-    block.bind(2, record.type);
-    block.bind(3, record.path);
-    block.bind(4, record.pinned ? 1 : 0);
-    block.bind(5, record.ctime_ns);
-    block.bind(6, record.keep_alive_ns);
-    block.bind(7, record.loader);
-    block.bind(8, record.source_uid);
-    block.bind(9, record.damaged ? 1 : 0);
-    block.exec();
+    SQLite::Statement row(db, "INSERT OR REPLACE INTO blocks VALUES(?, ?, ?, ?, ?)");
+    row.bind(1, record.block);
+    row.bind(2, record.ctime_ns);
+    row.bind(3, record.loader);
+    row.bind(4, record.source_uid);
+    row.bind(5, record.damaged ? 1 : 0);
+    row.exec();
+  }
+
+  void insert(const ModelRecord& record) {
+    end_model(record.id);
+    SQLite::Statement model(db, "INSERT INTO models VALUES(?, ?, ?, ?, ?)");
+    model.bind(1, record.id);
+    model.bind(2, record.type);
+    model.bind(3, record.path);
+    model.bind(4, record.pinned ? 1 : 0);
+    model.bind(5, record.keep_alive_ns);
+    model.exec();
+    for (std::size_t position = 0; position < record.blocks.size(); ++position) {
+      SQLite::Statement row(db, "INSERT INTO parts VALUES(?, ?, ?)");
+      row.bind(1, record.id);
+      row.bind(2, static_cast<std::int64_t>(position));
+      row.bind(3, record.blocks[position]);
+      row.exec();
+    }
     for (std::size_t position = 0; position < record.names.size(); ++position) {
-      // A name that moves to a newer block may still stand at the older one's.
-      const GivenName& given =
-          position < record.given.size() ? record.given[position] : GivenName{record.loader, record.path};
+      // A name that moves to a newer model may still stand at the older one's.
       SQLite::Statement row(db, "INSERT OR REPLACE INTO names VALUES(?, ?, ?, ?, ?, ?)");
+      const GivenName& given = record.given.at(position);
       row.bind(1, record.names[position]);
-      row.bind(2, record.block);
+      row.bind(2, record.id);
       row.bind(3, static_cast<std::int64_t>(position));
       row.bind(4, given.loader);
       row.bind(5, given.path);
       row.bind(6, given.is_label ? 1 : 0);
       row.exec();
     }
+  }
+
+  void write(const StateRecords& changes) {
+    for (const std::string& id : changes.ended_models) end_model(id);
+    for (const std::string& block : changes.gone_blocks) erase("blocks", "block", block);
+    for (const std::string& name : changes.forgotten_names) erase("remembered", "name", name);
+    for (const BlockRecord& record : changes.blocks) insert(record);
+    for (const ModelRecord& record : changes.models) insert(record);
+    for (const RememberedNames::Named& named : changes.remembered) remember(named);
   }
 
   std::string path;
@@ -229,8 +262,9 @@ Result<StateDb::Opened> StateDb::open(const std::string& path) {
   for (const bool again : {false, true}) {
     try {
       auto impl = std::make_unique<Impl>(path);
-      opened.records = impl->read();
-      opened.evicted = impl->read_evicted();
+      opened.records.blocks = impl->read_blocks();
+      opened.records.models = impl->read_models();
+      opened.records.remembered = impl->read_remembered();
       // Where files lie is not everybody's to know.
       for (const char* suffix : {"", "-wal", "-shm"}) {
         std::error_code ignored;
@@ -270,25 +304,16 @@ Result<void> StateDb::change(Change what) {
   }
 }
 
-Result<void> StateDb::apply(const std::vector<BlockRecord>& records, const std::vector<std::string>& erased,
-                            const EvictedNames::Changes& evicted) {
-  return change([&] {
-    for (const std::string& block : erased) impl_->erase(block);
-    for (const BlockRecord& record : records) {
-      impl_->erase(record.block);
-      impl_->insert(record);
-    }
-    for (const std::string& name : evicted.forgotten) impl_->forget(name);
-    for (const EvictedNames::Named& named : evicted.remembered) impl_->remember(named);
-  });
+Result<void> StateDb::apply(const StateRecords& changes) {
+  return change([&] { impl_->write(changes); });
 }
 
-Result<void> StateDb::replace(const std::vector<BlockRecord>& records,
-                              const std::vector<EvictedNames::Named>& evicted) {
+Result<void> StateDb::replace(const StateRecords& all) {
   return change([&] {
-    for (const char* table : {"names", "blocks", "evicted"}) impl_->db.exec(std::string("DELETE FROM ") + table);
-    for (const BlockRecord& record : records) impl_->insert(record);
-    for (const EvictedNames::Named& named : evicted) impl_->remember(named);
+    for (const char* const table : {"names", "parts", "models", "blocks", "remembered"}) {
+      impl_->db.exec(std::string("DELETE FROM ") + table);
+    }
+    impl_->write(all);
   });
 }
 

@@ -12,13 +12,17 @@ constexpr std::chrono::seconds kWriteAgain{1};
 constexpr std::array kSuffixes{"", "-wal", "-shm"};
 constexpr auto* kLost = "lost";  // in an error's details: the files are not where they were
 
+BlockRecord block_record(const RamBlock& block) {
+  return {block.id(), block.damaged, block.source().ctime_ns, block.loader, block.source_uid};
+}
+
 }  // namespace
 
 StateKeeper::StateKeeper(Books& books, Loop& loop, std::string path, std::unique_ptr<StateDb> db, HoldPlace hold_place)
     : os_(books.os),
       loop_(loop),
-      store_(books.store),
-      evicted_(books.evicted),
+      blocks_(books.blocks),
+      models_(books.models),
       path_(std::move(path)),
       hold_place_(std::move(hold_place)),
       db_(std::move(db)),
@@ -26,62 +30,56 @@ StateKeeper::StateKeeper(Books& books, Loop& loop, std::string path, std::unique
   mark_files();
 }
 
-BlockRecord StateKeeper::record_of(const Resident& resident) const {
-  BlockRecord record;
-  record.block = resident.block->id();
-  record.names = resident.names;
-  record.type = resident.type;
-  record.path = resident.path;
-  record.pinned = resident.pinned;
-  record.damaged = resident.damaged;
-  record.ctime_ns = resident.source.ctime_ns;
-  record.keep_alive_ns = resident.keep_alive.count();
-  record.loader = resident.loader;
-  record.source_uid = resident.source_uid;
-  for (const std::string& name : resident.names) record.given.push_back(store_.given(name));
+ModelRecord StateKeeper::record_of(const ModelEntry& model) const {
+  ModelRecord record{.id = model.id};
+  for (const RamBlock* const part : model.parts) record.blocks.push_back(part->id());
+  record.names = model.names;
+  for (const std::string& name : model.names) record.given.push_back(models_.given(name));
+  record.type = model.type;
+  record.path = model.path;
+  record.pinned = model.pinned;
+  record.keep_alive_ns = model.keep_alive.count();
   return record;
 }
 
-std::vector<BlockRecord> StateKeeper::all_records() const {
-  std::vector<BlockRecord> records;
-  for (const auto& [id, resident] : store_.all()) records.push_back(record_of(resident));
-  return records;
+StateRecords StateKeeper::all_records() const {
+  StateRecords all;
+  for (const auto& [id, block] : blocks_.all()) all.blocks.push_back(block_record(block));
+  for (const auto& [id, model] : models_.all()) all.models.push_back(record_of(model));
+  all.remembered = models_.remembered().all();
+  return all;
 }
 
-void StateKeeper::save(const Resident& resident, std::function<void()> then) {
-  save(resident, nullptr, std::move(then));
+void StateKeeper::save(const std::vector<std::string>& models, const std::vector<std::string>& blocks,
+                       std::function<void()> then) {
+  if (behind_) return write_all(std::move(then));
+  StateRecords changes;
+  for (const std::string& id : models) {
+    const ModelEntry* const model = models_.find_id(id);
+    model != nullptr ? changes.models.push_back(record_of(*model)) : changes.ended_models.push_back(id);
+  }
+  for (const std::string& id : blocks) {
+    const RamBlock* const block = blocks_.find(id);
+    block != nullptr ? changes.blocks.push_back(block_record(*block)) : changes.gone_blocks.push_back(id);
+  }
+  RememberedNames::Changes names = models_.remembered().take_changes();
+  changes.remembered = std::move(names.remembered);
+  changes.forgotten_names = std::move(names.forgotten);
+  jobs_.run([this, changes = std::move(changes)] { return kept(db_ ? db_->apply(changes) : Result<void>()); },
+            [this, then = std::move(then)](const Result<void>& outcome) {
+              if (!outcome && outcome.error().details.contains(kLost)) return lost(then);
+              written(outcome, then);
+            });
 }
-
-void StateKeeper::save(const Resident& resident, const Resident* other, std::function<void()> then) {
-  std::vector<BlockRecord> records{record_of(resident)};
-  if (other != nullptr) records.push_back(record_of(*other));
-  apply(std::move(records), {}, std::move(then));
-}
-
-void StateKeeper::erase(const std::string& block, std::function<void()> then) { apply({}, {block}, std::move(then)); }
-
-void StateKeeper::save_evicted(std::function<void()> then) { apply({}, {}, std::move(then)); }
 
 void StateKeeper::when_written(std::function<void()> then) {
   jobs_.run([this] { return in_place(); }, [this, then = std::move(then)](bool found) { found ? then() : lost(then); });
 }
 
-void StateKeeper::apply(std::vector<BlockRecord> records, std::vector<std::string> erased, std::function<void()> then) {
-  if (behind_) return write_all(std::move(then));
-  jobs_.run(
-      [this, records = std::move(records), erased = std::move(erased), evicted = evicted_.take_changes()] {
-        return kept(db_ ? db_->apply(records, erased, evicted) : Result<void>());
-      },
-      [this, then = std::move(then)](const Result<void>& outcome) {
-        if (!outcome && outcome.error().details.contains(kLost)) return lost(then);
-        written(outcome, then);
-      });
-}
-
 void StateKeeper::write_all(std::function<void()> then) {
   if (const auto held = hold_place_(); !held) return written(held, then);
-  (void)evicted_.take_changes();  // all of them go
-  jobs_.run([this, records = all_records(), evicted = evicted_.all()] { return replace(records, evicted); },
+  (void)models_.remembered().take_changes();  // all of them go
+  jobs_.run([this, all = all_records()] { return replace(all); },
             [this, then = std::move(then)](const Result<void>& outcome) {
               if (outcome && std::exchange(behind_, false)) log_info("the state database has all names again");
               if (outcome) warned_ = false;
@@ -128,10 +126,9 @@ Result<void> StateKeeper::kept(Result<void> written) const {
   return fail(ErrorCode::kUnavailable, "the state database '" + path_ + "' was removed", {{kLost, 1}});
 }
 
-Result<void> StateKeeper::replace(const std::vector<BlockRecord>& records,
-                                  const std::vector<EvictedNames::Named>& evicted) {
+Result<void> StateKeeper::replace(const StateRecords& all) {
   if (!in_place()) MODELBROKER_TRY(open_again());
-  return kept(db_->replace(records, evicted));
+  return kept(db_->replace(all));
 }
 
 Result<void> StateKeeper::open_again() {
@@ -166,7 +163,7 @@ void StateKeeper::failed(const Error& error) {
 void StateKeeper::flush() {
   jobs_.drain();
   // Whether the last writes succeeded is said to the loop, which does not run any more.
-  if (const auto written = replace(all_records(), evicted_.all()); !written) {
+  if (const auto written = replace(all_records()); !written) {
     log_warning(written.error().message + "; names may be lost");
   }
 }

@@ -1,5 +1,5 @@
-// StateKeeper: writes names and pins to the state database, in order, off the broker's thread; with each write what has
-// changed in the names of evicted models.
+// StateKeeper: writes models and their blocks to the state database, in order, off the broker's thread; with each write
+// what has changed in the remembered names.
 //
 // A database whose files were removed or replaced is made again from what is in memory: noticed after each write,
 // before its reply, and by look(). Threads: the loop's. Failure: a write that fails is logged, and all of the state
@@ -16,7 +16,6 @@
 #include "broker/base/jobs.h"
 #include "broker/models/books.h"
 #include "broker/models/state_db.h"
-#include "broker/models/store.h"
 #include "shm/file_mark.h"
 
 namespace modelbroker {
@@ -30,12 +29,11 @@ class StateKeeper {
   // `db` is the one at `path`.
   StateKeeper(Books& books, Loop& loop, std::string path, std::unique_ptr<StateDb> db, HoldPlace hold_place);
 
-  // `then` runs when it is written (or has failed): a reply that must survive a crash waits for it.
-  void save(const Resident& resident, std::function<void()> then = {});
-  // In one step with another whose names or path have changed by it; nullptr: none.
-  void save(const Resident& resident, const Resident* other, std::function<void()> then);
-  void erase(const std::string& block, std::function<void()> then = {});
-  void save_evicted(std::function<void()> then = {});
+  // These models and blocks, by their ids, as they are now; those that are not there any more are forgotten. In one
+  // step, with the remembered names that have changed. `then` runs when it is written (or has failed): a reply that
+  // must survive a crash waits for it.
+  void save(const std::vector<std::string>& models, const std::vector<std::string>& blocks,
+            std::function<void()> then = {});
   // `then` runs when all that was asked for so far is written, or has failed.
   void when_written(std::function<void()> then);
   // Once a second or so.
@@ -44,9 +42,8 @@ class StateKeeper {
   void flush();
 
  private:
-  [[nodiscard]] BlockRecord record_of(const Resident& resident) const;
-  [[nodiscard]] std::vector<BlockRecord> all_records() const;
-  void apply(std::vector<BlockRecord> records, std::vector<std::string> erased, std::function<void()> then);
+  [[nodiscard]] ModelRecord record_of(const ModelEntry& model) const;
+  [[nodiscard]] StateRecords all_records() const;
   void write_all(std::function<void()> then);
   void written(const Result<void>& outcome, const std::function<void()>& then);
   void lost(std::function<void()> then);
@@ -56,14 +53,13 @@ class StateKeeper {
   void mark_files();
   [[nodiscard]] bool in_place() const;
   [[nodiscard]] Result<void> kept(Result<void> written) const;
-  [[nodiscard]] Result<void> replace(const std::vector<BlockRecord>& records,
-                                     const std::vector<EvictedNames::Named>& evicted);
+  [[nodiscard]] Result<void> replace(const StateRecords& all);
   [[nodiscard]] Result<void> open_again();
 
   Os& os_;
   Loop& loop_;
-  const RamStore& store_;
-  EvictedNames& evicted_;
+  RamBlocks& blocks_;
+  Registry& models_;
   const std::string path_;
   const HoldPlace hold_place_;
   bool behind_ = false;   // a write failed: only the whole state makes the database right again

@@ -70,8 +70,8 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
   if (!state.warning.empty()) log_warning(state.warning);
   notes_ = std::make_unique<LoadNotes>(os, config.run_directory);
   MODELBROKER_TRY(notes_->open());
-  MODELBROKER_ASSIGN(const Recovered recovered, adopt_blocks(*books_, state.records, std::move(state.evicted)));
-  const RamStore::Totals totals = books_->store.totals();
+  MODELBROKER_ASSIGN(const Recovered recovered, adopt_blocks(*books_, state.records));
+  const RamBlocks::Totals totals = books_->blocks.totals();
   const std::uint64_t held = totals.made + totals.draining + books_->foreign.bytes;
   MODELBROKER_ASSIGN(const std::uint64_t limit, budget_of(os, config, held));
   books_->budget.set_limit(limit);
@@ -86,12 +86,16 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
   keeper_ = std::make_unique<StateKeeper>(*books_, *loop_, state_path, std::move(state.db),
                                           [this] { return place_->hold(); });
   reaper_ = std::make_unique<Reaper>(*books_, *loop_, *jobs_, *keeper_, *events_);
-  ram_ = std::make_unique<RamTier>(*books_, *reaper_);
+  withdrawal_ = std::make_unique<Withdrawal>(*books_, *reaper_, *events_);
+  ram_ = std::make_unique<RamTier>(*books_, *reaper_, *withdrawal_);
   admission_ = std::make_unique<Admission>(*ram_, *loop_);
   expiry_ = std::make_unique<Expiry>(*ram_, *loop_);
-  scrubber_ = std::make_unique<Scrubber>(*books_, *loop_, *reaper_, *events_);
-  loads_ = std::make_unique<Loads>(*books_, *loop_, *reaper_, *keeper_, *admission_, *expiry_, *scrubber_, *events_,
-                                   *notes_);
+  scrubber_ = std::make_unique<Scrubber>(*books_, *loop_, *withdrawal_, *events_);
+  loads_ = std::make_unique<Loads>(*books_, *loop_, *reaper_, *admission_, *expiry_, *scrubber_, *events_, *notes_);
+  books_->models.observe({keeper_.get(), events_.get(), [this](const ModelEntry& model) {
+                            expiry_->changed(expires_at(*books_, model));
+                            admission_->look_again();
+                          }});
   serve_requests();
 
   callers_ = std::make_unique<Callers>(*books_, *loop_, *events_, endpoint_.fds(),
@@ -120,11 +124,9 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
     damaged.outcome = "removed";
     events_->publish("model.damaged", damaged);
   }
-  for (const std::string& block : recovered.changed) keeper_->save(*books_->store.by_block(block));
-  for (const std::string& block : recovered.gone) keeper_->erase(block);
-  keeper_->save_evicted();
-  for (const std::string& block : recovered.superseded) {
-    if (Resident* const resident = books_->store.by_block(block)) reaper_->drain_in_time(*resident);
+  keeper_->save(recovered.models, recovered.blocks);
+  for (const std::string& id : recovered.superseded) {
+    if (RamBlock* const block = books_->blocks.find(id)) reaper_->drain(*block);
   }
   if (totals.made + totals.draining > 0) settled_->begin();
   reaper_->take_over_draining();
@@ -151,8 +153,8 @@ void Server::serve_requests() {
   settled_ = std::make_unique<Settled>(*loop_);
   lease_service_ =
       std::make_unique<LeaseService>(*books_, *events_, *loads_, *scrubber_, *reaper_, *admission_, *expiry_);
-  model_service_ = std::make_unique<ModelService>(*books_, *loop_, *events_, *settled_, *loads_, *keeper_, *reaper_,
-                                                  *admission_, *expiry_);
+  model_service_ =
+      std::make_unique<ModelService>(*books_, *loop_, *settled_, *loads_, *keeper_, *reaper_, *withdrawal_);
   cache_service_ = std::make_unique<CacheService>(*books_, *events_, *settled_, *loads_, *scrubber_);
   session_service_ =
       std::make_unique<SessionService>(*books_, endpoint_, *events_, *lease_service_, [this](const Session& session) {
@@ -240,6 +242,7 @@ void Server::stop_blocks() {
     if (auto removed = books_->directory.remove_double(books_->os, name); !removed) log_error(removed.error().message);
   }
   std::uint64_t freed = 0;
+  books_->models.observe({});  // all of it is written at once, and nobody is told of each
   for (const BlockName& name : listing->blocks) {
     const auto removed = books_->directory.remove(books_->os, name);
     if (!removed) {
@@ -248,9 +251,14 @@ void Server::stop_blocks() {
     }
     freed += *removed;
     crash_point("stop.block_removed");
-    books_->store.erase(name.id());
+    RamBlock* const block = books_->blocks.find(name.id());
+    if (block == nullptr) continue;
+    for (const ModelEntry* const model : books_->models.with_block(*block)) {
+      books_->models.apply({.why = Why::kUnloaded, .edits = {{.id = model->id, .without = model->names}}});
+    }
+    books_->blocks.erase(name.id());
   }
-  books_->evicted.clear();
+  books_->models.remembered().clear();
   if (freed > 0) log_info("freed " + format_size(freed));
 }
 

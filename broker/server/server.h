@@ -93,6 +93,7 @@ class Server {
   std::unique_ptr<Jobs> jobs_;
   std::unique_ptr<StateKeeper> keeper_;
   std::unique_ptr<Reaper> reaper_;
+  std::unique_ptr<Withdrawal> withdrawal_;
   std::unique_ptr<RamTier> ram_;
   std::unique_ptr<Admission> admission_;
   std::unique_ptr<Expiry> expiry_;

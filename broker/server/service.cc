@@ -54,7 +54,7 @@ void Server::reload() {
   }
   reloading_ = true;
   notifier_.send("RELOADING=1\nMONOTONIC_USEC=" + monotonic_micros() + "\nSTATUS=reading the configuration again");
-  const RamStore::Totals totals = books_->store.totals();
+  const RamBlocks::Totals totals = books_->blocks.totals();
   const std::uint64_t being_made = books_->budget.loading().made;
   jobs_->run(
       [&os = books_->os, reload = reload_, running = books_->config,

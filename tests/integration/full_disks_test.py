@@ -120,7 +120,7 @@ def test_a_full_disk_of_the_state_database_costs_names_and_nothing_else(
         for part in run.glob("state.db*"):  # SQLite would look for it in our mount namespace
             shutil.copy(part, tmp_path)
     with sqlite3.connect(tmp_path / "state.db") as database:
-        rows = database.execute("select name, pinned from names join blocks using (block)")
+        rows = database.execute("select name, pinned from names join models on model = id")
         written = dict(rows.fetchall())
     assert written == {
         name: pinned for model, (also, pinned) in known.items() for name in (model, *also)

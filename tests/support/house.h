@@ -18,19 +18,9 @@
 #include "broker/models/load_notes.h"
 #include "broker/models/ram_tier.h"
 #include "tests/support/block_fixture.h"
+#include "tests/support/fake_events.h"
 
 namespace modelbroker::testing {
-
-// Keeps what was published, as "type model".
-class FakeEvents final : public EventSink {
- public:
-  void publish(std::string_view type, const wire::EventData& data) override {
-    published.push_back(std::string(type) + (data.model.empty() ? "" : " " + data.model));
-  }
-  void take_subscriptions() override {}
-  [[nodiscard]] std::uint64_t last_seq() const noexcept override { return published.size(); }
-  std::vector<std::string> published;
-};
 
 // Keeps its answer.
 class FakeCall final : public Call {
@@ -60,18 +50,17 @@ class HouseFixture : public BlockFixture {
     keeper_ = std::make_unique<StateKeeper>(*books_, *loop_, state, std::move(value(StateDb::open(state)).db),
                                             [] { return Result<void>(); });
     reaper_ = std::make_unique<Reaper>(*books_, *loop_, *jobs_, *keeper_, events_);
-    ram_ = std::make_unique<RamTier>(*books_, *reaper_);
+    withdrawal_ = std::make_unique<Withdrawal>(*books_, *reaper_, events_);
+    ram_ = std::make_unique<RamTier>(*books_, *reaper_, *withdrawal_);
     admission_ = std::make_unique<Admission>(*ram_, *loop_);
     expiry_ = std::make_unique<Expiry>(*ram_, *loop_);
     notes_ = std::make_unique<LoadNotes>(*os_, config.run_directory);
     ASSERT_TRUE(notes_->open());
-    scrubber_ = std::make_unique<Scrubber>(*books_, *loop_, *reaper_, events_);
-    loads_ = std::make_unique<Loads>(*books_, *loop_, *reaper_, *keeper_, *admission_, *expiry_, *scrubber_, events_,
-                                     *notes_);
+    scrubber_ = std::make_unique<Scrubber>(*books_, *loop_, *withdrawal_, events_);
+    loads_ = std::make_unique<Loads>(*books_, *loop_, *reaper_, *admission_, *expiry_, *scrubber_, events_, *notes_);
     settled_ = std::make_unique<Settled>(*loop_);
     leases_ = std::make_unique<LeaseService>(*books_, events_, *loads_, *scrubber_, *reaper_, *admission_, *expiry_);
-    models_ = std::make_unique<ModelService>(*books_, *loop_, events_, *settled_, *loads_, *keeper_, *reaper_,
-                                             *admission_, *expiry_);
+    models_ = std::make_unique<ModelService>(*books_, *loop_, *settled_, *loads_, *keeper_, *reaper_, *withdrawal_);
     cache_ = std::make_unique<CacheService>(*books_, events_, *settled_, *loads_, *scrubber_);
   }
 
@@ -82,15 +71,20 @@ class HouseFixture : public BlockFixture {
   Session& session() { return session(os_->uid()); }
 
   // A resident model, given by our own uid.
-  Resident& add_model(const std::string& name) {
-    auto block = make_block(*os_, books_->directory, {.generation = books_->new_generation(), .name = name});
-    Resident resident;
-    resident.block = std::make_shared<Block>(value(std::move(block)));
-    resident.loader = resident.source_uid = os_->uid();
-    Resident& added = books_->store.add(std::move(resident));
+  ModelEntry& add_model(const std::string& name) {
+    auto made = make_block(*os_, books_->directory, {.generation = books_->new_generation(), .name = name});
+    RamBlock block;
+    block.block = std::make_shared<Block>(value(std::move(made)));
+    block.sources.push_back({"/models/" + name, {}});
+    block.loader = block.source_uid = os_->uid();
+    RamBlock& added = books_->blocks.add(std::move(block));
     const GivenName given{.loader = os_->uid(), .path = "/models/" + name};
-    if (!books_->store.add_name(added, name, given)) throw std::runtime_error("the name is taken");
-    return added;
+    books_->models.observe({});
+    books_->models.apply(
+        {.why = Why::kAdopted,
+         .edits = {{.id = added.id(), .parts = {&added}, .names = {{name, given}}, .path = given.path}}});
+    books_->models.observe({keeper_.get(), &events_, {}});
+    return *books_->models.by_name(name);
   }
 
   // The answer to a request, after the loop has turned until there is one.
@@ -126,6 +120,7 @@ class HouseFixture : public BlockFixture {
   std::unique_ptr<Jobs> jobs_;
   std::unique_ptr<StateKeeper> keeper_;
   std::unique_ptr<Reaper> reaper_;
+  std::unique_ptr<Withdrawal> withdrawal_;
   std::unique_ptr<RamTier> ram_;
   std::unique_ptr<Admission> admission_;
   std::unique_ptr<Expiry> expiry_;

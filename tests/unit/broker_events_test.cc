@@ -222,18 +222,19 @@ TEST_F(EventsTest, APathThatCannotBeBoundIsAnError) {
 class EventDataTest : public testing::BlockFixture {};
 
 TEST_F(EventDataTest, AModelIsToldOfByNameBlockAndSize) {
-  Resident resident;
-  resident.block = std::make_shared<Block>(make({.payload_size = 10'000, .generation = 7}));
-  resident.path = "/models/m";
-  resident.names = {"m", "alias"};
-  const wire::EventData named = event_of(resident);
+  RamBlock block;
+  block.block = std::make_shared<Block>(make({.payload_size = 10'000, .generation = 7}));
+  block.sources.push_back({"/models/m", {}});
+  const ModelEntry model{.id = block.id(), .parts = {&block}, .names = {"m", "alias"}, .type = "", .path = "/models/m"};
+  const wire::EventData named = event_of(model);
   EXPECT_EQ(named.model, "m");
   EXPECT_EQ(named.path, "/models/m");
-  EXPECT_EQ(named.block, resident.block->id());
+  EXPECT_EQ(named.block, block.id());
   EXPECT_EQ(named.generation, 7U);
-  EXPECT_EQ(named.bytes, resident.bytes());
-  resident.names.clear();
-  EXPECT_EQ(event_of(resident).model, resident.block->manifest().name);
+  EXPECT_EQ(named.bytes, block.bytes());
+  EXPECT_EQ(event_of(block).model, block.block->manifest().name);
+  block.is_private = true;
+  EXPECT_EQ(event_of(model).path + event_of(block).path, "");
 }
 
 TEST(EventDataOfAPeerTest, IsItsUidAndPid) {

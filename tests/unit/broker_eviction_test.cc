@@ -8,7 +8,7 @@
 #include <random>
 #include <set>
 
-#include "broker/models/evicted.h"
+#include "broker/models/remembered_names.h"
 
 namespace modelbroker {
 namespace {
@@ -94,8 +94,8 @@ TEST(EvictionTest, VictimsAreEnoughAndNoneOfThemIsTooMany) {
   }
 }
 
-TEST(EvictedNamesTest, AreRememberedUpToALimit) {
-  EvictedNames names;
+TEST(RememberedNamesTest, AreRememberedUpToALimit) {
+  RememberedNames names;
   names.remember("m", {{0, "/old"}, "unet", Duration(5)});
   names.remember("m", {{0, "/new"}, "vae", Duration(6)});
   ASSERT_NE(names.find("m"), nullptr);
@@ -106,31 +106,31 @@ TEST(EvictedNamesTest, AreRememberedUpToALimit) {
   names.forget("m");
   names.forget("m");
   EXPECT_EQ(names.find("m"), nullptr);
-  for (std::size_t i = 0; i < EvictedNames::kMost + 5; ++i) names.remember(std::to_string(i), {});
-  EXPECT_EQ(names.all().size(), EvictedNames::kMost);
+  for (std::size_t i = 0; i < RememberedNames::kMost + 5; ++i) names.remember(std::to_string(i), {});
+  EXPECT_EQ(names.all().size(), RememberedNames::kMost);
   EXPECT_EQ(names.find("4"), nullptr);
   EXPECT_NE(names.find("5"), nullptr);
 }
 
-EvictedNames::Model loaded_by(std::uint32_t uid) {
-  EvictedNames::Model model;
+RememberedNames::Model loaded_by(std::uint32_t uid) {
+  RememberedNames::Model model;
   model.given.loader = uid;
   return model;
 }
 
-TEST(EvictedNamesTest, NobodyPushesOutAnothersByManyOfHisOwn) {
-  EvictedNames names;
+TEST(RememberedNamesTest, NobodyPushesOutAnothersByManyOfHisOwn) {
+  RememberedNames names;
   for (int i = 0; i < 3; ++i) names.remember("theirs" + std::to_string(i), loaded_by(2));
   names.remember("moved", loaded_by(2));
   names.remember("moved", loaded_by(3));
-  for (std::size_t i = 0; i < 2 * EvictedNames::kMost; ++i) names.remember(std::to_string(i), loaded_by(1));
-  EXPECT_EQ(names.all().size(), EvictedNames::kMost);
+  for (std::size_t i = 0; i < 2 * RememberedNames::kMost; ++i) names.remember(std::to_string(i), loaded_by(1));
+  EXPECT_EQ(names.all().size(), RememberedNames::kMost);
   for (const char* name : {"theirs0", "theirs1", "theirs2", "moved"}) EXPECT_NE(names.find(name), nullptr) << name;
-  EXPECT_EQ(names.find(std::to_string(EvictedNames::kMost + 3)), nullptr);
-  EXPECT_NE(names.find(std::to_string(EvictedNames::kMost + 4)), nullptr);
+  EXPECT_EQ(names.find(std::to_string(RememberedNames::kMost + 3)), nullptr);
+  EXPECT_NE(names.find(std::to_string(RememberedNames::kMost + 4)), nullptr);
   names.clear();
-  for (std::size_t i = 0; i < EvictedNames::kMost + 5; ++i) names.remember(std::to_string(i), loaded_by(2));
-  EXPECT_EQ(names.all().size(), EvictedNames::kMost);
+  for (std::size_t i = 0; i < RememberedNames::kMost + 5; ++i) names.remember(std::to_string(i), loaded_by(2));
+  EXPECT_EQ(names.all().size(), RememberedNames::kMost);
   EXPECT_EQ(names.find("4"), nullptr);
 }
 

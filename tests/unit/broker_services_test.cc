@@ -101,7 +101,7 @@ class ServicesTest : public testing::HouseFixture {
 };
 
 TEST_F(ServicesTest, ALeaseBeginsWithItsAttachAndEndsWithItsDetach) {
-  const std::string block = add_model("m").block->id();
+  const std::string block = add_model("m").id;
   Session& asker = session();
   const auto attached = attach(asker, attach_of("m", 5));
   ASSERT_TRUE(attached) << attached.error().message;
@@ -117,7 +117,7 @@ TEST_F(ServicesTest, ALeaseBeginsWithItsAttachAndEndsWithItsDetach) {
 }
 
 TEST_F(ServicesTest, ALeasesNumberIsUsedOnce) {
-  const std::string block = add_model("m").block->id();
+  const std::string block = add_model("m").id;
   Session& asker = session();
   ASSERT_TRUE(attach(asker, attach_of("m", 5)));
   EXPECT_EQ(attach(asker, attach_of("m", 5)).error().code, ErrorCode::kAlreadyExists);
@@ -144,7 +144,7 @@ TEST_F(ServicesTest, AnAttachThatCannotBeServedSaysWhy) {
 }
 
 TEST_F(ServicesTest, RestatedLeasesAreThoseWhoseBlocksAreHere) {
-  const std::string block = add_model("m").block->id();
+  const std::string block = add_model("m").id;
   Session& asker = session();
   wire::Restate restate;
   restate.leases = {{3, "m", {block}}, {4, "gone", {"absent"}}, {5, "none", {}}};
@@ -158,7 +158,7 @@ TEST_F(ServicesTest, RestatedLeasesAreThoseWhoseBlocksAreHere) {
 // ---- models
 
 TEST_F(ServicesTest, APinIsItsLoadersAndIsWritten) {
-  const Resident& model = add_model("m");
+  const ModelEntry& model = add_model("m");
   const wire::ModelName name{"m"};
   const auto stranger = ask<wire::PinReply>(*models_, &ModelService::pin, session(os_->uid() + 1), name);
   EXPECT_EQ(stranger.error().code, ErrorCode::kPermissionDenied);
@@ -172,7 +172,7 @@ TEST_F(ServicesTest, APinIsItsLoadersAndIsWritten) {
 
 TEST_F(ServicesTest, AnUnloadFreesWhatNobodyHasAndDrainsTheRest) {
   add_model("free");
-  const std::string held = add_model("held").block->id();
+  const std::string held = add_model("held").id;
   Session& asker = session();
   const std::uint64_t lease = attach(asker, attach_of("held")).value().lease;
   const auto unload = [&](const std::string& model) {
@@ -187,11 +187,11 @@ TEST_F(ServicesTest, AnUnloadFreesWhatNobodyHasAndDrainsTheRest) {
   ASSERT_EQ(list.value().draining.size(), 1U);
   EXPECT_EQ(list->draining.front().block, held);
   ASSERT_TRUE(detach(asker, lease));
-  turn_until([&] { return books_->store.by_block(held) == nullptr; });
+  turn_until([&] { return books_->blocks.find(held) == nullptr; });
 }
 
 TEST_F(ServicesTest, AScrubIsForTheBrokersUserAndChecksEveryByte) {
-  const std::uint64_t payload = add_model("m").block->header().layout.payload.size;
+  const std::uint64_t payload = add_model("m").parts.front()->payload_bytes();
   const auto scrub = [&](Session& asker) {
     return ask<wire::ScrubReply>(*cache_, &CacheService::scrub, asker, wire::Scrub{});
   };
@@ -220,7 +220,7 @@ TEST_F(ServicesTest, TheStatusCountsBlocksAndLeases) {
 // ---- sessions
 
 TEST_F(ServicesTest, AGoodbyeEndsTheLeasesBeforeTheSession) {
-  const std::string block = add_model("m").block->id();
+  const std::string block = add_model("m").id;
   Session& asker = session();
   ASSERT_TRUE(attach(asker, attach_of("m")));
   ASSERT_TRUE(attach(asker, attach_of("m")));

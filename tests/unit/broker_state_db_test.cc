@@ -21,8 +21,8 @@ namespace modelbroker {
 inline bool operator==(const GivenName& a, const GivenName& b) {
   return std::tie(a.loader, a.path, a.is_label) == std::tie(b.loader, b.path, b.is_label);
 }
-inline bool operator==(const EvictedNames::Named& a, const EvictedNames::Named& b) {
-  const auto tie = [](const EvictedNames::Named& n) {
+inline bool operator==(const RememberedNames::Named& a, const RememberedNames::Named& b) {
+  const auto tie = [](const RememberedNames::Named& n) {
     return std::tie(n.name, n.position, n.model.given, n.model.type, n.model.keep_alive, n.model.pinned,
                     n.model.source);
   };
@@ -30,8 +30,13 @@ inline bool operator==(const EvictedNames::Named& a, const EvictedNames::Named& 
 }
 inline bool operator==(const BlockRecord& a, const BlockRecord& b) {
   const auto tie = [](const BlockRecord& r) {
-    return std::tie(r.block, r.names, r.type, r.path, r.pinned, r.damaged, r.ctime_ns, r.keep_alive_ns, r.loader,
-                    r.source_uid, r.given);
+    return std::tie(r.block, r.damaged, r.ctime_ns, r.loader, r.source_uid);
+  };
+  return tie(a) == tie(b);
+}
+inline bool operator==(const ModelRecord& a, const ModelRecord& b) {
+  const auto tie = [](const ModelRecord& r) {
+    return std::tie(r.id, r.blocks, r.names, r.given, r.type, r.path, r.pinned, r.keep_alive_ns);
   };
   return tie(a) == tie(b);
 }
@@ -39,15 +44,16 @@ inline bool operator==(const BlockRecord& a, const BlockRecord& b) {
 namespace {
 
 namespace fs = std::filesystem;
-using Records = std::vector<BlockRecord>;
-using Evicted = std::vector<EvictedNames::Named>;
+using Records = std::vector<ModelRecord>;
+using Evicted = std::vector<RememberedNames::Named>;
 
-BlockRecord record(const std::string& block, const std::vector<std::string>& names, bool pinned = false) {
-  BlockRecord made{block, names, "unet", "/models/" + block, pinned};
-  made.damaged = names.empty();
-  made.ctime_ns = 1'700'000'000'123'456'789;
-  made.loader = 1500;
-  made.source_uid = 4'000'000'000;
+BlockRecord block_record(const std::string& block) {
+  return {block, block.size() > 1, 1'700'000'000'123'456'789, 1500, 4'000'000'000};
+}
+
+// Of a model that has one block, of the same id.
+ModelRecord record(const std::string& id, const std::vector<std::string>& names, bool pinned = false) {
+  ModelRecord made{.id = id, .blocks = {id}, .names = names, .type = "unet", .path = "/models/" + id, .pinned = pinned};
   for (const std::string& name : names) {
     const auto size = static_cast<std::uint32_t>(name.size());
     made.given.push_back({1600 + size, "/links/" + name, size % 2 == 0});
@@ -55,7 +61,25 @@ BlockRecord record(const std::string& block, const std::vector<std::string>& nam
   return made;
 }
 
-EvictedNames::Model evicted_model(const std::string& path, std::optional<FileIdentity> source = {}) {
+// Models with their blocks, and those that end with theirs.
+StateRecords changes_of(const Records& models, const std::vector<std::string>& ended,
+                        const RememberedNames::Changes& names) {
+  StateRecords changes{.models = models, .remembered = names.remembered, .forgotten_names = names.forgotten};
+  for (const ModelRecord& model : models) {
+    for (const std::string& block : model.blocks) changes.blocks.push_back(block_record(block));
+  }
+  changes.ended_models = changes.gone_blocks = ended;
+  return changes;
+}
+Result<void> apply(StateDb& db, const Records& models, const std::vector<std::string>& ended,
+                   const RememberedNames::Changes& names = {}) {
+  return db.apply(changes_of(models, ended, names));
+}
+Result<void> replace(StateDb& db, const Records& models, const Evicted& remembered = {}) {
+  return db.replace(changes_of(models, {}, {.remembered = remembered, .forgotten = {}}));
+}
+
+RememberedNames::Model evicted_model(const std::string& path, std::optional<FileIdentity> source = {}) {
   return {{4'000'000'000, path, path == "/a"}, "unet", Duration(77), source.has_value(), source};
 }
 
@@ -70,17 +94,17 @@ class StateDbTest : public ::testing::Test {
   [[nodiscard]] Records records() const {
     StateDb::Opened opened = open();
     EXPECT_EQ(opened.warning, "");
-    return std::move(opened.records);
+    return std::move(opened.records.models);
   }
-  [[nodiscard]] Evicted evicted() const { return open().evicted; }
+  [[nodiscard]] Evicted evicted() const { return open().records.remembered; }
   void expect_moved_aside_and_usable(const std::string& aside, const std::string& word) const {
     StateDb::Opened opened = open();
     EXPECT_NE(opened.warning.find("'" + path_ + "'"), std::string::npos) << opened.warning;
     EXPECT_NE(opened.warning.find("'" + aside + "'"), std::string::npos) << opened.warning;
     EXPECT_NE(opened.warning.find(word), std::string::npos) << opened.warning;
-    EXPECT_TRUE(opened.records.empty());
+    EXPECT_TRUE(opened.records.models.empty() && opened.records.blocks.empty());
     EXPECT_TRUE(fs::exists(aside));
-    ASSERT_TRUE(opened.db->apply({record("new", {"n"})}, {}));
+    ASSERT_TRUE(apply(*opened.db, {record("new", {"n"})}, {}));
     opened.db.reset();
     EXPECT_EQ(records(), Records{record("new", {"n"})});
   }
@@ -106,93 +130,89 @@ TEST_F(StateDbTest, ANewFileIsEmpty) {
 }
 
 TEST_F(StateDbTest, WhatIsAppliedIsThereWhenItIsOpenedAgain) {
-  Records all{record("a", {"one", "eins", "un"}, true),
-              record("b", {}),
-              {"c",
-               {"gr\xc3\xbc\xc3\x9f"
-                "e; DROP TABLE names"},
-               "",
-               "",
-               false,
-               true,
-               -5}};
-  ASSERT_TRUE(open().db->apply(all, {}));
-  all.back().given = {{}};    // the block's, where nothing else is said
-  EXPECT_EQ(records(), all);  // in the order of the blocks, their names in theirs
+  Records all{record("a", {"one", "eins", "un"}, true), record("b", {}),
+              record("c", {"gr\xc3\xbc\xc3\x9f"
+                           "e; DROP TABLE names"})};
+  all[1].blocks = {"z", "a", "y"};  // in their own order; one is another model's too
+  all[2].keep_alive_ns = 12;
+  ASSERT_TRUE(apply(*open().db, all, {}));
+  EXPECT_EQ(records(), all);  // in the order of their ids, names in theirs
+  EXPECT_EQ(open().records.blocks,
+            (std::vector{block_record("a"), block_record("c"), block_record("y"), block_record("z")}));
 }
 
-TEST_F(StateDbTest, ABlockIsReplacedErasedAndLeftAlone) {
+TEST_F(StateDbTest, AModelIsReplacedErasedAndLeftAlone) {
   StateDb::Opened opened = open();
-  ASSERT_TRUE(opened.db->apply({record("a", {"one", "eins"}), record("b", {"two"}), record("c", {"three"})}, {}));
-  ASSERT_TRUE(opened.db->apply({record("a", {"eins", "neu"}, true)}, {"b", "never"}));
+  ASSERT_TRUE(apply(*opened.db, {record("a", {"one", "eins"}), record("b", {"two"}), record("c", {"three"})}, {}));
+  ASSERT_TRUE(apply(*opened.db, {record("a", {"eins", "neu"}, true)}, {"b", "never"}));
   EXPECT_EQ(records(), (Records{record("a", {"eins", "neu"}, true), record("c", {"three"})}));
-  ASSERT_TRUE(opened.db->apply({}, {}));
-  ASSERT_TRUE(opened.db->apply({}, {"a", "c"}));
+  ASSERT_TRUE(apply(*opened.db, {}, {}));
+  ASSERT_TRUE(apply(*opened.db, {}, {"a", "c"}));
   EXPECT_EQ(records(), Records{});
 }
 
-TEST_F(StateDbTest, ANameMovesToTheBlockThatHasItNow) {
+TEST_F(StateDbTest, ANameMovesToTheModelThatHasItNow) {
   StateDb::Opened opened = open();
-  ASSERT_TRUE(opened.db->apply({record("old", {"one", "two"})}, {}));
-  ASSERT_TRUE(opened.db->apply({record("new", {"one"})}, {}));
+  ASSERT_TRUE(apply(*opened.db, {record("old", {"one", "two"})}, {}));
+  ASSERT_TRUE(apply(*opened.db, {record("new", {"one"})}, {}));
   EXPECT_EQ(records(), (Records{record("new", {"one"}), record("old", {"two"})}));
   // In one step, whichever is written first.
-  ASSERT_TRUE(opened.db->apply({record("old", {}), record("new", {"one", "two"})}, {}));
+  ASSERT_TRUE(apply(*opened.db, {record("old", {}), record("new", {"one", "two"})}, {}));
   EXPECT_EQ(records(), (Records{record("new", {"one", "two"}), record("old", {})}));
-  ASSERT_TRUE(opened.db->apply({record("newer", {"one", "two"}), record("new", {})}, {"old"}));
+  ASSERT_TRUE(apply(*opened.db, {record("newer", {"one", "two"}), record("new", {})}, {"old"}));
   EXPECT_EQ(records(), (Records{record("new", {}), record("newer", {"one", "two"})}));
 }
 
-TEST_F(StateDbTest, ABlockThatIsErasedAndWrittenInOneStepStays) {
-  ASSERT_TRUE(open().db->apply({record("a", {"one"})}, {"a"}));
+TEST_F(StateDbTest, AModelThatIsErasedAndWrittenInOneStepStays) {
+  ASSERT_TRUE(apply(*open().db, {record("a", {"one"})}, {"a"}));
   EXPECT_EQ(records(), Records{record("a", {"one"})});
 }
 
-TEST_F(StateDbTest, EvictedNamesAreKeptInTheirOrderAndWithAllThatIsKnown) {
+TEST_F(StateDbTest, RememberedNamesAreKeptInTheirOrderAndWithAllThatIsKnown) {
   constexpr std::uint64_t kHuge = ~std::uint64_t{0};
-  EvictedNames names;
+  RememberedNames names;
   names.remember("z", evicted_model("/z"));
   names.remember("a", evicted_model("/a", FileIdentity{kHuge, kHuge - 1, 3, -4, 5}));
   names.remember("m", evicted_model("/m"));
   const Evicted all = names.all();
   ASSERT_EQ(all.size(), 3U);
-  ASSERT_TRUE(open().db->apply({}, {}, names.take_changes()));
+  ASSERT_TRUE(apply(*open().db, {}, {}, names.take_changes()));
   EXPECT_EQ(evicted(), all);
 
   // Only what has changed since, with a block in one step.
   names.forget("z");
   names.forget("nobody's");
   names.remember("a", evicted_model("/elsewhere"));
-  const EvictedNames::Changes changes = names.take_changes();
+  const RememberedNames::Changes changes = names.take_changes();
   EXPECT_EQ(changes.forgotten, std::vector<std::string>{"z"});
   ASSERT_EQ(changes.remembered.size(), 1U);
-  ASSERT_TRUE(open().db->apply({record("b", {"z"})}, {}, changes));
+  ASSERT_TRUE(apply(*open().db, {record("b", {"z"})}, {}, changes));
   EXPECT_EQ(evicted(), names.all());
   EXPECT_EQ(evicted().back().name, "a");  // evicted anew
   EXPECT_EQ(records(), Records{record("b", {"z"})});
 
-  EvictedNames restored;
-  for (EvictedNames::Named& named : evicted()) restored.restore(std::move(named));
+  RememberedNames restored;
+  for (RememberedNames::Named& named : evicted()) restored.restore(std::move(named));
   EXPECT_EQ(restored.all(), names.all());
   EXPECT_TRUE(restored.take_changes().remembered.empty());
   restored.remember("last", evicted_model("/last"));
   EXPECT_EQ(restored.all().back().name, "last");
 
-  ASSERT_TRUE(open().db->replace({}, restored.all()));
+  ASSERT_TRUE(replace(*open().db, {}, restored.all()));
   EXPECT_EQ(evicted(), restored.all());
-  ASSERT_TRUE(open().db->replace({}));
+  ASSERT_TRUE(replace(*open().db, {}));
   EXPECT_EQ(evicted(), Evicted{});
 }
 
-TEST_F(StateDbTest, TheOldestEvictedNamesAreForgottenThereToo) {
+TEST_F(StateDbTest, TheOldestRememberedNamesAreForgottenThereToo) {
   StateDb::Opened opened = open();
-  EvictedNames names;
-  for (std::size_t i = 0; i < EvictedNames::kMost; ++i) names.remember(std::to_string(i), evicted_model("/m"));
-  ASSERT_TRUE(opened.db->apply({}, {}, names.take_changes()));
+  RememberedNames names;
+  for (std::size_t i = 0; i < RememberedNames::kMost; ++i) names.remember(std::to_string(i), evicted_model("/m"));
+  ASSERT_TRUE(apply(*opened.db, {}, {}, names.take_changes()));
   names.remember("one more", evicted_model("/m"));
-  ASSERT_TRUE(opened.db->apply({}, {}, names.take_changes()));
+  ASSERT_TRUE(apply(*opened.db, {}, {}, names.take_changes()));
   const Evicted left = evicted();
-  ASSERT_EQ(left.size(), EvictedNames::kMost);
+  ASSERT_EQ(left.size(), RememberedNames::kMost);
   EXPECT_EQ(left.front().name, "1");
   EXPECT_EQ(left.back().name, "one more");
 }
@@ -203,7 +223,7 @@ TEST_F(StateDbTest, AKilledBrokerLosesNothingThatWasApplied) {
   testing::Child child([&](const testing::Child::Parent& parent) {
     auto opened = StateDb::open(path_);
     for (int i = 0; opened && i < 50; ++i) {
-      if (!opened->db->apply({record("b" + std::to_string(i), {std::to_string(i)})}, {})) return 1;
+      if (!apply(*opened->db, {record("b" + std::to_string(i), {std::to_string(i)})}, {})) return 1;
     }
     parent.say("applied");
     parent.wait();
@@ -220,10 +240,10 @@ TEST_F(StateDbTest, ABrokerThatIsKilledWhileItWritesLeavesWholeTransactions) {
       auto opened = StateDb::open(path_);
       if (!opened) return 1;
       parent.say("open");
-      // Two blocks and their names belong together.
+      // Two models and their names belong together.
       for (int i = 0;; ++i) {
         const std::string number = std::to_string(i);
-        if (!opened->db->apply({record("x", {"n" + number}), record("y", {"m" + number})}, {})) return 1;
+        if (!apply(*opened->db, {record("x", {"n" + number}), record("y", {"m" + number})}, {})) return 1;
       }
     });
     ASSERT_EQ(child.hear(), "open");
@@ -260,7 +280,7 @@ TEST_F(StateDbTest, DamageAnywhereNeverStopsTheBroker) {
     StateDb::Opened opened = open();
     Records many;
     for (int i = 0; i < 100; ++i) many.push_back(record("block" + std::to_string(i), {"name" + std::to_string(i)}));
-    ASSERT_TRUE(opened.db->apply(many, {}));
+    ASSERT_TRUE(apply(*opened.db, many, {}));
   }
   const std::string sound = contents(path_);
   ASSERT_GE(sound.size(), 3U * 4096);
@@ -270,7 +290,7 @@ TEST_F(StateDbTest, DamageAnywhereNeverStopsTheBroker) {
     StateDb::Opened opened = open();
     ASSERT_TRUE(opened.db) << at;
     // What was found may be less; writing works, or says so.
-    const auto applied = opened.db->apply({record("new", {"n"})}, {"block3"});
+    const auto applied = apply(*opened.db, {record("new", {"n"})}, {"block3"});
     if (!applied) {
       EXPECT_NE(applied.error().message.find(path_), std::string::npos) << at;
     }
@@ -286,13 +306,13 @@ TEST_F(StateDbTest, DamageAnywhereNeverStopsTheBroker) {
 TEST_F(StateDbTest, ADatabaseOfAnotherVersionIsSetAside) {
   for (const int version : {99, 5, 5, -1}) {  // also in the place of an older one
     const std::string aside = path_ + ".version-" + std::to_string(version);
-    ASSERT_TRUE(open().db->replace({record("old", {"o"})}));
+    ASSERT_TRUE(replace(*open().db, {record("old", {"o"})}));
     SQLite::Database(path_, SQLite::OPEN_READWRITE).exec("PRAGMA user_version=" + std::to_string(version));
     put(aside + "-wal", "of the older one");
     expect_moved_aside_and_usable(aside, "is of version " + std::to_string(version));
     SQLite::Database kept(aside);
     EXPECT_EQ(kept.execAndGet("PRAGMA user_version").getInt(), version);
-    EXPECT_EQ(kept.execAndGet("SELECT block FROM names WHERE name = 'o'").getString(), "old");
+    EXPECT_EQ(kept.execAndGet("SELECT model FROM names WHERE name = 'o'").getString(), "old");
   }
   EXPECT_FALSE(fs::exists(path_ + ".damaged"));
 }
@@ -327,18 +347,18 @@ TEST_F(StateDbTest, WhatCannotBeOpenedIsNamedWithTheRemedy) {
 TEST_F(StateDbTest, AWriteThatFailsChangesNothing) {
   StateDb::Opened opened = open();
   const Records before{record("a", {"one"}), record("b", {"two"})};
-  ASSERT_TRUE(opened.db->apply(before, {}));
+  ASSERT_TRUE(apply(*opened.db, before, {}));
   ::signal(SIGXFSZ, SIG_IGN);
   rlimit limit{};
   ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &limit), 0);
   const rlimit tight{100'000, limit.rlim_max};
   ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &tight), 0);
-  const auto failed = opened.db->apply({record("c", {std::string(1'000'000, 'x')})}, {"a"});
+  const auto failed = apply(*opened.db, {record("c", {std::string(1'000'000, 'x')})}, {"a"});
   ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &limit), 0);
   ASSERT_FALSE(failed);
   EXPECT_NE(failed.error().message.find(path_), std::string::npos) << failed.error().message;
   EXPECT_EQ(records(), before);
-  ASSERT_TRUE(opened.db->apply({record("c", {"three"})}, {"a"}));
+  ASSERT_TRUE(apply(*opened.db, {record("c", {"three"})}, {"a"}));
   EXPECT_EQ(records(), (Records{record("b", {"two"}), record("c", {"three"})}));
 }
 

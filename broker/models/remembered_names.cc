@@ -1,30 +1,30 @@
-#include "broker/models/evicted.h"
+#include "broker/models/remembered_names.h"
 
 #include <algorithm>
 #include <utility>
 
 namespace modelbroker {
 
-void EvictedNames::insert(const std::string& name, Entry entry) {
+void RememberedNames::insert(const std::string& name, Entry entry) {
   last_ = std::max(last_, entry.position);
   order_.emplace(entry.position, name);
   of_loader_[entry.model.given.loader].insert(entry.position);
   models_.emplace(name, std::move(entry));
 }
 
-void EvictedNames::remember(const std::string& name, Model model) {
+void RememberedNames::remember(const std::string& name, Model model) {
   forget(name);
   insert(name, {last_ + 1, std::move(model)});
   changed_.insert(name);
   while (models_.size() > kMost) forget_one();
 }
 
-void EvictedNames::forget_one() {
+void RememberedNames::forget_one() {
   const auto most = std::ranges::max_element(of_loader_, {}, [](const auto& each) { return each.second.size(); });
   forget(std::string(order_.at(*most->second.begin())));
 }
 
-void EvictedNames::forget(std::string_view name) {
+void RememberedNames::forget(std::string_view name) {
   const auto found = models_.find(name);
   if (found == models_.end()) return;
   changed_.insert(found->first);
@@ -35,14 +35,14 @@ void EvictedNames::forget(std::string_view name) {
   models_.erase(found);
 }
 
-void EvictedNames::clear() {
+void RememberedNames::clear() {
   for (const auto& [name, entry] : models_) changed_.insert(name);
   models_.clear();
   order_.clear();
   of_loader_.clear();
 }
 
-std::vector<std::string> EvictedNames::at_path(std::string_view path) const {
+std::vector<std::string> RememberedNames::at_path(std::string_view path) const {
   std::vector<std::string> names;
   for (const auto& [name, entry] : models_) {
     if (entry.model.given.path == path && !entry.model.given.is_label) names.push_back(name);
@@ -50,25 +50,25 @@ std::vector<std::string> EvictedNames::at_path(std::string_view path) const {
   return names;
 }
 
-const EvictedNames::Model* EvictedNames::find(std::string_view name) const {
+const RememberedNames::Model* RememberedNames::find(std::string_view name) const {
   const auto found = models_.find(name);
   return found == models_.end() ? nullptr : &found->second.model;
 }
 
-std::vector<EvictedNames::Named> EvictedNames::all() const {
+std::vector<RememberedNames::Named> RememberedNames::all() const {
   std::vector<Named> list;
   list.reserve(order_.size());
   for (const auto& [position, name] : order_) list.push_back({name, position, models_.find(name)->second.model});
   return list;
 }
 
-void EvictedNames::restore(Named named) {
+void RememberedNames::restore(Named named) {
   if (models_.contains(named.name)) return;
   if (order_.contains(named.position)) named.position = last_ + 1;
   insert(named.name, {named.position, std::move(named.model)});
 }
 
-EvictedNames::Changes EvictedNames::take_changes() {
+RememberedNames::Changes RememberedNames::take_changes() {
   Changes changes;
   for (const std::string& name : std::exchange(changed_, {})) {
     const auto found = models_.find(name);

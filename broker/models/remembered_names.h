@@ -1,4 +1,4 @@
-// EvictedNames: what evicted and damaged models were called: an attach by such a name loads the file again.
+// RememberedNames: what evicted and damaged models were called: an attach by such a name loads the file again.
 //
 // Bounded: past kMost the name that was evicted first is forgotten, of those whose loader has the most here: nobody
 // pushes out another's by evicting many of his own. The state database has them too: what has changed here goes there
@@ -20,7 +20,7 @@
 
 namespace modelbroker {
 
-class EvictedNames {
+class RememberedNames {
  public:
   static constexpr std::size_t kMost = 10000;
   struct Model {
