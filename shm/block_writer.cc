@@ -1,17 +1,15 @@
 #include <fcntl.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <atomic>
-#include <cerrno>
 #include <charconv>
 #include <iterator>
 #include <mutex>
 
 #include "shm/block.h"
 #include "shm/instruments.h"
-#include "shm/kernel.h"
 #include "shm/mapping.h"
+#include "shm/pages.h"
 
 namespace modelbroker {
 namespace {
@@ -53,7 +51,6 @@ struct BlockWriter::State {
   [[nodiscard]] std::uint64_t step() const noexcept { return layout.compact ? layout.block_size : kHugePage; }
   [[nodiscard]] Result<void> make_range(const ByteRange& range);
   [[nodiscard]] Result<void> make_step(std::uint64_t index);
-  [[nodiscard]] SysResult<void> make_pages_of(std::uint64_t offset, std::uint64_t size);
   [[nodiscard]] BlockHeader write_contents(std::span<const std::byte> manifest, const ChunkHashes& hashes);
   [[nodiscard]] Result<BlockHeader> seal(std::span<const std::byte> manifest, const ChunkHashes& hashes);
 
@@ -71,31 +68,16 @@ struct BlockWriter::State {
   std::atomic<bool> all_huge{true};
 };
 
-// Makes one step's pages: as one huge page, else as small ones.
-SysResult<void> BlockWriter::State::make_pages_of(std::uint64_t offset, std::uint64_t size) {
-  const OsFeatures& features = os.features();
-  std::byte* const address = mapping.bytes().data() + offset;
-  if (plan.huge_pages && features.collapse && !layout.compact) {
-    // Collapse wants a page to begin with, and says EFAULT here where a touch would be SIGBUS.
-    if (auto first = os.advise(address, kPage, kMadvPopulateWrite); !first) return first;
-    if (os.advise(address, size, kMadvCollapse)) return {};
-  }
-  all_huge = false;
-  if (features.populate_write) return os.advise(address, size, kMadvPopulateWrite);
-  return os.fallocate(fd.get(), offset, size);
-}
-
 Result<void> BlockWriter::State::make_step(std::uint64_t index) {
   Step& part = steps[index];
   const std::lock_guard lock(part.mutex);
   if (part.made) return {};
   const std::uint64_t offset = index * step();
   const std::uint64_t size = std::min(step(), layout.block_size - offset);
-  if (auto pages = make_pages_of(offset, size); !pages) {
-    // EFAULT: a touch would be SIGBUS, for the file system is full.
-    const int number = pages.error().number == EFAULT ? ENOSPC : pages.error().number;
-    return fail_errno(number, "making pages for block '" + path + "'");
-  }
+  const auto huge =
+      modelbroker::make_pages(os, fd.get(), mapping.bytes().data(), {offset, size}, plan.huge_pages && !layout.compact);
+  if (!huge) return fail_errno(huge.error().number, "making pages for block '" + path + "'");
+  if (!*huge) all_huge = false;
   part.made = true;
   crash_point("load.pages_made");
   return {};

@@ -8,6 +8,7 @@ namespace modelbroker {
 inline constexpr int kMadvPopulateWrite = 23;    // asm-generic/mman-common.h, Linux 5.14
 inline constexpr int kMadvCollapse = 25;         // Linux 6.1
 inline constexpr unsigned kRenameNoReplace = 1;  // linux/fs.h
+inline constexpr unsigned kMfdNoExecSeal = 8;    // linux/memfd.h, Linux 6.3
 inline constexpr int kSoPeerPidfd = 77;          // asm-generic/socket.h, Linux 6.5
 inline constexpr long kSysCachestat = 451;       // asm-generic/unistd.h, Linux 6.5
 

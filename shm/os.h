@@ -79,6 +79,11 @@ class Os {
   [[nodiscard]] virtual SysResult<struct stat> fstat(int fd) = 0;
   [[nodiscard]] virtual SysResult<struct stat> lstat(const std::string& path) = 0;
   [[nodiscard]] virtual SysResult<struct statfs> statfs(const std::string& path) = 0;
+  // Memory as a nameless file (memfd_create) that may be sealed, and never executed where the kernel can forbid it.
+  [[nodiscard]] virtual SysResult<Fd> memory_file(const std::string& name) = 0;
+  // F_SEAL_... of such a file. EBUSY: F_SEAL_WRITE, and a process has it mapped for writing.
+  [[nodiscard]] virtual SysResult<void> add_seals(int fd, int seals) = 0;
+  [[nodiscard]] virtual SysResult<int> seals_of(int fd) = 0;  // EINVAL: not a file that can have any
   [[nodiscard]] virtual SysResult<void> ftruncate(int fd, std::uint64_t size) = 0;
   [[nodiscard]] virtual SysResult<void> fallocate(int fd, std::uint64_t offset, std::uint64_t size) = 0;
   [[nodiscard]] virtual SysResult<void> fchmod(int fd, mode_t mode) = 0;

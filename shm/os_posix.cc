@@ -107,6 +107,17 @@ class PosixOs final : public Os {
     if (::statfs(path.c_str(), &found) != 0) return last_error();
     return found;
   }
+  SysResult<Fd> memory_file(const std::string& name) override {
+    auto file = opened(::memfd_create(name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING | kMfdNoExecSeal));
+    if (file || file.error().number != EINVAL) return file;
+    return opened(::memfd_create(name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  }
+  SysResult<void> add_seals(int fd, int seals) override { return done(::fcntl(fd, F_ADD_SEALS, seals)); }
+  SysResult<int> seals_of(int fd) override {
+    const int seals = ::fcntl(fd, F_GET_SEALS);
+    if (seals < 0) return last_error();
+    return seals;
+  }
   SysResult<void> ftruncate(int fd, std::uint64_t size) override {
     return done(uninterrupted([&] { return ::ftruncate(fd, static_cast<off_t>(size)); }));
   }

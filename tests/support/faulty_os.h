@@ -69,6 +69,18 @@ class FaultyOs : public Os {
     if (const int error = failing("statfs")) return failure(error);
     return inner_.statfs(path);
   }
+  SysResult<Fd> memory_file(const std::string& name) override {
+    if (const int error = failing("memory_file")) return failure(error);
+    return inner_.memory_file(name);
+  }
+  SysResult<void> add_seals(int fd, int seals) override {
+    if (const int error = failing("add_seals")) return failure(error);
+    return inner_.add_seals(fd, seals);
+  }
+  SysResult<int> seals_of(int fd) override {
+    if (const int error = failing("seals_of")) return failure(error);
+    return inner_.seals_of(fd);
+  }
   SysResult<void> ftruncate(int fd, std::uint64_t size) override {
     if (const int error = failing("ftruncate")) return failure(error);
     return inner_.ftruncate(fd, size);

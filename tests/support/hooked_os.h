@@ -36,6 +36,9 @@ class HookedOs final : public Os {
   SysResult<struct stat> fstat(int fd) override { return inner_.fstat(fd); }
   SysResult<struct stat> lstat(const std::string& path) override { return inner_.lstat(path); }
   SysResult<struct statfs> statfs(const std::string& path) override { return inner_.statfs(path); }
+  SysResult<Fd> memory_file(const std::string& name) override { return inner_.memory_file(name); }
+  SysResult<void> add_seals(int fd, int seals) override { return inner_.add_seals(fd, seals); }
+  SysResult<int> seals_of(int fd) override { return inner_.seals_of(fd); }
   SysResult<void> ftruncate(int fd, std::uint64_t size) override { return inner_.ftruncate(fd, size); }
   SysResult<void> fallocate(int fd, std::uint64_t offset, std::uint64_t size) override {
     if (const int error = page_error(); error != 0) return tl::unexpected(Errno{error});

@@ -100,6 +100,21 @@ TEST_F(OsTest, OpensAndSaysWhyNot) {
   EXPECT_EQ(os_->statfs(folder_ / "absent").error().number, ENOENT);
 }
 
+TEST_F(OsTest, MakesAndSealsMemoryFiles) {
+  const Fd fd = os_->memory_file("sealed").value();
+  EXPECT_EQ(os_->readlink(AT_FDCWD, "/proc/self/fd/" + std::to_string(fd.get())).value(), "/memfd:sealed (deleted)");
+  ASSERT_TRUE(os_->ftruncate(fd.get(), 4096));
+  EXPECT_EQ(os_->seals_of(fd.get()).value() & F_SEAL_SHRINK, 0);
+  void* const mapped = ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
+  EXPECT_EQ(os_->add_seals(fd.get(), F_SEAL_WRITE).error().number, EBUSY);
+  ::munmap(mapped, 4096);
+  ASSERT_TRUE(os_->add_seals(fd.get(), F_SEAL_WRITE | F_SEAL_SHRINK));
+  EXPECT_EQ(os_->seals_of(fd.get()).value() & (F_SEAL_WRITE | F_SEAL_SHRINK), F_SEAL_WRITE | F_SEAL_SHRINK);
+  EXPECT_EQ(os_->ftruncate(fd.get(), 0).error().number, EPERM);
+  EXPECT_EQ(os_->add_seals(-1, F_SEAL_SEAL).error().number, EBADF);
+  EXPECT_EQ(os_->seals_of(Fd(::open("/dev/null", O_RDWR | O_CLOEXEC)).get()).error().number, EINVAL);
+}
+
 TEST_F(OsTest, SizesAllocatesAndChangesModes) {
   const Fd fd = make_file("f");
   ASSERT_TRUE(os_->ftruncate(fd.get(), 1 << 20));
