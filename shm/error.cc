@@ -52,6 +52,7 @@ ErrorCode code_of(int error_number) noexcept {
     case EAGAIN:
     case EINTR:
     case EADDRINUSE:
+    case EBUSY:
     case ESTALE:
     case ETIMEDOUT:
       return ErrorCode::kUnavailable;
