@@ -120,6 +120,52 @@ def manifests() -> Files:
     }
 
 
+# ---- label of a device block; the target puts its hashes right
+
+
+def label(manifest_: bytes, **fields: Any) -> bytes:
+    """An ordinary label but for `fields`."""
+    values = {
+        "format": 1,
+        "reader": 1,
+        "header_size": 256,
+        "label_size": 256 + len(manifest_),
+        "memory_size": 2 * MIB,
+        "manifest_size": len(manifest_),
+        "manifest_hash": 0,
+        "generation": 42,
+        "digest": bytes(range(16)),
+        "backend": 1,
+        "flags": 0,
+        "device": b"host:0",
+        "handle": b"",
+        **fields,
+    }
+    return struct.pack("<8sHHI5Q16sII40s64s", b"MBLABEL1", *values.values()) + bytes(72) + manifest_
+
+
+def labels() -> Files:
+    two = manifest([["a", "F16", [2, 3], 0, 12], ["b", "U8", [], 256, 1]])[8:]
+    gpu = b"GPU-8f2c0b1e-12ab-34cd-56ef-0123456789ab"
+    return {
+        "golden": (GOLDEN / "label-v1").read_bytes(),
+        "host": label(two),
+        "vmm": label(two, backend=2, device=gpu),
+        "legacy": label(two, backend=3, device=gpu, handle=bytes(range(64))),
+        "upper-case": label(two, backend=2, device=gpu.upper()),
+        "no-such-backend": label(two, backend=259),
+        "not-its-backend": label(two, device=gpu),
+        "no-device": label(two, device=b""),
+        "outside": label(two, memory_size=256),
+        "newer": label(two, format=2, reader=2),
+        "cut-off": label(two)[:-9],
+        "no-manifest": label(b""),
+        "newer-manifest": label(manifest([], version=2)[8:]),
+        "short": b"MBLABEL1",
+        "nothing": b"",
+    }
+
+
 # ---- safetensors: the file
 
 
@@ -247,6 +293,7 @@ def main() -> None:
     targets = {
         "shm_block_header_fuzz": block_headers(),
         "shm_manifest_fuzz": manifests(),
+        "cuda_ipc_label_fuzz": labels(),
         "broker_safetensors_fuzz": safetensors_files(),
         "wire_frame_fuzz": frames(),
         "broker_fd_socket_fuzz": conversations(),
