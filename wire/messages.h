@@ -22,7 +22,7 @@ namespace modelbroker::wire {
   X("session.bye", Empty, SessionByeReply)                   \
   X("model.load_model", LoadModel, LoadModelReply)           \
   X("model.unload_model", UnloadModel, UnloadModelReply)     \
-  X("model.list", Empty, ModelListReply)                     \
+  X("model.list", ModelList, ModelListReply)                 \
   X("model.get", ModelName, ModelGetReply)                   \
   X("model.attach", Attach, AttachReply)                     \
   X("model.detach", Detach, DetachReply)                     \
@@ -41,7 +41,7 @@ namespace modelbroker::wire {
 // The structs above, each once. (clang-format never settles on these.)
 // clang-format off
 #define MODELBROKER_REQUEST_STRUCTS(X) \
-  X(Empty) X(LoadModel) X(UnloadModel) X(ModelName) X(Attach) X(Detach) X(GetModelInfo) X(Restate) X(Scrub) \
+  X(Empty) X(LoadModel) X(UnloadModel) X(ModelList) X(ModelName) X(Attach) X(Detach) X(GetModelInfo) X(Restate) X(Scrub) \
   X(BlockOpen)
 #define MODELBROKER_REPLY_STRUCTS(X)                                                                \
   X(SessionHelloReply) X(SessionPingReply) X(SessionByeReply) X(LoadModelReply) X(UnloadModelReply) \

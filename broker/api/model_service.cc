@@ -166,8 +166,9 @@ void ModelService::cancel(Session& session, const wire::ModelName& data, const R
                                          "' is being loaded: 'modelbroker ps' shows what is"});
 }
 
-void ModelService::list(Session& session, const wire::Empty&, const Reply<wire::ModelListReply>& reply) {
-  settled_.when([this, reply, uid = session.peer.uid] { reply.ok(list_models(books_, loads_, uid)); });
+void ModelService::list(Session& session, const wire::ModelList& data, const Reply<wire::ModelListReply>& reply) {
+  settled_.when(
+      [this, reply, uid = session.peer.uid, all = data.all] { reply.ok(list_models(books_, loads_, uid, all)); });
 }
 
 void ModelService::get(Session& session, const wire::ModelName& data, const Reply<wire::ModelGetReply>& reply) {
@@ -175,13 +176,23 @@ void ModelService::get(Session& session, const wire::ModelName& data, const Repl
     const Session* const asker = books_.sessions.find(id);
     if (asker == nullptr) return reply.error({ErrorCode::kCancelled, "the session that asked has ended"});
     const auto found = find_model(books_, *asker, model);
-    if (!found) return reply.error(found.error());
-    reply.ok({describe(books_, **found, asker->peer.uid)});
+    if (found) return reply.ok({describe(books_, **found, asker->peer.uid)});
+    const RememberedNames::Model* const remembered = books_.models.remembered().find(model);
+    if (remembered == nullptr) return reply.error(found.error());
+    reply.ok({describe(books_, model, *remembered, asker->peer.uid)});
   });
 }
 
 void ModelService::set_pinned(const Session& session, const std::string& model, bool pinned,
                               const Reply<wire::PinReply>& reply) {
+  const RememberedNames::Model* const remembered = books_.models.remembered().find(model);
+  if (remembered != nullptr) {  // how it is kept when it is loaded again
+    if (!books_.rights.manage(session.peer.uid, remembered->given.loader)) {
+      return reply.error(Rights::not_manageable(printable(model), remembered->given.loader));
+    }
+    books_.models.remembered().pin(model, pinned);
+    return keeper_.save({}, {}, [reply, model, pinned] { reply.ok({model, pinned}); });
+  }
   const auto found = find_own_model(books_, session, model);
   if (!found) return reply.error(found.error());
   const std::string name = (*found)->name();

@@ -32,7 +32,7 @@ class ModelService {
   void load(Session& session, const wire::LoadModel& data, const Reply<wire::LoadModelReply>& reply);
   void unload(Session& session, const wire::UnloadModel& data, const Reply<wire::UnloadModelReply>& reply);
   void cancel(Session& session, const wire::ModelName& data, const Reply<wire::CancelReply>& reply);
-  void list(Session& session, const wire::Empty& data, const Reply<wire::ModelListReply>& reply);
+  void list(Session& session, const wire::ModelList& data, const Reply<wire::ModelListReply>& reply);
   void get(Session& session, const wire::ModelName& data, const Reply<wire::ModelGetReply>& reply);
   void pin(Session& session, const wire::ModelName& data, const Reply<wire::PinReply>& reply);
   void unpin(Session& session, const wire::ModelName& data, const Reply<wire::PinReply>& reply);

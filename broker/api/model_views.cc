@@ -14,6 +14,10 @@ double wall_clock_seconds(Duration ahead) {
   return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch() + ahead).count();
 }
 
+double seconds_of(Duration keep_alive) {
+  return keep_alive < Duration(0) ? -1 : std::chrono::duration<double>(keep_alive).count();
+}
+
 // Of a block, and of a model that has it alone.
 wire::ModelInfo describe_block(const Books& books, const RamBlock& held, uid_t uid) {
   const Block& block = *held.block;
@@ -49,12 +53,25 @@ wire::ModelInfo describe(const Books& books, const ModelEntry& model, uid_t uid)
   if (books.may_attach(uid, model)) info.path = model.path;
   info.state = "resident";
   info.pinned = model.pinned;
-  info.keep_alive = model.keep_alive < Duration(0) ? -1 : std::chrono::duration<double>(model.keep_alive).count();
+  info.keep_alive = seconds_of(model.keep_alive);
   if (const auto end = expires_at(books, model)) info.expires_at = wall_clock_seconds(*end - books.clock.now());
   return info;
 }
 
-wire::ModelListReply list_models(const Books& books, const Loads& loads, uid_t uid) {
+wire::ModelInfo describe(const Books& books, const std::string& name, const RememberedNames::Model& remembered,
+                         uid_t uid) {
+  wire::ModelInfo info;
+  info.name = name;
+  info.type = remembered.type;
+  info.state = "remembered";
+  if (books.rights.manage(uid, remembered.given.loader)) info.path = remembered.given.path;
+  if (remembered.source) info.payload_bytes = remembered.source->size;
+  info.pinned = remembered.pinned;
+  info.keep_alive = seconds_of(remembered.keep_alive);
+  return info;
+}
+
+wire::ModelListReply list_models(const Books& books, const Loads& loads, uid_t uid, bool all) {
   wire::ModelListReply list;
   for (const auto& [id, model] : books.models.all()) list.models.push_back(describe(books, model, uid));
   // Withdrawn, or without a model: then it drains as soon as its file can be renamed.
@@ -70,6 +87,11 @@ wire::ModelListReply list_models(const Books& books, const Loads& loads, uid_t u
     info.payload_bytes = running.progress->total_bytes;
     info.loaded_bytes = running.progress->read_bytes;
     list.models.push_back(std::move(info));
+  }
+  if (all) {
+    for (const RememberedNames::Named& named : books.models.remembered().all()) {
+      list.models.push_back(describe(books, named.name, named.model, uid));
+    }
   }
   std::ranges::sort(list.models, {}, &wire::ModelInfo::name);
   return list;

@@ -11,7 +11,10 @@ namespace modelbroker {
 
 // `uid`: who asks. Where another user's private file lies is not told.
 [[nodiscard]] wire::ModelInfo describe(const Books& books, const ModelEntry& model, uid_t uid);
-// All models by name: resident, being loaded, draining.
-[[nodiscard]] wire::ModelListReply list_models(const Books& books, const Loads& loads, uid_t uid);
+// Of a name that is remembered only. Its path is told to whoever may manage it.
+[[nodiscard]] wire::ModelInfo describe(const Books& books, const std::string& name,
+                                       const RememberedNames::Model& remembered, uid_t uid);
+// All models by name: resident, being loaded, draining; with `all` those that are remembered too.
+[[nodiscard]] wire::ModelListReply list_models(const Books& books, const Loads& loads, uid_t uid, bool all = false);
 
 }  // namespace modelbroker

@@ -67,7 +67,7 @@ CompletedCommand completed(const CLI::App& app, const CLI::App& command) {
 int print_models(const Common& common) {
   auto connection = client::Connection::connect(plain_os(), {.endpoint = common.endpoint, .timeout = kPatience});
   if (!connection) return kExitOk;
-  const auto list = connection->request<wire::ModelListReply>("model.list", wire::Empty{}, kShort);
+  const auto list = connection->request<wire::ModelListReply>("model.list", wire::ModelList{}, kShort);
   if (!list) return kExitOk;
   for (const wire::ModelInfo& model : list->models) {
     std::printf("%s\n", shown(model.name).c_str());

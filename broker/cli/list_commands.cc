@@ -37,15 +37,14 @@ std::string duration_text(double seconds) {
 
 double now() { return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count(); }
 
-// While it loads there is no block yet.
-std::uint64_t size_of(const wire::ModelInfo& model) {
-  return model.state == "loading" ? model.payload_bytes : model.bytes;
-}
+// While it loads, and while it is only remembered, it has no block.
+std::uint64_t size_of(const wire::ModelInfo& model) { return model.block.empty() ? model.payload_bytes : model.bytes; }
 
 // ---- ls
 
-Result<void> ls(const Common& common, Connection& connection) {
-  MODELBROKER_ASSIGN(const auto list, connection.request<wire::ModelListReply>("model.list", wire::Empty{}, kShort));
+Result<void> ls(const Common& common, Connection& connection, bool all) {
+  MODELBROKER_ASSIGN(const auto list,
+                     connection.request<wire::ModelListReply>("model.list", wire::ModelList{all}, kShort));
   Json json = Json::array();
   Table table({"NAME", "ALIASES", "TYPE", "SIZE", "STATE", "PATH"});
   for (const wire::ModelInfo& model : list.models) {
@@ -86,7 +85,7 @@ std::string expiry_text(const wire::ModelInfo& model) {
 }
 
 Result<void> ps(const Common& common, Connection& connection, bool wide) {
-  MODELBROKER_ASSIGN(auto list, connection.request<wire::ModelListReply>("model.list", wire::Empty{}, kShort));
+  MODELBROKER_ASSIGN(auto list, connection.request<wire::ModelListReply>("model.list", wire::ModelList{}, kShort));
   Json json = Json::array();
   std::vector<std::string> heading{"NAME", "STATE", "SIZE", "PAGES", "EXPIRES", "LEASES"};
   if (wide) heading.insert(heading.end(), {"PIDS", "GENERATION", "BLOCK"});
@@ -145,8 +144,12 @@ void print_facts(const wire::ModelInfo& model) {
   print_fact("file", shown(model.path));
   const std::uint64_t percent = 100 * model.loaded_bytes / std::max<std::uint64_t>(1, model.payload_bytes);
   print_fact("state", model.state + (model.state == "loading" ? ", " + number(percent) + " % read" : ""));
-  print_fact("weights", format_size(model.payload_bytes) + " in " + number(model.tensors) + " tensors (" +
-                            shown(model.format) + ")");
+  if (model.state == "remembered") {
+    print_fact("weights", "read again at the next attach or load");
+  } else {
+    print_fact("weights", format_size(model.payload_bytes) + " in " + number(model.tensors) + " tensors (" +
+                              shown(model.format) + ")");
+  }
   if (!model.block.empty()) {
     print_fact("memory", format_size(model.bytes) + ", " + model.page_kind + " pages");
     print_fact("block", model.block + " (generation " + number(model.generation) + ")");
@@ -177,6 +180,10 @@ Result<void> show(const Common& common, Connection& connection, const std::strin
   MODELBROKER_ASSIGN(const auto found,
                      connection.request<wire::ModelGetReply>("model.get", wire::ModelName{model}, kShort));
   Manifest manifest;
+  if (tensors && found.model.state == "remembered") {
+    return fail(ErrorCode::kFailedPrecondition,
+                "'" + shown(word) + "' was evicted: its tensors are known once it is loaded or attached again");
+  }
   if (tensors) {
     MODELBROKER_ASSIGN(manifest, read_manifest(connection, model));
   }
@@ -254,29 +261,26 @@ void add_list_commands(CLI::App& app, Common& common, Action& action) {
     return command;
   };
 
-  verb("ls", "list loaded models: names, size, state, file", "  modelbroker ls\n  modelbroker ls --json")
-      ->callback([&common, &action] {
-        action = [&common] {
-          return with_broker(common, [&](Connection& connection) { return ls(common, connection); });
-        };
-      });
-
   using Look = Result<void> (*)(const Common&, Connection&, bool);
-  const auto look = [&](const char* name, const char* text, const char* examples, const char* rest, Look run) {
+  const auto look = [&](const char* name, const char* text, const char* examples, const char* flag, const char* more,
+                        Look run) {
     CLI::App* const command = verb(name, text, examples);
-    auto wide = std::make_shared<bool>(false);
-    command->add_flag("--wide", *wide, rest);
-    command->callback([&common, &action, run, wide] {
-      action = [&common, run, wide] {
-        return with_broker(common, [&](Connection& connection) { return run(common, connection, *wide); });
+    auto is_set = std::make_shared<bool>(false);
+    command->add_flag(flag, *is_set, more);
+    command->callback([&common, &action, run, is_set] {
+      action = [&common, run, is_set] {
+        return with_broker(common, [&](Connection& connection) { return run(common, connection, *is_set); });
       };
     });
   };
+  look("ls", "list loaded models: names, size, state, file",
+       "  modelbroker ls\n  modelbroker ls --all\n  modelbroker ls --json", "--all",
+       "also those that were evicted and are loaded again when they are attached", &ls);
   look("ps", "show what is in memory and how many workers use it",
-       "  modelbroker ps\n  modelbroker ps --wide\n  modelbroker ps --json",
+       "  modelbroker ps\n  modelbroker ps --wide\n  modelbroker ps --json", "--wide",
        "whole names, the workers' pids, generation and block; may be wider than 80 columns", &ps);
   look("status", "show the broker and its memory budget",
-       "  modelbroker status\n  modelbroker status --wide\n  modelbroker status --json",
+       "  modelbroker status\n  modelbroker status --wide\n  modelbroker status --json", "--wide",
        "all counters; may be wider than 80 columns", &status);
 
   auto* const command = verb("show", "show everything about one model",

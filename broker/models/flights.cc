@@ -165,8 +165,7 @@ void Loads::landed(const FlightPtr& flight, Result<LoadedBlock> loaded) {
   if (!loaded) return fail_all(flight, loaded.error());
   flight->reservation.end();
   ++books_.loads;
-  RamBlock block;
-  block.block = std::make_shared<Block>(std::move(loaded->block));
+  RamBlock block(std::move(loaded->block));
   block.sources.push_back({flight->told_path, loaded->source});
   block.checked = books_.clock.now();
   block.loader = flight->loader;

@@ -17,8 +17,8 @@ constexpr double kUsualRate = 2e9;
 using Known = std::map<std::string, const BlockRecord*>;
 
 RamBlock block_of(const Books& books, Block adopted, const BlockRecord* record) {
-  RamBlock block;
-  const Manifest& manifest = adopted.manifest();
+  RamBlock block(std::move(adopted));
+  const Manifest& manifest = block.block->manifest();
   block.sources.push_back({manifest.source_path, manifest.source});
   if (record != nullptr) {
     block.damaged = record->damaged;
@@ -26,8 +26,7 @@ RamBlock block_of(const Books& books, Block adopted, const BlockRecord* record) 
     block.loader = record->loader;
     block.source_uid = record->source_uid;
   }
-  block.is_private = books.rights.group().has_value() && adopted.group() != books.rights.group();
-  block.block = std::make_shared<Block>(std::move(adopted));
+  block.is_private = books.rights.group().has_value() && block.block->group() != books.rights.group();
   block.adopted = true;
   block.seconds_to_load = static_cast<double>(block.bytes()) / kUsualRate;
   return block;

@@ -35,6 +35,12 @@ void RememberedNames::forget(std::string_view name) {
   models_.erase(found);
 }
 
+void RememberedNames::pin(std::string_view name, bool pinned) {
+  const auto found = models_.find(name);
+  found->second.model.pinned = pinned;
+  changed_.insert(found->first);
+}
+
 void RememberedNames::clear() {
   for (const auto& [name, entry] : models_) changed_.insert(name);
   models_.clear();

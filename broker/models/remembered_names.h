@@ -42,6 +42,8 @@ class RememberedNames {
 
   void remember(const std::string& name, Model model);
   void forget(std::string_view name);
+  // Of a name that is here: how its model is kept when it is loaded again.
+  void pin(std::string_view name, bool pinned);
   void clear();
   [[nodiscard]] const Model* find(std::string_view name) const;
   // The names of the file at that path, which is not only a label.

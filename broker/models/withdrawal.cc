@@ -30,7 +30,7 @@ Result<void> Withdrawal::withdraw(ModelEntry& model, Why why, const wire::EventD
   std::vector<RamBlock*> going;
   const std::vector<RamBlock*> blocks = its_alone(model);
   for (RamBlock* const block : blocks) {
-    const auto withdrawn = reaper_.withdraw(*block);
+    auto withdrawn = reaper_.withdraw(*block);
     if (withdrawn) {
       going.push_back(block);
     } else if (going.empty()) {

@@ -29,6 +29,8 @@ struct RamBlock {
     std::string path;
     FileIdentity identity;
   };
+  explicit RamBlock(Block held) : block(std::make_shared<Block>(std::move(held))), id_(block->id()) {}
+
   std::shared_ptr<Block> block;
   std::vector<SourceFile> sources;   // never empty; the first is the one that it is told by
   uid_t loader = 0, source_uid = 0;  // users: who loaded it first, whose file it was
@@ -41,7 +43,7 @@ struct RamBlock {
   double seconds_to_load = 0;        // as measured, or guessed for an adopted one
   std::optional<TimePoint> checked;  // when its bytes were last known to be right
 
-  [[nodiscard]] std::string id() const { return block->id(); }
+  [[nodiscard]] const std::string& id() const noexcept { return id_; }
   [[nodiscard]] std::uint64_t generation() const { return block->name().generation; }
   [[nodiscard]] std::uint64_t payload_bytes() const { return block->header().layout.payload.size; }
   [[nodiscard]] std::uint64_t bytes() const { return block->bytes_held(); }
@@ -56,6 +58,9 @@ struct RamBlock {
   [[nodiscard]] bool is_copy(std::string_view path) const;
   // It is told by the file at this path from now on.
   void tell_by(const std::string& path);
+
+ private:
+  std::string id_;
 };
 
 class RamBlocks {

@@ -62,10 +62,8 @@ void Admission::keep_limit() {
   }
 }
 
-Admission::Room Admission::room_now() const {
+Admission::Room Admission::room_now(const Budget::Use& use) const {
   Room room;
-  // One reading for both: what a job frees in between were else in neither, and another model would go for it.
-  const Budget::Use use = tier_.use();
   room.available = tier_.budget().available(use);
   const Budget::GivenUp given_up = tier_.budget().given_up(loop_.clock().now() - kLate);
   room.coming = given_up.lately + use.removing;
@@ -93,13 +91,16 @@ void Admission::look() {
   std::vector<std::pair<Then, Result<Budget::Reservation>>> told;
   std::vector<Waiting> still;
   if (above_limit_) keep_limit();
-  Room room = room_now();
+  // One reading for all of it: what a job frees in between were else nowhere, and another model would go for it. And
+  // with thousands of models a reading is not cheap.
+  const Budget::Use use = tier_.use();
+  Room room = room_now(use);
   for (Waiting& waiting : queue_) {
     const std::uint64_t bytes = waiting.ask.bytes;
     const bool fits =
         room.can_hold_one_more && bytes <= room.available && room.claimed + bytes <= room.available + room.coming;
     if (fits || bytes > tier_.budget().limit()) {
-      auto reserved = tier_.budget().reserve(bytes, tier_.use(), waiting.ask.what);
+      auto reserved = tier_.budget().reserve(bytes, use, waiting.ask.what);
       if (reserved) room.available -= bytes;
       told.emplace_back(std::move(waiting.then), std::move(reserved));
     } else if (promise(waiting, room) || (still.size() < kMostWaiting && keeps_waiting(waiting))) {
@@ -113,8 +114,10 @@ void Admission::look() {
   }
   queue_ = std::move(still);
   const bool wants_more = above_limit_ || !queue_.empty();
-  const bool may_get_more = tier_.use().evictable > 0 || room.is_full_by_others || !room.can_hold_one_more;
-  if (wants_more && may_get_more && !std::exchange(waiting_for_holders_, true)) {
+  const auto may_get_more = [&] {
+    return tier_.use().evictable > 0 || room.is_full_by_others || !room.can_hold_one_more;
+  };
+  if (wants_more && may_get_more() && !std::exchange(waiting_for_holders_, true)) {
     loop_.after(BlockTier::kAskHoldersAgain, [this] {
       waiting_for_holders_ = false;
       look_again();

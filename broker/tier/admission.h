@@ -62,7 +62,7 @@ class Admission {
   };
   void look();
   void keep_limit();
-  [[nodiscard]] Room room_now() const;
+  [[nodiscard]] Room room_now(const Budget::Use& use) const;
   [[nodiscard]] Error refusal(const Ask& ask) const;
   [[nodiscard]] bool promise(Waiting& waiting, Room& room);
   [[nodiscard]] std::uint64_t evict(std::uint64_t needed);

@@ -174,9 +174,12 @@ class Broker:
         """How long calls without a timeout do, from now on."""
         self._link.patience = seconds
 
-    def list(self) -> list[Model]:
-        """The models that are loaded or being loaded, by name."""
-        reply = self._call("model.list", {}, _SHORT)
+    def list(self, *, all: bool = False) -> list[Model]:
+        """The models that are loaded or being loaded, by name.
+
+        With `all` also those that were evicted, in the state "remembered": an attach loads them.
+        """
+        reply = self._call("model.list", {"all": all}, _SHORT)
         return [Model.of(model) for model in reply["models"]]
 
     def scrub(self, model: ModelOrPath | None = None, *, timeout: float | None = None) -> Scrubbed:

@@ -20,7 +20,7 @@ from support import files
 from support.faults import FaultyBroker
 from support.features import KERNEL_TELLS_HOLDERS
 from support.raw_wire import Socket, call, code_of, dealer, frame, open_session, received
-from support.reference_model import FOR_EVER, Books
+from support.reference_model import FOR_EVER, Books, Entry
 
 WORKERS = 3
 SMALL, LARGE = 8, 2  # models
@@ -131,7 +131,7 @@ class Walk:
             assert code_of(reply) == "not_found", reply
             return
         if self.attach(model, f"m{model}") and kept is not None:
-            self.books.entries[model].keep_alive = kept
+            self.books.entries[model].keep_alive = kept.keep_alive
 
     def attach(self, model: int, asked: str) -> bool:
         worker = self.pick.randrange(WORKERS)
@@ -204,12 +204,12 @@ class Walk:
     def pin(self) -> None:
         model, pinned = self.pick.randrange(len(self.sources)), self.pick.random() < 0.3
         reply = self.call("model.pin" if pinned else "model.unpin", {"model": f"m{model}"})
-        entry = self.books.entries.get(model)
-        if entry is None or entry.draining:
+        kept = self.books.evicted.get(model) or self.books.entries.get(model)
+        if kept is None or (isinstance(kept, Entry) and kept.draining):
             assert code_of(reply) == "not_found", reply
         else:
             assert reply["success"], reply
-            entry.pinned = pinned
+            kept.pinned = pinned
 
     def wait(self) -> None:
         self.advance(self.pick.choice([1.0, 3.0, 10.0]))

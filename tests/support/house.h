@@ -73,8 +73,7 @@ class HouseFixture : public BlockFixture {
   // A resident model, given by our own uid.
   ModelEntry& add_model(const std::string& name) {
     auto made = make_block(*os_, books_->directory, {.generation = books_->new_generation(), .name = name});
-    RamBlock block;
-    block.block = std::make_shared<Block>(value(std::move(made)));
+    RamBlock block(value(std::move(made)));
     block.sources.push_back({"/models/" + name, {}});
     block.loader = block.source_uid = os_->uid();
     RamBlock& added = books_->blocks.add(std::move(block));

@@ -29,13 +29,21 @@ class Entry:
         return not self.draining and not self.pinned and not self.leases
 
 
+@dataclass
+class Remembered:
+    """How an evicted model is kept when it is loaded again."""
+
+    keep_alive: float
+    pinned: bool = False
+
+
 class Books:
     """`entries` by model: the index of its source."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.entries: dict[int, Entry] = {}
-        self.evicted: dict[int, float] = {}  # and their keep_alive
+        self.evicted: dict[int, Remembered] = {}
         self.age = 0.0
         self.loads = self.evictions = 0
 
@@ -53,7 +61,7 @@ class Books:
         gone = self.entries.pop(model)
         self.age = max(self.age, gone.value)
         self.evictions += 1
-        self.evicted[model] = gone.keep_alive
+        self.evicted[model] = Remembered(gone.keep_alive)
 
     def make_room(self, size: int) -> bool:
         """Evicts what has to go; False and nothing changed if that is not enough."""
@@ -92,7 +100,8 @@ class Books:
             entry.draining, entry.keep_alive, outcome = False, FOR_EVER, "revived"
         kept = self.evicted.pop(model, None)
         if kept is not None and outcome != "resident":
-            self.entries[model].keep_alive = kept
+            self.entries[model].keep_alive = kept.keep_alive
+            self.entries[model].pinned = kept.pinned
         self.used(model, now)
         return outcome
 

@@ -222,8 +222,7 @@ TEST_F(EventsTest, APathThatCannotBeBoundIsAnError) {
 class EventDataTest : public testing::BlockFixture {};
 
 TEST_F(EventDataTest, AModelIsToldOfByNameBlockAndSize) {
-  RamBlock block;
-  block.block = std::make_shared<Block>(make({.payload_size = 10'000, .generation = 7}));
+  RamBlock block(make({.payload_size = 10'000, .generation = 7}));
   block.sources.push_back({"/models/m", {}});
   const ModelEntry model{.id = block.id(), .parts = {&block}, .names = {"m", "alias"}, .type = "", .path = "/models/m"};
   const wire::EventData named = event_of(model);

@@ -19,8 +19,7 @@ class RamBlocksTest : public testing::BlockFixture {
     return add(blocks_, file, payload_size);
   }
   RamBlock& add(RamBlocks& blocks, const FileIdentity& file, std::uint64_t payload_size = 10'000) {
-    RamBlock block;
-    block.block = std::make_shared<Block>(make({.payload_size = payload_size, .generation = ++generation_}));
+    RamBlock block(make({.payload_size = payload_size, .generation = ++generation_}));
     block.sources.push_back({"/models/" + std::to_string(generation_), file});
     return blocks.add(std::move(block));
   }

@@ -19,8 +19,7 @@ class RegistryTest : public testing::BlockFixture {
   }
 
   RamBlock& block() {
-    RamBlock block;
-    block.block = std::make_shared<Block>(make({.generation = ++generation_}));
+    RamBlock block(make({.generation = ++generation_}));
     block.sources.push_back({"/models/" + std::to_string(generation_), {1, generation_, 10'000, 5, 6}});
     return blocks_.add(std::move(block));
   }

@@ -183,11 +183,40 @@ TEST_F(ServicesTest, AnUnloadFreesWhatNobodyHasAndDrainsTheRest) {
   EXPECT_GT(unload("free").value().freed, 0U);
   EXPECT_GT(unload("held").value().draining, 0U);
   EXPECT_EQ(unload("held").error().code, ErrorCode::kNotFound);
-  const auto list = ask<wire::ModelListReply>(*models_, &ModelService::list, asker, wire::Empty{});
+  const auto list = ask<wire::ModelListReply>(*models_, &ModelService::list, asker, wire::ModelList{});
   ASSERT_EQ(list.value().draining.size(), 1U);
   EXPECT_EQ(list->draining.front().block, held);
   ASSERT_TRUE(detach(asker, lease));
   turn_until([&] { return books_->blocks.find(held) == nullptr; });
+}
+
+TEST_F(ServicesTest, AnEvictedModelIsRememberedShownPinnedAndUnloaded) {
+  add_model("m");
+  ASSERT_TRUE(withdrawal_->evict(*books_->models.by_name("m"), "a test"));
+  Session& asker = session();
+  const auto states = [&](bool all) {
+    std::vector<std::string> list;
+    const auto reply = ask<wire::ModelListReply>(*models_, &ModelService::list, asker, wire::ModelList{all});
+    for (const wire::ModelInfo& model : reply.value().models) list.push_back(model.name + " " + model.state);
+    return list;
+  };
+  EXPECT_EQ(states(false), std::vector<std::string>{});
+  EXPECT_EQ(states(true), std::vector<std::string>{"m remembered"});
+  const wire::ModelName name{"m"};
+  Session& stranger = session(os_->uid() + 1);
+  const auto pin = [&](Session& who) { return ask<wire::PinReply>(*models_, &ModelService::pin, who, name); };
+  EXPECT_EQ(pin(stranger).error().code, ErrorCode::kPermissionDenied);
+  EXPECT_TRUE(pin(asker).value().pinned);
+  const auto shown = [&](Session& who) {
+    return ask<wire::ModelGetReply>(*models_, &ModelService::get, who, name).value().model;
+  };
+  EXPECT_TRUE(shown(asker).pinned);
+  EXPECT_EQ(shown(asker).path, "/models/m");
+  EXPECT_EQ(shown(stranger).path, "");
+  wire::UnloadModel unload;
+  unload.model = "m";
+  EXPECT_TRUE(ask<wire::UnloadModelReply>(*models_, &ModelService::unload, asker, unload));
+  EXPECT_EQ(states(true), std::vector<std::string>{});
 }
 
 TEST_F(ServicesTest, AScrubIsForTheBrokersUserAndChecksEveryByte) {

@@ -126,6 +126,14 @@ struct ModelListReply {
 };
 
 // The request of model.get, model.pin, model.unpin and model.cancel.
+struct ModelList {
+  bool all = false;  // remembered ones too
+  template <class Self, class F>
+  static void fields(Self& self, F&& f) {
+    f("all", self.all);
+  }
+};
+
 struct ModelName {
   std::string model;
   template <class Self, class F>
