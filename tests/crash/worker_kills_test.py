@@ -59,6 +59,7 @@ def start(kind):
     os.close(ready)
     return pid, mine
 
+modelbroker.connect, modelbroker.Weights  # imported once, here, and not by every child
 gc.freeze()
 print("ready", flush=True)
 attached = 0
