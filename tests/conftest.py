@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 
 # A shell that runs us in the background ignores SIGINT for us and for all that we start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """What importing torch and diffusers made stays: no collection of garbage walks it again."""
+    gc.freeze()
 
 
 @pytest.fixture

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import random
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 Tensors = Mapping[str, tuple[str, list[int], bytes]]  # name -> dtype, shape, bytes
 
@@ -40,11 +41,15 @@ def write(path: Path, tensors: Tensors, metadata: Mapping[str, str] | None = Non
 
 def write_random(path: Path, megabytes: float = 1.0, seed: int = 0, tensors: int = 4) -> Path:
     """F16 tensors of random bytes, `megabytes` in all."""
-    source = random.Random(seed)
+    source = np.random.SFC64(seed)  # several times faster than random.Random
     each = max(1, int(megabytes * 1e6 / 2 / tensors))
+    words = -(-2 * each // 8)
     return write(
         path,
-        {f"t{index}": ("F16", [each], source.randbytes(2 * each)) for index in range(tensors)},
+        {
+            f"t{index}": ("F16", [each], source.random_raw(words).tobytes()[: 2 * each])
+            for index in range(tensors)
+        },
         {"seed": str(seed)},
     )
 
