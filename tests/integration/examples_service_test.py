@@ -1,8 +1,11 @@
-"""The example service as its user runs it: real processes, real HTTP, a real model."""
+"""The example service as its user runs it: real processes, real HTTP, a real model.
+
+A start imports torch and transformers in three processes, so tests share a service until one of
+them ends it; the next one has another.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -76,14 +79,36 @@ class Service:
         return {int(word) for word in found.stdout.split()}
 
 
-@contextlib.contextmanager
-def running(broker: BrokerProcess, folder: Path | None = None) -> Iterator[Service]:
-    service = Service(broker, folder or compiled_model.demo_model())
+class Stage:
+    """A broker, a model's folder, and a service on both: a new one where a test ended the last."""
+
+    def __init__(self, broker: BrokerProcess, folder: Path) -> None:
+        self.broker, self.folder = broker, folder
+        self._service: Service | None = None
+
+    def service(self) -> Service:
+        if self._service is None or self._service.process.poll() is not None:
+            self.stop()
+            self._service = Service(self.broker, self.folder)
+        return self._service
+
+    def stop(self) -> None:
+        if self._service is not None:
+            self._service.process.terminate()
+            self._service.process.communicate(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def stage(shared: BrokerProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    folder = tmp_path_factory.mktemp("model")
+    for path in compiled_model.demo_model().iterdir():
+        if path.is_file():
+            (folder / path.name).write_bytes(path.read_bytes())
+    made = Stage(shared, folder)
     try:
-        yield service
+        yield made
     finally:
-        service.process.terminate()
-        service.process.communicate(timeout=60)
+        made.stop()
 
 
 def alive(pid: int) -> bool:
@@ -102,54 +127,49 @@ def leases(broker: BrokerProcess) -> int:
     return broker.books()["leases"]
 
 
-def test_embeds_with_several_workers_on_one_block(broker: BrokerProcess) -> None:
-    with running(broker) as service:
-        assert leases(broker) == WORKERS
-        assert len(broker.blocks()) == 1
-        answers = [service.embed(CATS) for _ in range(20)]
-        vectors = answers[0]["embeddings"]
-        assert all(answer["embeddings"] == vectors for answer in answers)
-        assert all(math.isclose(math.hypot(*vector), 1, abs_tol=1e-5) for vector in vectors)
-        assert dot(vectors[0], vectors[1]) > 0.5 > dot(vectors[0], vectors[2])
-        assert {answer["pid"] for answer in answers} <= service.pids()
-        alone = service.embed(CATS[:1])["embeddings"][0]
-        assert max(abs(a - b) for a, b in zip(alone, vectors[0], strict=True)) < 1e-5
+def test_embeds_with_several_workers_on_one_block(stage: Stage) -> None:
+    service, broker = stage.service(), stage.broker
+    assert leases(broker) == WORKERS
+    assert len(broker.blocks()) == 1
+    answers = [service.embed(CATS) for _ in range(20)]
+    vectors = answers[0]["embeddings"]
+    assert all(answer["embeddings"] == vectors for answer in answers)
+    assert all(math.isclose(math.hypot(*vector), 1, abs_tol=1e-5) for vector in vectors)
+    assert dot(vectors[0], vectors[1]) > 0.5 > dot(vectors[0], vectors[2])
+    assert {answer["pid"] for answer in answers} <= service.pids()
+    alone = service.embed(CATS[:1])["embeddings"][0]
+    assert max(abs(a - b) for a, b in zip(alone, vectors[0], strict=True)) < 1e-5
 
 
-def test_wrong_requests_get_typed_errors_and_the_next_is_answered(broker: BrokerProcess) -> None:
-    with running(broker) as service:
-        long = json.dumps({"sentences": ["word " * 3000]}).encode()
-        assert service.ask("/embed", long)[0] == 200, "too long for the model: cut"
-        for path, body, status, code in [
-            ("/embed", b"{", 400, "invalid_argument"),
-            ("/embed", b"[" * 100_000, 400, "invalid_argument"),
-            ("/embed", b'{"sentences": "one"}', 400, "invalid_argument"),
-            ("/embed", b'{"sentences": [1]}', 400, "invalid_argument"),
-            ("/embed", b'{"sentences": []}', 400, "invalid_argument"),
-            ("/embed", json.dumps({"sentences": ["a"] * 257}).encode(), 400, "invalid_argument"),
-            ("/elsewhere", b"{}", 404, "not_found"),
-            ("/elsewhere", None, 404, "not_found"),
-        ]:
-            got, answer = service.ask(path, body)
-            assert (got, answer["error"]["code"]) == (status, code), body and body[:40]
-        port = int(service.url.rsplit(":", 1)[1])
-        with socket.create_connection(("127.0.0.1", port)) as raw:
-            raw.sendall(b"POST /embed HTTP/1.0\r\nContent-Length: 999999999\r\n\r\n")
-            assert raw.makefile("rb").readline().split()[1] == b"400"
-        assert len(service.embed(CATS)["embeddings"]) == 3
+def test_wrong_requests_get_typed_errors_and_the_next_is_answered(stage: Stage) -> None:
+    service = stage.service()
+    long = json.dumps({"sentences": ["word " * 3000]}).encode()
+    assert service.ask("/embed", long)[0] == 200, "too long for the model: cut"
+    for path, body, status, code in [
+        ("/embed", b"{", 400, "invalid_argument"),
+        ("/embed", b"[" * 100_000, 400, "invalid_argument"),
+        ("/embed", b'{"sentences": "one"}', 400, "invalid_argument"),
+        ("/embed", b'{"sentences": [1]}', 400, "invalid_argument"),
+        ("/embed", b'{"sentences": []}', 400, "invalid_argument"),
+        ("/embed", json.dumps({"sentences": ["a"] * 257}).encode(), 400, "invalid_argument"),
+        ("/elsewhere", b"{}", 404, "not_found"),
+        ("/elsewhere", None, 404, "not_found"),
+    ]:
+        got, answer = service.ask(path, body)
+        assert (got, answer["error"]["code"]) == (status, code), body and body[:40]
+    port = int(service.url.rsplit(":", 1)[1])
+    with socket.create_connection(("127.0.0.1", port)) as raw:
+        raw.sendall(b"POST /embed HTTP/1.0\r\nContent-Length: 999999999\r\n\r\n")
+        assert raw.makefile("rb").readline().split()[1] == b"400"
+    assert len(service.embed(CATS)["embeddings"]) == 3
 
 
-def test_killed_workers_are_replaced_and_the_broker_is_not_missed(
-    broker: BrokerProcess, tmp_path: Path
-) -> None:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    for path in compiled_model.demo_model().iterdir():
-        if path.is_file():
-            (folder / path.name).write_bytes(path.read_bytes())
-    with running(broker, folder) as service:
-        before = service.embed(CATS)["embeddings"]
-        (folder / "model.safetensors").unlink()
+def test_killed_workers_are_replaced_and_the_broker_is_not_missed(stage: Stage) -> None:
+    service, broker = stage.service(), stage.broker
+    before = service.embed(CATS)["embeddings"]
+    path, elsewhere = stage.folder / "model.safetensors", stage.folder / "elsewhere"
+    path.rename(elsewhere)
+    try:
         broker.kill()
         assert service.embed(CATS)["embeddings"] == before
         status, health = service.ask("/health")
@@ -164,25 +184,28 @@ def test_killed_workers_are_replaced_and_the_broker_is_not_missed(
             service.hear("worker ")
         assert service.embed(CATS)["embeddings"] == before, "from the block: the file is gone"
         assert not victims & service.pids()
+    finally:
+        elsewhere.rename(path)
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_cleanly(broker: BrokerProcess, how: signal.Signals) -> None:
-    with running(broker) as service:
-        service.embed(CATS)
-        pids = service.pids()
-        assert len(pids) == WORKERS
-        service.process.send_signal(how)
-        assert service.process.wait(120) == 0
-        assert not any(alive(pid) for pid in pids)
-        wait_until(lambda: leases(broker) == 0)
+def test_a_signal_ends_it_cleanly(stage: Stage, how: signal.Signals) -> None:
+    service = stage.service()
+    service.embed(CATS)
+    pids = service.pids()
+    assert len(pids) == WORKERS
+    service.process.send_signal(how)
+    assert service.process.wait(120) == 0
+    assert not any(alive(pid) for pid in pids)
+    wait_until(lambda: leases(stage.broker) == 0)
 
 
-def test_its_workers_end_when_it_is_killed(broker: BrokerProcess) -> None:
-    with running(broker) as service:
-        service.process.kill()
-        service.process.wait()
-        wait_until(lambda: leases(broker) == 0)
+def test_its_workers_end_when_it_is_killed(stage: Stage) -> None:
+    service = stage.service()
+    assert leases(stage.broker) == WORKERS
+    service.process.kill()
+    service.process.wait()
+    wait_until(lambda: leases(stage.broker) == 0)
 
 
 @pytest.mark.parametrize("missing", ["broker", "model"])
@@ -212,7 +235,10 @@ def test_a_file_of_another_model_is_refused_by_name(broker: BrokerProcess, tmp_p
 
     save_file({"other": np.zeros(8)}, tmp_path / "model.safetensors")
     done = subprocess.run(
-        [sys.executable, SERVICE, str(tmp_path), "--endpoint", broker.endpoint, "--port", "0"],
+        [
+            *(sys.executable, SERVICE, str(tmp_path), "--endpoint", broker.endpoint),
+            *("--port", "0", "--workers", "1"),
+        ],
         capture_output=True,
         text=True,
         timeout=300,
