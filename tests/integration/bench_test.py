@@ -53,9 +53,10 @@ def sockets() -> Any:
         yield Path(folder)
 
 
-def left_of(process: int) -> list[str]:
-    """What a program left in shared memory."""
-    return [path.name for path in Path("/dev/shm").iterdir() if f"bench-{process}-" in path.name]
+def left_of(process: int | str) -> list[str]:
+    """What a program left in shared memory: a pid, or a pattern of several."""
+    theirs = re.compile(rf"\.bench-{process}-")
+    return [path.name for path in Path("/dev/shm").iterdir() if theirs.search(path.name)]
 
 
 def check_line(line: dict[str, Any], bench: str) -> None:
@@ -82,6 +83,12 @@ def check_line(line: dict[str, Any], bench: str) -> None:
     assert "--size 60MB" in line["command"]
 
 
+def check_lines(lines: list[dict[str, Any]], bench: str) -> None:
+    for line in lines:
+        check_line(line, bench)
+    assert any(line.get("goal_id") == run_all.PROGRAMS[bench] and line["goal"] for line in lines)
+
+
 # Those that start torch many times run in `make torture`.
 _LONG = (
     "attach_touch",
@@ -92,6 +99,8 @@ _LONG = (
     "sharing_programs",
     "lora",
 )
+# Those that the test of `make bench` runs.
+_TOGETHER = ("restart", "round_trip")
 
 
 @pytest.mark.slow
@@ -100,6 +109,7 @@ _LONG = (
     [
         pytest.param(name, marks=pytest.mark.torture if name in _LONG else ())
         for name in run_all.PROGRAMS
+        if name not in _TOGETHER
     ],
 )
 def test_a_program_says_its_figures_and_cleans_up(name: str, tmp_path: Path, sockets: Path) -> None:
@@ -115,9 +125,7 @@ def test_a_program_says_its_figures_and_cleans_up(name: str, tmp_path: Path, soc
     assert process.returncode == 0, table
     assert said == ""
     written = figures.parse_lines(lines.read_text())
-    for line in written:
-        check_line(line, name)
-    assert any(line.get("goal_id") == run_all.PROGRAMS[name] and line["goal"] for line in written)
+    check_lines(written, name)
     assert all(line["metric"] in table for line in written if "metric" in line)
     assert left_of(process.pid) == []
     assert list(sockets.iterdir()) == []
@@ -127,7 +135,7 @@ def test_a_program_says_its_figures_and_cleans_up(name: str, tmp_path: Path, soc
 def test_make_bench_prints_one_table_and_keeps_every_line(tmp_path: Path, sockets: Path) -> None:
     lines = tmp_path / "lines.jsonl"
     done = subprocess.run(
-        command("run_all.py", tmp_path, "--only", "restart", "round_trip", "--output", str(lines)),
+        command("run_all.py", tmp_path, "--only", *_TOGETHER, "--output", str(lines)),
         env=environment(sockets),
         capture_output=True,
         text=True,
@@ -136,9 +144,12 @@ def test_make_bench_prints_one_table_and_keeps_every_line(tmp_path: Path, socket
     )
     assert done.returncode == 0, done.stderr
     written = figures.parse_lines(lines.read_text())
-    assert {line["bench"] for line in written} == {"restart", "round_trip"}
+    for name in _TOGETHER:
+        check_lines([line for line in written if line["bench"] == name], name)
+    assert {line["bench"] for line in written} == set(_TOGETHER)
     assert done.stdout == figures.table(written) + "\n"
     assert all(line["metric"] in done.stdout for line in written)
+    assert left_of(r"\d+") == []  # tests of one file run one after the other
     assert list(sockets.iterdir()) == []
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,14 +46,23 @@ def left_behind(temporary: Path, pid: int) -> list[Path]:
     return [*temporary.iterdir(), *blocks]
 
 
-def test_all_ways_are_measured_in_one_run(tmp_path: Path, temporary: Path) -> None:
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
+    """A model, the picture, and what is told: of one run, whose workers import torch."""
     pytest.importorskip("torch")
-    model = files.write_random(tmp_path / "m.safetensors", 20)
-    done = bench(
-        model, "--json", "--runs", "1", "--workers", "2", "--python", sys.executable, tmp=temporary
-    )
+    pytest.importorskip("matplotlib")
+    folder = tmp_path_factory.mktemp("bench")
+    temporary = folder / "t"
+    temporary.mkdir()
+    model, png = files.write_random(folder / "m.safetensors", 20), folder / "bench.png"
+    named = ("--python", sys.executable, "--png", png)
+    done = bench(model, "--json", "--runs", "1", "--workers", "2", *named, tmp=temporary)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    return model, png, json.loads(done.stdout)
+
+
+def test_all_ways_are_measured_in_one_run(measured: tuple[Path, Path, Any]) -> None:
+    model, _, told = measured
     assert told["file"] == str(model)
     assert told["payload_bytes"] == 20_000_000
     assert told["load_seconds"] > 0
@@ -68,14 +78,9 @@ def test_all_ways_are_measured_in_one_run(tmp_path: Path, temporary: Path) -> No
     assert ways["torch.load"]["workers_bytes"] > 1.9 * 20e6
 
 
-def test_a_picture_is_drawn_on_request(tmp_path: Path, temporary: Path) -> None:
+def test_a_picture_is_drawn_on_request(measured: tuple[Path, Path, Any]) -> None:
     image = pytest.importorskip("matplotlib.image")
-    model = files.write_random(tmp_path / "m.safetensors", 1)
-    png = tmp_path / "bench.png"
-    named = ("--png", png, "--python", sys.executable)
-    done = bench(model, "--runs", "1", "--workers", "2", *named, tmp=temporary)
-    assert done.returncode == 0, done.stderr
-    pixels = image.imread(png)
+    pixels = image.imread(measured[1])
     assert pixels.shape[0] > 300 < pixels.shape[1]
     bar = (0x1F / 255, 0x77 / 255, 0xB4 / 255)  # the first colour of matplotlib's default cycle
     assert (abs(pixels[:, :, :3] - bar).max(axis=2) < 0.01).mean() > 0.02, "no bars"
