@@ -200,8 +200,11 @@ check: build deps ## formatters, linters, types, floors
 	$(PYTHON) tools/check_floors.py
 	$(PYTHON) tools/check_tests_built.py $(BUILD)/$(PRESET)
 
-tidy: build ## clang-tidy on the sources
-	python3 tools/tidy.py --jobs $(JOBS) $(BUILD)/$(PRESET) $(CPP_UNITS)
+# Where clang-tidy's passes are remembered, beside ccache's.
+TIDY_PASSED ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/modelbroker-tidy
+
+tidy: build ## clang-tidy on the sources; what has passed and did not change is not checked again
+	python3 tools/tidy.py --jobs $(JOBS) --passed "$(TIDY_PASSED)" $(BUILD)/$(PRESET) $(CPP_UNITS)
 
 format: deps ## rewrite the sources as the formatters want them
 	clang-format -i $(CPP_SOURCES)

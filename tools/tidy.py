@@ -1,27 +1,35 @@
 """clang-tidy on many units, several at a time: most of its time goes into the headers they share.
 
-    tidy.py [--jobs N] BUILD UNIT...
+    tidy.py [--jobs N] [--passed FOLDER] BUILD UNIT...
 
 Units of one folder that the build in BUILD compiles alike are checked as one, which includes them
 all; so HeaderFilterRegex in .clang-tidy must match the units too. Units that may declare the same
 name in their unnamed namespaces are kept apart. Where a group fails, its units are checked one by
 one, and only what is found then counts.
+
+What has passed is remembered in the folder of --passed, if one is given, by all that the result
+depends on: clang-tidy and its configuration, the command, every file that the unit includes. So a
+clean clone checks what has changed, as ccache compiles it.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 _MAX_UNITS = 8  # in a group: more save little, and every core needs work until the end
+
+_KEPT_SECONDS = 60 * 24 * 3600  # what passed, since it was last of use
 
 _UNNAMED_NAMESPACE = re.compile(r"^namespace \{\n(.*?)^\}  // namespace$", re.DOTALL | re.MULTILINE)
 # clang-format puts what a namespace declares at the left edge. A word too many does no harm.
@@ -97,8 +105,47 @@ def write_groups(groups: list[list[Unit]], folder: Path) -> list[Path]:
     return files
 
 
-def tidy(database: Path, file: Path) -> tuple[bool, str]:
+def _output(command: Iterable[str], directory: str = ".") -> str:
+    """Of a command that ends well; CalledProcessError where it does not."""
+    return subprocess.run(
+        list(command), cwd=directory, check=True, capture_output=True, text=True
+    ).stdout
+
+
+def all_it_depends_on(database: Path, file: Path, group: list[Unit]) -> str | None:
+    """A digest of whatever the findings follow from; None where the compiler cannot tell.
+
+    The same in another clone: folders below the current one are told from there.
+    """
+    first = group[0]
+    try:
+        rule = _output([*first.command, "-M", str(file)], first.directory)
+        settings = _output(["clang-tidy", "--dump-config", "-p", str(database), str(file)])
+        facts = [_output(["clang-tidy", "--version"]), settings, *first.command]
+        included = rule.partition(":")[2].replace("\\\n", " ").split()
+        for path in sorted((Path(first.directory) / word).resolve() for word in included):
+            if path != file.resolve() or path == first.path:  # our own file names the units alone
+                facts += [str(path), hashlib.sha256(path.read_bytes()).hexdigest()]
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    text = "\0".join(facts).replace(f"{Path.cwd()}/", "")
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def tidy(database: Path, file: Path, group: list[Unit], passed: Path | None) -> tuple[bool, str]:
     """Whether it found nothing, and what it says."""
+    digest = all_it_depends_on(database, file, group) if passed is not None else None
+    known = passed / digest if passed is not None and digest is not None else None
+    if known is not None and known.exists():
+        known.touch()
+        return True, ""
+    found_nothing, said = run_clang_tidy(database, file)
+    if found_nothing and known is not None:
+        known.touch()
+    return found_nothing, said
+
+
+def run_clang_tidy(database: Path, file: Path) -> tuple[bool, str]:
     done = subprocess.run(
         ["clang-tidy", "--quiet", "-p", str(database), str(file)],
         stdout=subprocess.PIPE,
@@ -109,33 +156,49 @@ def tidy(database: Path, file: Path) -> tuple[bool, str]:
     return done.returncode == 0, done.stdout
 
 
-def check(build: Path, file: Path, group: list[Unit]) -> tuple[bool, str]:
+def forget_old(passed: Path) -> None:
+    """Removes what no run asked for in two months."""
+    for path in passed.iterdir():
+        if path.stat().st_mtime < time.time() - _KEPT_SECONDS:
+            path.unlink(missing_ok=True)
+
+
+def check(
+    build: Path, file: Path, group: list[Unit], passed: Path | None = None
+) -> tuple[bool, str]:
     """One group, and its units one by one where the group fails."""
     said = ""
     if len(group) > 1:
-        passed, said = tidy(file.parent, file)
-        if passed:
+        found_nothing, said = tidy(file.parent, file, group, passed)
+        if found_nothing:
             return True, ""
-    found = [tidy(build, unit.path) for unit in group]
-    if all(passed for passed, _ in found):  # it took longer than it should
+    found = [tidy(build, unit.path, [unit], passed) for unit in group]
+    if all(found_nothing for found_nothing, _ in found):  # it took longer than it should
         return True, f"These units pass one by one, but not as one:\n{said}" if said else ""
-    return False, "".join(text for passed, text in found if not passed)
+    return False, "".join(text for found_nothing, text in found if not found_nothing)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--passed", type=Path, help="a folder that remembers what has passed")
     parser.add_argument("build", type=Path, help="a build folder with a compile_commands.json")
     parser.add_argument("unit", type=Path, nargs="+")
     given = parser.parse_args()
     groups = grouped(read_units(given.build, given.unit))
     files = write_groups(groups, given.build.resolve() / "tidy")
+    if given.passed is not None:
+        given.passed.mkdir(parents=True, exist_ok=True)
+        forget_old(given.passed)
     failed = 0
     with ThreadPoolExecutor(given.jobs) as pool:
-        checks = [pool.submit(check, given.build, *one) for one in zip(files, groups, strict=True)]
+        checks = [
+            pool.submit(check, given.build, file, group, given.passed)
+            for file, group in zip(files, groups, strict=True)
+        ]
         for one in checks:
-            passed, said = one.result()
-            failed += not passed
+            found_nothing, said = one.result()
+            failed += not found_nothing
             print(said, end="", flush=True)
     return 1 if failed else 0
 

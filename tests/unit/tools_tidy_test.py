@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -82,6 +83,63 @@ def test_units_that_fail_only_as_one_pass_and_are_named(tmp_path: Path) -> None:
     passed, said, _ = run(tmp_path, project(tmp_path, a=GOOD, b=shadow))
     assert passed
     assert "pass one by one, but not as one" in said
+
+
+def test_what_has_passed_is_checked_again_only_where_something_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header = tmp_path / "room" / "twice.h"
+    text = '#include "twice.h"\n' + GOOD
+    (path,) = project(tmp_path, a=text)
+    header.write_text("int thrice(int x);\n")
+    passed = tmp_path / "passed"
+    passed.mkdir()
+    checked: list[bool] = []
+    real = tidy.run_clang_tidy
+
+    def counting(database: Path, file: Path) -> tuple[bool, str]:
+        checked.append(True)
+        return real(database, file)
+
+    monkeypatch.setattr(tidy, "run_clang_tidy", counting)
+
+    def check() -> tuple[bool, int]:
+        """Whether it passed, and how often clang-tidy was run for that."""
+        checked.clear()
+        (unit,) = tidy.read_units(tmp_path, [path])
+        return tidy.check(tmp_path, path, [unit], passed)[0], len(checked)
+
+    assert check() == (True, 1)
+    assert check() == (True, 0)
+    header.write_text("int thrice(int y);\n")
+    assert check() == (True, 1)
+    header.write_text("int Thrice(int x);\n")
+    assert check() == (False, 1)
+    assert check() == (False, 1)  # what failed is not remembered
+    header.write_text("int thrice(int x);\n")
+    assert check() == (True, 0)
+    path.write_text(text + "int BadName() { return 1; }\n")
+    assert check() == (False, 1)
+    path.write_text(text)
+    (tmp_path / ".clang-tidy").write_text(CONFIGURATION.replace("lower_case", "CamelCase"))
+    assert check() == (False, 1)
+    # Of two clones one tells the other.
+    (tmp_path / ".clang-tidy").write_text(CONFIGURATION)
+    monkeypatch.chdir(tmp_path)
+    assert check() == (True, 1)
+    clone = tmp_path.with_name("clone")
+    shutil.copytree(tmp_path, clone)
+    (path,) = project(clone, a=text)
+    monkeypatch.chdir(clone)
+    (unit,) = tidy.read_units(clone, [path])
+    checked.clear()
+    assert tidy.check(clone, path, [unit], passed) == (True, "")
+    assert checked == []
+    # One that nobody asked for is forgotten.
+    for remembered in passed.iterdir():
+        os.utime(remembered, (0, 0))
+    tidy.forget_old(passed)
+    assert list(passed.iterdir()) == []
 
 
 def test_a_unit_that_is_not_built_is_named(tmp_path: Path) -> None:
