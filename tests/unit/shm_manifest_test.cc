@@ -160,6 +160,7 @@ TEST(ManifestRoundTrip, AFlippedBitIsRefusedOrStaysInsideTheRules) {
   std::uint64_t payload_size = 0;
   Manifest manifest = random_manifest(random, payload_size);
   manifest.metadata.clear();
+  manifest.tensors.resize(std::min<std::size_t>(manifest.tensors.size(), 40));  // bits times bytes
   const std::vector<std::byte> good = manifest.encode();
   for (std::size_t bit = 0; bit < good.size() * 8; bit += testing::kSanitized ? 31 : 1) {
     std::vector<std::byte> bytes = good;
