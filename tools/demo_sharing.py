@@ -21,7 +21,7 @@ _TOOLS = Path(__file__).resolve().parent
 _PROGRAMS = _TOOLS.parent / "examples" / "unmodified"
 _RUN = ("-m", "modelbroker.run", "--report")
 _WIDE = "3"  # of the pipeline: 280 MB
-_STEPS = ("--steps", "10")
+_STEPS, _QUICK_STEPS = ("--steps", "10"), ("--steps", "3")
 QUIET = {
     "HF_HUB_OFFLINE": "1",
     "TQDM_DISABLE": "1",
@@ -97,8 +97,9 @@ def _peak(programs: Sequence[Program], word: str) -> int:
 class _Acts:
     """What is shown, with a broker of its own."""
 
-    def __init__(self, broker: DemoBroker, folder: Path, claims: Claims) -> None:
+    def __init__(self, broker: DemoBroker, folder: Path, claims: Claims, quick: bool) -> None:
         self._broker, self._folder, self._claims = broker, folder, claims
+        self._steps = _QUICK_STEPS if quick else _STEPS
         self._environment = {**broker.environment, **QUIET, "OMP_NUM_THREADS": "1"}
         self.pipeline = folder / "pipeline"
         self.programs: list[Program] = []
@@ -109,7 +110,7 @@ class _Acts:
 
     def _start_painting(self, name: str, *launcher: str) -> Program:
         picture = self._folder / name
-        return self.start(*launcher, _PROGRAMS / "paint.py", self.pipeline, picture, *_STEPS)
+        return self.start(*launcher, _PROGRAMS / "paint.py", self.pipeline, picture, *self._steps)
 
     def _picture(self, name: str) -> bytes:
         path = self._folder / name
@@ -173,11 +174,11 @@ class _Acts:
         say("  page cache, for as long as the kernel keeps them.")
 
 
-def show(binary: str, folder: Path, claims: Claims) -> Path:
+def show(binary: str, folder: Path, claims: Claims, quick: bool) -> Path:
     """All of it, in a folder below this one. Returns the pipeline that it made there."""
     own = Path(tempfile.mkdtemp(prefix="s-", dir=folder))
     broker = DemoBroker(binary, own, "-sharing")
-    acts = _Acts(broker, own, claims)
+    acts = _Acts(broker, own, claims, quick)
     try:
         broker.start()
         acts.one_after_another()
