@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import sqlite3
 import subprocess
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 import modelbroker
 from support import files
 from support.broker import BINARY, BrokerProcess, running, wait_until
+from support.tight import loading
 
 UNAVAILABLE = 18
 
@@ -58,7 +58,7 @@ def test_a_load_that_waits_is_asked_again_after_a_clean_restart(
     ):
         weights = holder.attach(first)
         load = thread.submit(client.load, second, timeout=120)
-        time.sleep(0.5)  # by now it waits for room
+        wait_until(lambda: loading(broker) == ["second"])  # it waits for room
         broker.terminate()
         broker.start()
         weights.release()
