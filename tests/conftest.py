@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_finish() -> None:
+@pytest.fixture(scope="module", autouse=True)
+def _imports_stay() -> None:
     """What importing torch and diffusers made stays: no collection of garbage walks it again."""
+    gc.collect()
     gc.freeze()
 
 
