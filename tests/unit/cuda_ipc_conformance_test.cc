@@ -36,7 +36,7 @@ struct Backend {
   MakeDevice make;
   std::function<void(DeviceMapping&)> write;
 
-  friend void PrintTo(const Backend& backend, std::ostream* out) { *out << backend.name; }
+  friend std::ostream& operator<<(std::ostream& out, const Backend& backend) { return out << backend.name; }
 };
 
 const Backend kHost{
