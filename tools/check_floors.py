@@ -13,6 +13,7 @@ from pathlib import Path
 # What each folder may include, itself left out. The longest folder that fits a file counts.
 BELOW: dict[str, tuple[str, ...]] = {
     "shm": (),
+    "unpickle": ("shm",),
     "cuda_ipc": ("shm",),
     "wire": ("shm",),
     "cpp_client": ("shm", "wire"),

@@ -7,8 +7,11 @@ Run: make corpus.
 
 from __future__ import annotations
 
+import io
 import json
+import pickle
 import struct
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -289,10 +292,92 @@ def conversations() -> Files:
     }
 
 
+# ---- PyTorch files: pickles, and archives that hold them
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+def tensor(key: str, count: int) -> bytes:
+    """A float32 tensor of one dimension, as protocol 2 has it."""
+    storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text(key) + text("cpu")
+    number = b"J" + struct.pack("<i", count)
+    return (
+        b"ctorch._utils\n_rebuild_tensor_v2\n("
+        + (storage + number + b"tQ" + b"K\0" + number + b"\x85K\x01\x85\x89N")
+        + b"tR"
+    )
+
+
+def pickles() -> Files:
+    values = {
+        "a": [1, -2, 1 << 70, 0.5, None, True],
+        "b": ("x", b"y", {3}, frozenset(), bytearray(b"z")),
+    }
+    state = b"}" + text("w") + tensor("0", 2) + text("v") + tensor("0", 1)
+    return {
+        **{f"protocol-{i}": pickle.dumps(values, protocol=i) for i in range(6)},
+        "tensors": b"\x80\x02}(" + state[1:] + b"u.",
+        "checkpoint": b"}("
+        + text("state_dict")
+        + b"}("
+        + state[1:]
+        + b"u"
+        + text("epoch")
+        + b"K\x03u.",
+        "ordered": b"ccollections\nOrderedDict\n)R}b.",
+        "objects": b"(cpkg\nC\n)\x81}bcargparse\nNamespace\n)\x81}b(K\x01ipkg\nD\nt.",
+        "numpy": b"cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\n"
+        + text("f4")
+        + b"\x85RC\x04abcd\x86R.",
+        "bytes": b"c_codecs\nencode\n" + text("\u00ff") + text("latin1") + b"\x86R.",
+        "code": b"cos\nsystem\n(S'true'\ntR.",
+        "circle": b"}q\x01" + text("a") + b"h\x01s.",
+        "cut": b"}" + text("a")[:-1],
+        "nothing": b"",
+    }
+
+
+def archives() -> Files:
+    def archive(
+        members: Files, compression: int = zipfile.ZIP_STORED, behind: bytes = b""
+    ) -> bytes:
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w", compression) as made:
+            for name, content in members.items():
+                made.writestr(zipfile.ZipInfo(name), content, compression)
+        return file.getvalue() + behind
+
+    members = {"x/data.pkl": pickles()["tensors"], "x/byteorder": b"little", "x/data/0": bytes(8)}
+    return {
+        "ordinary": archive(members),
+        "large": _with_end64(archive(members)),
+        "short-storage": archive(members | {"x/data/0": bytes(7)}),
+        "no-storage": archive({"x/data.pkl": members["x/data.pkl"]}),
+        "two-roots": archive(members | {"y/a": b""}),
+        "compressed": archive(members, zipfile.ZIP_DEFLATED),
+        "behind": archive(members, behind=b"x"),
+        "empty": archive({}),
+        "pickle": pickles()["tensors"],
+        "nothing": b"",
+    }
+
+
+def _with_end64(archive: bytes) -> bytes:
+    """The same with an end of 64-bit numbers before the ordinary one."""
+    entries, size, offset = struct.unpack_from("<10xHII", archive, len(archive) - 22)
+    end = struct.pack("<4sQHHIIQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, entries, entries, size, offset)
+    locator = struct.pack("<4sIQI", b"PK\6\7", 0, len(archive) - 22, 1)
+    return archive[:-22] + end + locator + archive[-22:]
+
+
 def main() -> None:
     targets = {
         "shm_block_header_fuzz": block_headers(),
         "shm_manifest_fuzz": manifests(),
+        "unpickle_pickle_fuzz": pickles(),
+        "unpickle_zip_fuzz": archives(),
         "cuda_ipc_label_fuzz": labels(),
         "broker_safetensors_fuzz": safetensors_files(),
         "wire_frame_fuzz": frames(),
