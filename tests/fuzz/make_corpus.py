@@ -311,7 +311,7 @@ def tensor(key: str, count: int) -> bytes:
 
 
 def pickles() -> Files:
-    values = {
+    values: dict[str, Any] = {
         "a": [1, -2, 1 << 70, 0.5, None, True],
         "b": ("x", b"y", {3}, frozenset(), bytearray(b"z")),
     }
