@@ -15,6 +15,7 @@ find_package(SQLiteCpp REQUIRED)           # SQLiteCpp
 
 find_package(PkgConfig REQUIRED)
 pkg_check_modules(xxhash REQUIRED IMPORTED_TARGET libxxhash)  # PkgConfig::xxhash
+pkg_check_modules(seccomp REQUIRED IMPORTED_TARGET libseccomp)  # PkgConfig::seccomp
 
 if(MODELBROKER_BUILD_TESTS)
   find_package(GTest REQUIRED)             # GTest::gtest_main, GTest::gmock
