@@ -84,6 +84,7 @@ class Heap {
   [[nodiscard]] const Value& operator[](Id id) const noexcept { return values_[id]; }
   [[nodiscard]] std::span<const Id> children(Id id) const noexcept { return lists_[values_[id].index]; }
   [[nodiscard]] const Storage& storage_of(const Tensor& tensor) const noexcept { return storages_[tensor.storage]; }
+  [[nodiscard]] std::span<const Storage> storages() const noexcept { return storages_; }
   [[nodiscard]] const Storage& storage(Id id) const noexcept { return storages_[values_[id].index]; }
   [[nodiscard]] const Tensor& tensor(Id id) const noexcept { return tensors_[values_[id].index]; }
 

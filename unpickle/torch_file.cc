@@ -7,6 +7,7 @@
 #include "unpickle/bounds.h"
 #include "unpickle/heap.h"
 #include "unpickle/interpreter.h"
+#include "unpickle/torch_legacy.h"
 #include "unpickle/torch_zip.h"
 
 namespace modelbroker::unpickle {
@@ -49,6 +50,7 @@ Result<TorchFile> read_torch_file(const ByteSource& source) {
   MODELBROKER_ASSIGN(const auto head, source.read(0, std::min(source.size(), kHead)));
   const std::string_view text = text_of(head);
   if (text.starts_with("PK")) return read_torch_zip(source);
+  if (is_torch_legacy(text)) return read_torch_legacy(source);
   const auto* const other = std::ranges::find_if(kOtherFiles, [&](const Magic& magic) { return has(text, magic); });
   if (other != kOtherFiles.end()) {
     return fail(ErrorCode::kUnimplemented,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
+import pickle
+import pickletools
 import subprocess
 import zipfile
 from argparse import Namespace
@@ -257,6 +260,71 @@ def test_code_is_refused_by_name_and_does_not_run(tmp_path: Path, protocol: int)
     assert not canary.exists()
     torch.load(path, weights_only=False)["x"].close()
     assert canary.exists()  # the pickle does what it says to those who run it
+
+
+def legacy(path: Path, value: Any, **how: Any) -> dict[str, Any]:
+    return saved(path, value, _use_new_zipfile_serialization=False, **how)
+
+
+def test_every_dtype_of_the_legacy_form(tmp_path: Path) -> None:
+    path = tmp_path / "dtypes.pt"
+    # Torch reads no other: these have storage classes of their own.
+    dtypes = list(WORDS)[:12]
+    same_as_torch(path, legacy(path, {str(dtype): random_of(dtype, 3, 5) for dtype in dtypes}))
+
+
+@pytest.mark.parametrize("protocol", [1, 2, 3, 4, 5])
+def test_views_of_the_legacy_form(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "views.pt"
+    answer = legacy(path, views(), pickle_protocol=protocol)
+    assert answer["format"] == "torch_legacy"
+    same_as_torch(path, answer)
+
+
+def pieces_of_legacy(path: Path) -> list[bytes]:
+    """The five pickles of a legacy file of one tensor, and what is behind them."""
+    legacy(path, {"w": torch.arange(4.0)})
+    rest = io.BytesIO(path.read_bytes())
+    pieces = []
+    for _ in range(5):
+        begin = rest.tell()
+        for opcode, _argument, _position in pickletools.genops(rest):
+            assert opcode is not None
+        pieces.append(rest.getvalue()[begin : rest.tell()])
+    return [*pieces, rest.read()]
+
+
+def test_code_in_each_pickle_of_the_legacy_form(tmp_path: Path) -> None:
+    path, canary = tmp_path / "x.pt", tmp_path / "canary"
+    pieces = pieces_of_legacy(path)
+    hostile = pickle.dumps(Canary(canary), protocol=2)
+    for i in range(5):
+        path.write_bytes(b"".join([*pieces[:i], hostile, *pieces[i + 1 :]]))
+        code, message = refusal(path)
+        assert (code, "open'" in message) == ("invalid_argument", True)
+    assert not canary.exists()
+
+
+def test_damaged_legacy_files(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    pieces = pieces_of_legacy(path)
+    whole = b"".join(pieces)
+    for size in range(20, len(whole)):
+        path.write_bytes(whole[:size])
+        if size % 7 == 0 or size > len(whole) - 30:  # each process takes a while
+            assert refusal(path)[0] == "data_loss"
+    for at, content, reason in [
+        (1, b"\x80\x02K\x01.", "its protocol is not 1001"),
+        (2, pieces[2].replace(b"\x88", b"\x89"), "its byte order is 'big'"),
+        (2, b"}.", "does not say its byte order"),
+        (4, b"].", "more behind its last storage"),
+        (4, b"](X\1\0\0\0aK\1e.", "storage 'a' belongs to no tensor"),
+        (5, bytes(8) + pieces[5][8:], "has two counts"),
+        (5, b"\xff" * 8 + pieces[5][8:], "has two counts"),
+        (5, pieces[5] + b"x", "more behind its last storage"),
+    ]:
+        path.write_bytes(b"".join([*pieces[:at], content, *pieces[at + 1 :]]))
+        assert reason in refusal(path)[1]
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
