@@ -123,6 +123,8 @@ constexpr auto kRefusedPackages = std::to_array<std::string_view>({
     // clang-format on
 });
 
+static_assert(std::ranges::is_sorted(kRefusedPackages));
+
 // Python 2's and later versions' names of modules that the table knows by another.
 std::string_view today(std::string_view module) {
   if (module == "__builtin__") return "builtins";

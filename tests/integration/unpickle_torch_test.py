@@ -9,6 +9,7 @@ import os
 import pickle
 import pickletools
 import subprocess
+import sys
 import zipfile
 from argparse import Namespace
 from collections import Counter, OrderedDict, defaultdict
@@ -260,6 +261,11 @@ def test_code_is_refused_by_name_and_does_not_run(tmp_path: Path, protocol: int)
     assert not canary.exists()
     torch.load(path, weights_only=False)["x"].close()
     assert canary.exists()  # the pickle does what it says to those who run it
+
+
+def test_every_module_of_this_python_is_refused() -> None:
+    table = (Path(__file__).parents[2] / "unpickle" / "names.cc").read_text()
+    assert [name for name in sys.stdlib_module_names if f'"{name}"' not in table] == []
 
 
 def legacy(path: Path, value: Any, **how: Any) -> dict[str, Any]:
