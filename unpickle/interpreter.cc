@@ -108,12 +108,12 @@ const Interpreter::Table& Interpreter::table() {
       {0x97, [](Interpreter&) -> Step { return refused("a buffer from outside it"); }},
       {0x98, [](Interpreter&) -> Step { return refused("a buffer from outside it"); }},
   };
-  static const Table kTable = [] {
+  static const Table all_steps = [] {
     Table table;
     for (const Opcode& opcode : kOpcodes) table.steps[opcode.code] = opcode.step;
     return table;
   }();
-  return kTable;
+  return all_steps;
 }
 // clang-format on
 

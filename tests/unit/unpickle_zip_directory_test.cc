@@ -83,19 +83,19 @@ TEST_P(ZipFaultTest, IsRefused) {
 constexpr auto kDamaged = ErrorCode::kDataLoss;
 constexpr auto kCannot = ErrorCode::kUnimplemented;
 
-std::function<void(ZipPlan&)> local(std::function<void(ZipHeader&)> change) {
+std::function<void(ZipPlan&)> local(const std::function<void(ZipHeader&)>& change) {
   return [change](ZipPlan& plan) { plan.members[0].local = change; };
 }
-std::function<void(ZipPlan&)> listed(std::function<void(ZipHeader&)> change) {
+std::function<void(ZipPlan&)> listed(const std::function<void(ZipHeader&)>& change) {
   return [change](ZipPlan& plan) { plan.members[0].directory = change; };
 }
-std::function<void(ZipPlan&)> both(std::function<void(ZipHeader&)> change) {
+std::function<void(ZipPlan&)> both(const std::function<void(ZipHeader&)>& change) {
   return [change](ZipPlan& plan) { plan.members[0].local = plan.members[0].directory = change; };
 }
-std::function<void(ZipPlan&)> end(std::function<void(ZipEnd&)> change) {
+std::function<void(ZipPlan&)> end(const std::function<void(ZipEnd&)>& change) {
   return [change](ZipPlan& plan) { plan.end = change; };
 }
-std::function<void(ZipPlan&)> end64(std::function<void(ZipEnd&)> change) {
+std::function<void(ZipPlan&)> end64(const std::function<void(ZipEnd&)>& change) {
   return [change](ZipPlan& plan) {
     plan.with_end64 = true;
     plan.end64 = change;
