@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <iterator>
 #include <utility>
 
 #include "broker/api/model_lookup.h"
@@ -152,8 +151,7 @@ void ModelService::forget(const std::vector<std::string>& names) {
 std::vector<std::string> ModelService::names_meant(const ModelEntry& model, const std::string& asked) const {
   if (!is_path(asked)) return {asked};
   std::vector<std::string> names;
-  std::ranges::copy_if(model.names, std::back_inserter(names),
-                       [&](const std::string& name) { return books_.models.given(name).path == asked; });
+  for (ModelEdit::Named& named : books_.models.given_to(model, asked)) names.push_back(std::move(named.name));
   return names;
 }
 

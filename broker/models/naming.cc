@@ -159,15 +159,12 @@ void Naming::take_over(const Claim& claim, const ModelEntry& before, ModelEdit& 
   }
   if (before.pinned) own.pinned = true;
   ModelEdit lost{.id = before.id};
-  for (const std::string& name : before.names) {
-    if (models_.given(name).path != claim.path) continue;
-    lost.without.push_back(name);
-    own.names.push_back({name, models_.given(name)});
+  for (ModelEdit::Named& named : models_.given_to(before, claim.path)) {
+    lost.without.push_back(named.name);
+    own.names.push_back(std::move(named));
   }
   if (lost.without.size() == before.names.size()) {
-    for (const RamBlock* const part : before.parts) {
-      if (part->models == 1) settled.superseded.push_back(part->id());
-    }
+    for (const RamBlock* const block : before.its_alone()) settled.superseded.push_back(block->id());
   }
   settled.change.edits.push_back(std::move(lost));
 }

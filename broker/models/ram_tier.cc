@@ -27,7 +27,7 @@ std::vector<EvictionCandidate> RamTier::candidates() const {
   for (const auto& [id, model] : books_.models.all()) {
     if (!books_.evictable(model)) continue;
     std::uint64_t bytes = 0;  // what goes with it: another model may share the rest
-    for (const RamBlock* const part : model.parts) bytes += part->models == 1 ? part->bytes() : 0;
+    for (const RamBlock* const block : model.its_alone()) bytes += block->bytes();
     candidates.push_back({id, bytes, model.value, model.last_used, expires_at(books_, model)});
   }
   return candidates;

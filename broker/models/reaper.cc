@@ -72,7 +72,7 @@ bool Reaper::nobody_has(const RamBlock& block) const {
 
 void Reaper::check(const std::string& id) {
   RamBlock* const block = books_.blocks.find(id);
-  if (block != nullptr && block->draining() && !block->removing && nobody_has(*block)) start_removing(*block);
+  if (block != nullptr && block->draining() && !block->removing) free(*block);
 }
 
 void Reaper::check_all() {

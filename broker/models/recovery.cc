@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <map>
-#include <set>
 
 #include "broker/base/log.h"
 #include "broker/models/default_name.h"
@@ -127,7 +126,7 @@ void adopt_model(Books& books, const ModelRecord& record, Recovered& recovered) 
   books.models.apply({.why = Why::kAdopted, .edits = {std::move(edit)}});
 }
 
-// Whether this block, which nobody was told of, is the model that is remembered so: then it is kept as that was.
+// Whether this block, whose load was not answered yet, is the remembered model: then it keeps that one's type and pin.
 bool is_remembered(const Books& books, const RememberedNames::Model& remembered, const RamBlock& block) {
   if (remembered.source && remembered.source->same_but_ctime(block.source())) return true;
   return !books.rights.group() && remembered.given.path == block.path();
@@ -173,10 +172,9 @@ void name_from_manifest(Books& books, RamBlock& block, const Known& known, Recov
       return;
     }
     ModelEdit lost{.id = owner->id};
-    for (const std::string& given : owner->names) {
-      if (books.models.given(given).path != block.path()) continue;
-      lost.without.push_back(given);
-      edit.names.push_back({given, books.models.given(given)});
+    for (ModelEdit::Named& named : books.models.given_to(*owner, block.path())) {
+      lost.without.push_back(named.name);
+      edit.names.push_back(std::move(named));
     }
     edit.pinned = owner->pinned;
     if (lost.without.size() == owner->names.size()) recovered.superseded.push_back(older.id());

@@ -1,6 +1,7 @@
 #include "broker/models/registry.h"
 
 #include <algorithm>
+#include <iterator>
 #include <numeric>
 #include <utility>
 
@@ -26,6 +27,12 @@ bool ModelEntry::is_private() const { return std::ranges::any_of(parts, &RamBloc
 double ModelEntry::seconds_to_load() const {
   return std::accumulate(parts.begin(), parts.end(), 0.0,
                          [](double sum, const RamBlock* part) { return sum + part->seconds_to_load; });
+}
+
+std::vector<RamBlock*> ModelEntry::its_alone() const {
+  std::vector<RamBlock*> blocks;
+  std::ranges::copy_if(parts, std::back_inserter(blocks), [](const RamBlock* part) { return part->models == 1; });
+  return blocks;
 }
 
 // ---- finding
@@ -67,6 +74,14 @@ const GivenName& Registry::given(std::string_view name) const {
   static const GivenName nobodys;
   const auto found = names_.find(name);
   return found == names_.end() ? nobodys : found->second.given;
+}
+
+std::vector<ModelEdit::Named> Registry::given_to(const ModelEntry& model, std::string_view path) const {
+  std::vector<ModelEdit::Named> names;
+  for (const std::string& name : model.names) {
+    if (given(name).path == path) names.push_back({name, given(name)});
+  }
+  return names;
 }
 
 void Registry::used(ModelEntry& model, TimePoint now, double cache_age) const {

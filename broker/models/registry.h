@@ -46,6 +46,7 @@ struct ModelEntry {
   [[nodiscard]] std::uint64_t generation() const;  // the highest
   [[nodiscard]] bool is_private() const;           // the group cannot read one of its files
   [[nodiscard]] double seconds_to_load() const;
+  [[nodiscard]] std::vector<RamBlock*> its_alone() const;  // the blocks that no other model has
 };
 
 // What changes of one model; what is left out stays.
@@ -115,6 +116,8 @@ class Registry {
   [[nodiscard]] ModelEntry* find(std::string_view name_or_path);
   // Nobody's for a name that no model has.
   [[nodiscard]] const GivenName& given(std::string_view name) const;
+  // Those of its names that were given to the file at this path.
+  [[nodiscard]] std::vector<ModelEdit::Named> given_to(const ModelEntry& model, std::string_view path) const;
   [[nodiscard]] uid_t loader_of(std::string_view name) const { return given(name).loader; }
 
   [[nodiscard]] const RememberedNames& remembered() const noexcept { return remembered_; }

@@ -10,25 +10,16 @@
 #include "broker/models/model_events.h"
 
 namespace modelbroker {
-namespace {
-
-std::vector<RamBlock*> its_alone(const ModelEntry& model) {
-  std::vector<RamBlock*> blocks;
-  std::ranges::copy_if(model.parts, std::back_inserter(blocks), [](const RamBlock* part) { return part->models == 1; });
-  return blocks;
-}
-
-}  // namespace
 
 bool Withdrawal::nobody_has(const ModelEntry& model) const {
-  return std::ranges::all_of(its_alone(model), [this](const RamBlock* block) { return reaper_.nobody_has(*block); });
+  return std::ranges::all_of(model.its_alone(), [this](const RamBlock* block) { return reaper_.nobody_has(*block); });
 }
 
 // The blocks are renamed first: a broker that dies in between leaves blocks that drain, and names of files.
 Result<void> Withdrawal::withdraw(ModelEntry& model, Why why, const wire::EventData& event,
                                   std::function<void(bool)> freed) {
   std::vector<RamBlock*> going;
-  const std::vector<RamBlock*> blocks = its_alone(model);
+  const std::vector<RamBlock*> blocks = model.its_alone();
   for (RamBlock* const block : blocks) {
     auto withdrawn = reaper_.withdraw(*block);
     if (withdrawn) {
