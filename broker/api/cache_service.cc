@@ -16,7 +16,7 @@ void CacheService::status(Session&, const wire::Empty&, const Reply<wire::Status
 void CacheService::snapshot(Session& session, const wire::Empty&, const Reply<wire::EventsSnapshotReply>& reply) {
   settled_.when([this, reply, uid = session.peer.uid] {
     events_.take_subscriptions();
-    wire::ModelListReply list = list_models(books_, loads_, uid);
+    wire::ModelListReply list = list_models(books_, loading_, uid);
     reply.ok({to_hex(books_.boot_id), events_.last_seq(), std::move(list.models), std::move(list.draining),
               status_now().tiers});
   });

@@ -7,15 +7,15 @@
 #include "broker/api/settled.h"
 #include "broker/base/event_sink.h"
 #include "broker/models/books.h"
-#include "broker/models/loads.h"
+#include "broker/models/loading.h"
 #include "broker/models/scrubber.h"
 
 namespace modelbroker {
 
 class CacheService {
  public:
-  CacheService(Books& books, EventSink& events, Settled& settled, Loads& loads, Scrubber& scrubber)
-      : books_(books), events_(events), settled_(settled), loads_(loads), scrubber_(scrubber) {}
+  CacheService(Books& books, EventSink& events, Settled& settled, Loading& loading, Scrubber& scrubber)
+      : books_(books), events_(events), settled_(settled), loading_(loading), scrubber_(scrubber) {}
 
   void status(Session& session, const wire::Empty& data, const Reply<wire::StatusReply>& reply);
   void scrub(Session& session, const wire::Scrub& data, const Reply<wire::ScrubReply>& reply);
@@ -27,7 +27,7 @@ class CacheService {
   Books& books_;
   EventSink& events_;
   Settled& settled_;
-  Loads& loads_;
+  Loading& loading_;
   Scrubber& scrubber_;
 };
 

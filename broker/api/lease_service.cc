@@ -73,7 +73,7 @@ void LeaseService::attach(Session& session, const wire::Attach& data, const Repl
 }
 
 // `evicted`: the name of a model that was here before and is loaded again.
-void LeaseService::attach_by_load(Loads::Ask ask, const Reply<wire::AttachReply>& reply, const std::string& evicted) {
+void LeaseService::attach_by_load(Loading::Ask ask, const Reply<wire::AttachReply>& reply, const std::string& evicted) {
   const SessionId id = ask.session;
   const std::uint64_t lease = ask.lease;
   if (lease != 0) books_.sessions.find(id)->attaching.insert(lease);
@@ -82,7 +82,7 @@ void LeaseService::attach_by_load(Loads::Ask ask, const Reply<wire::AttachReply>
     Session* const asker = books_.sessions.find(id);
     return asker != nullptr && (asker->attaching.erase(lease) > 0 || lease == 0);
   };
-  const auto done = [this, reply, id, lease, evicted, waited](Result<Loads::Outcome> outcome) {
+  const auto done = [this, reply, id, lease, evicted, waited](Result<Loading::Outcome> outcome) {
     const bool is_wanted = waited();
     if (!outcome) {
       Error error = outcome.error();
@@ -94,7 +94,7 @@ void LeaseService::attach_by_load(Loads::Ask ask, const Reply<wire::AttachReply>
       return reply.error(error);
     }
     if (reply.answered()) return;  // deadline passed: nobody would ever end that lease
-    if (!is_wanted) return reply.error(Loads::lease_detached(lease));
+    if (!is_wanted) return reply.error(Loading::lease_detached(lease));
     Session* const asker = books_.sessions.find(id);
     ModelEntry* const model = books_.models.find_id(outcome->id);
     if (model == nullptr) {
@@ -102,9 +102,9 @@ void LeaseService::attach_by_load(Loads::Ask ask, const Reply<wire::AttachReply>
     }
     reply.ok(grant(*asker, lease, *model, outcome->model, outcome->outcome));
   };
-  const Loads::AskId asked = loads_.start(std::move(ask), done);
+  const Loading::AskId asked = loading_.start(std::move(ask), done);
   reply.on_late([this, asked, waited] {
-    loads_.give_up(asked);
+    loading_.give_up(asked);
     (void)waited();
   });
 }
@@ -143,7 +143,7 @@ void LeaseService::detach(Session& session, const wire::Detach& data, const Repl
   if (const Lease* const lease = books_.leases.find(session.id, data.lease)) released.model = lease->model;
   const std::vector<std::string> blocks = books_.leases.end(session.id, data.lease);
   // Not granted yet: its attach is cancelled, or refused when it comes.
-  if (session.attaching.erase(data.lease) > 0) loads_.detached(session.id, data.lease);
+  if (session.attaching.erase(data.lease) > 0) loading_.detached(session.id, data.lease);
   if (data.lease <= LeaseNumbers::kHighest) session.lease_numbers.use(data.lease);
   reply.ok({!blocks.empty()});
   if (blocks.empty()) return;

@@ -10,7 +10,7 @@
 #include "broker/api/call.h"
 #include "broker/base/event_sink.h"
 #include "broker/models/books.h"
-#include "broker/models/loads.h"
+#include "broker/models/loading.h"
 #include "broker/models/reaper.h"
 #include "broker/models/scrubber.h"
 #include "broker/tier/admission.h"
@@ -20,11 +20,11 @@ namespace modelbroker {
 
 class LeaseService {
  public:
-  LeaseService(Books& books, EventSink& events, Loads& loads, Scrubber& scrubber, Reaper& reaper, Admission& admission,
-               Expiry& expiry)
+  LeaseService(Books& books, EventSink& events, Loading& loading, Scrubber& scrubber, Reaper& reaper,
+               Admission& admission, Expiry& expiry)
       : books_(books),
         events_(events),
-        loads_(loads),
+        loading_(loading),
         scrubber_(scrubber),
         reaper_(reaper),
         admission_(admission),
@@ -40,7 +40,7 @@ class LeaseService {
   void let_go(const std::vector<std::string>& blocks);
 
  private:
-  void attach_by_load(Loads::Ask ask, const Reply<wire::AttachReply>& reply, const std::string& evicted);
+  void attach_by_load(Loading::Ask ask, const Reply<wire::AttachReply>& reply, const std::string& evicted);
   [[nodiscard]] wire::AttachReply grant(Session& session, std::uint64_t lease, ModelEntry& model,
                                         const std::string& name, const std::string& outcome);
   void book(const Session& session, std::uint64_t number, const std::string& model,
@@ -48,7 +48,7 @@ class LeaseService {
 
   Books& books_;
   EventSink& events_;
-  Loads& loads_;
+  Loading& loading_;
   Scrubber& scrubber_;
   Reaper& reaper_;
   Admission& admission_;

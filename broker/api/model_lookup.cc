@@ -27,9 +27,9 @@ Result<ModelEntry*> find_own_model(Books& books, const Session& session, const s
   return found;
 }
 
-Result<Loads::Ask> ask_for_file(const Books& books, Session& session, const std::string& path,
-                                const std::string& file) {
-  Loads::Ask ask;
+Result<Loading::Ask> ask_for_file(const Books& books, Session& session, const std::string& path,
+                                  const std::string& file) {
+  Loading::Ask ask;
   ask.session = session.id;
   ask.peer = session.peer;
   ask.path = path;

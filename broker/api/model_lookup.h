@@ -7,7 +7,7 @@
 #include <string_view>
 
 #include "broker/models/books.h"
-#include "broker/models/loads.h"
+#include "broker/models/loading.h"
 
 namespace modelbroker {
 
@@ -18,7 +18,7 @@ namespace modelbroker {
 // The same, if it is this user's to withdraw and change: a name is its loader's, a path stands for all names.
 [[nodiscard]] Result<ModelEntry*> find_own_model(Books& books, const Session& session, const std::string& model);
 // What a session asks of the loads: the file behind an offer's handle, or the path alone.
-[[nodiscard]] Result<Loads::Ask> ask_for_file(const Books& books, Session& session, const std::string& path,
-                                              const std::string& file);
+[[nodiscard]] Result<Loading::Ask> ask_for_file(const Books& books, Session& session, const std::string& path,
+                                                const std::string& file);
 
 }  // namespace modelbroker

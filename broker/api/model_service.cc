@@ -41,7 +41,7 @@ void ModelService::load(Session& session, const wire::LoadModel& data, const Rep
   if (data.keep_alive) ask->keep_alive = keep_alive_from_seconds(*data.keep_alive);
   ask->until = reply.deadline();
   const TimePoint began = books_.clock.now();
-  const Loads::AskId asked = loads_.start(std::move(*ask), [this, reply, began](Result<Loads::Outcome> outcome) {
+  const Loading::AskId asked = loading_.start(std::move(*ask), [this, reply, began](Result<Loading::Outcome> outcome) {
     if (!outcome) return reply.error(outcome.error());
     const ModelEntry* const model = books_.models.find_id(outcome->id);
     if (model == nullptr) {
@@ -59,7 +59,7 @@ void ModelService::load(Session& session, const wire::LoadModel& data, const Rep
     loaded.seconds = seconds_between(began, books_.clock.now());
     reply.ok(loaded);
   });
-  reply.on_late([this, asked] { loads_.give_up(asked); });
+  reply.on_late([this, asked] { loading_.give_up(asked); });
 }
 
 void ModelService::unload(Session& session, const wire::UnloadModel& data, const Reply<wire::UnloadModelReply>& reply) {
@@ -143,7 +143,7 @@ Result<bool> ModelService::forget_remembered(const Session& session, const std::
 void ModelService::forget(const std::vector<std::string>& names) {
   for (const std::string& name : names) {
     books_.models.remembered().forget(name);
-    loads_.unloaded(name);
+    loading_.unloaded(name);
   }
 }
 
@@ -158,7 +158,7 @@ std::vector<std::string> ModelService::names_meant(const ModelEntry& model, cons
 void ModelService::cancel(Session& session, const wire::ModelName& data, const Reply<wire::CancelReply>& reply) {
   const bool everybodys = books_.rights.everything(session.peer.uid);
   const std::size_t count =
-      loads_.cancel(data.model, everybodys ? std::nullopt : std::optional<uid_t>(session.peer.uid));
+      loading_.cancel(data.model, everybodys ? std::nullopt : std::optional<uid_t>(session.peer.uid));
   if (count > 0) return reply.ok({count});
   reply.error({ErrorCode::kNotFound, "nothing that is called '" + printable(data.model) +
                                          "' is being loaded: 'modelbroker ps' shows what is"});
@@ -166,7 +166,7 @@ void ModelService::cancel(Session& session, const wire::ModelName& data, const R
 
 void ModelService::list(Session& session, const wire::ModelList& data, const Reply<wire::ModelListReply>& reply) {
   settled_.when(
-      [this, reply, uid = session.peer.uid, all = data.all] { reply.ok(list_models(books_, loads_, uid, all)); });
+      [this, reply, uid = session.peer.uid, all = data.all] { reply.ok(list_models(books_, loading_, uid, all)); });
 }
 
 void ModelService::get(Session& session, const wire::ModelName& data, const Reply<wire::ModelGetReply>& reply) {

@@ -10,7 +10,7 @@
 #include "broker/api/settled.h"
 #include "broker/base/loop.h"
 #include "broker/models/books.h"
-#include "broker/models/loads.h"
+#include "broker/models/loading.h"
 #include "broker/models/reaper.h"
 #include "broker/models/state_keeper.h"
 #include "broker/models/withdrawal.h"
@@ -19,12 +19,12 @@ namespace modelbroker {
 
 class ModelService {
  public:
-  ModelService(Books& books, Loop& loop, Settled& settled, Loads& loads, StateKeeper& keeper, Reaper& reaper,
+  ModelService(Books& books, Loop& loop, Settled& settled, Loading& loading, StateKeeper& keeper, Reaper& reaper,
                Withdrawal& withdrawal)
       : books_(books),
         loop_(loop),
         settled_(settled),
-        loads_(loads),
+        loading_(loading),
         keeper_(keeper),
         reaper_(reaper),
         withdrawal_(withdrawal) {}
@@ -51,7 +51,7 @@ class ModelService {
   Books& books_;
   Loop& loop_;
   Settled& settled_;
-  Loads& loads_;
+  Loading& loading_;
   StateKeeper& keeper_;
   Reaper& reaper_;
   Withdrawal& withdrawal_;

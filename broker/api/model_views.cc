@@ -71,21 +71,21 @@ wire::ModelInfo describe(const Books& books, const std::string& name, const Reme
   return info;
 }
 
-wire::ModelListReply list_models(const Books& books, const Loads& loads, uid_t uid, bool all) {
+wire::ModelListReply list_models(const Books& books, const Loading& loading, uid_t uid, bool all) {
   wire::ModelListReply list;
   for (const auto& [id, model] : books.models.all()) list.models.push_back(describe(books, model, uid));
   // Withdrawn, or without a model: then it drains as soon as its file can be renamed.
   for (const auto& [id, block] : books.blocks.all()) {
     if (block.models == 0) list.draining.push_back(describe_block(books, block, uid));
   }
-  for (const Loads::Running& running : loads.running()) {
+  for (const BlockLoads::Running& running : loading.running()) {
     wire::ModelInfo info;
-    info.name = running.name;
+    info.name = running.model;
     if (!running.is_private || books.rights.manage(uid, running.uid)) info.path = running.path;
     info.type = running.type;
     info.state = "loading";
-    info.payload_bytes = running.progress->total_bytes;
-    info.loaded_bytes = running.progress->read_bytes;
+    info.payload_bytes = running.total_bytes;
+    info.loaded_bytes = running.read_bytes;
     list.models.push_back(std::move(info));
   }
   if (all) {

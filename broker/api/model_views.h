@@ -4,7 +4,7 @@
 #pragma once
 
 #include "broker/models/books.h"
-#include "broker/models/loads.h"
+#include "broker/models/loading.h"
 #include "wire/messages.h"
 
 namespace modelbroker {
@@ -15,6 +15,6 @@ namespace modelbroker {
 [[nodiscard]] wire::ModelInfo describe(const Books& books, const std::string& name,
                                        const RememberedNames::Model& remembered, uid_t uid);
 // All models by name: resident, being loaded, draining; with `all` those that are remembered too.
-[[nodiscard]] wire::ModelListReply list_models(const Books& books, const Loads& loads, uid_t uid, bool all = false);
+[[nodiscard]] wire::ModelListReply list_models(const Books& books, const Loading& loading, uid_t uid, bool all = false);
 
 }  // namespace modelbroker

@@ -20,16 +20,16 @@ bool same_header(const Directory& one, const Directory& other) {
 
 // The same file always; another one where nobody could tell from the block that it is shared: with a group, whose the
 // file is and who may read it decide who may have the block.
-bool Loads::may_share(const Flight& flight, const RamBlock& block) const {
-  if (block.source().same_but_ctime(flight.source) || !books_.rights.group()) return true;
-  return block.is_private == flight.is_private && block.source_uid == flight.source_uid &&
-         std::ranges::all_of(flight.waiters,
-                             [&](const Waiter& waiter) { return books_.may_attach(waiter.peer.uid, block); });
+bool BlockLoads::may_share(const Flight& flight, const RamBlock& block) const {
+  const Look& look = flight.want.look;
+  if (block.source().same_but_ctime(look.source) || !books_.rights.group()) return true;
+  return block.is_private == look.is_private && block.source_uid == look.uid &&
+         std::ranges::all_of(flight.batches, [&](const BatchPtr& batch) { return batch->ask.may_have(block); });
 }
 
-std::vector<std::shared_ptr<Block>> Loads::to_compare(const Flight& flight) {
+std::vector<std::shared_ptr<Block>> BlockLoads::to_compare(const Flight& flight) {
   std::vector<std::shared_ptr<Block>> blocks;
-  for (const RamBlock* const block : books_.blocks.alike(flight.source)) {
+  for (const RamBlock* const block : books_.blocks.alike(flight.want.look.source)) {
     const bool is_known = flight.compared.contains(block->id());
     if (!is_known && may_share(flight, *block)) blocks.push_back(block->block);
   }
@@ -37,11 +37,15 @@ std::vector<std::shared_ptr<Block>> Loads::to_compare(const Flight& flight) {
 }
 
 // An earlier flight of the same user whose file may be this one. Not another user's: its file may hang.
-Loads::FlightPtr Loads::ahead_of(const Flight& flight) const {
+BlockLoads::FlightPtr BlockLoads::ahead_of(const Flight& flight) const {
   if (!flight.unwaited.empty()) return nullptr;  // once is enough: many may stand still
   for (const FlightPtr& other : flights_) {
     if (other.get() == &flight) break;
-    if (other->uid != flight.uid || other->progress.cancelled || !other->source.alike(flight.source)) continue;
+    if (other->batches.empty() || other->progress.cancelled) continue;
+    const Batch& leader = *other->batches.front();
+    // Two files of one model are two files, and are admitted together.
+    if (&leader == flight.batches.front().get() || leader.ask.uid != flight.batches.front()->ask.uid) continue;
+    if (!other->want.look.source.alike(flight.want.look.source)) continue;
     const bool has_plan = !other->plan.label.empty();
     if (!has_plan || same_header(other->plan.directory, flight.plan.directory)) return other;
   }
@@ -49,28 +53,28 @@ Loads::FlightPtr Loads::ahead_of(const Flight& flight) const {
 }
 
 // Until that one has ended, or stands still: its read may hang, or it waits for room.
-void Loads::park(const FlightPtr& flight, const FlightPtr& ahead) {
-  flight->is_parked = true;
+void BlockLoads::park(const FlightPtr& flight, const FlightPtr& ahead) {
+  flight->phase = Phase::kParked;
   loop_.after(kStandsStill, [this, weak = std::weak_ptr(flight), other = std::weak_ptr(ahead),
                              read = ahead->progress.read_bytes.load()] {
     const FlightPtr parked = weak.lock();
     const FlightPtr waited = other.lock();
-    if (!parked || !waited || !parked->is_parked) return;
+    if (!parked || !waited || parked->phase != Phase::kParked) return;
     if (waited->progress.read_bytes > read) return park(parked, waited);
     parked->unwaited.insert(waited.get());
-    parked->is_parked = false;
+    parked->phase = Phase::kLooking;
     find_same(parked);
   });
 }
 
 // Compares the file with what is alike and was not compared yet; loads it when nothing is left that it could be.
-void Loads::find_same(const FlightPtr& flight) {
-  if (flight->waiters.empty()) return fail_all(flight, {ErrorCode::kCancelled, "nobody waits for the load"});
+void BlockLoads::find_same(const FlightPtr& flight) {
+  if (flight->batches.empty()) return crash(flight, {ErrorCode::kCancelled, "nobody waits for the load"});
   std::vector<std::shared_ptr<Block>> blocks = to_compare(*flight);
   if (blocks.empty()) {
     if (const FlightPtr ahead = ahead_of(*flight)) return park(flight, ahead);
-    refuse_taken_names(flight);
-    if (!flight->waiters.empty()) admit(flight);
+    flight->phase = Phase::kPlanned;
+    for (const BatchPtr& batch : std::vector<BatchPtr>(flight->batches)) look_on(batch);
     return;
   }
   const auto compare = [os = &books_.os, notes = &notes_, blocks = std::move(blocks)](Flight& of) -> Result<Compared> {
@@ -78,50 +82,41 @@ void Loads::find_same(const FlightPtr& flight) {
     Compared outcome;
     for (const std::shared_ptr<Block>& block : blocks) {
       outcome.blocks.push_back(block->id());
-      MODELBROKER_ASSIGN(outcome.is_same, same_bytes(*os, of.file.get(), of.plan.directory, *block, of.progress));
+      MODELBROKER_ASSIGN(outcome.is_same, same_bytes(*os, of.want.file.get(), of.plan.directory, *block, of.progress));
       if (outcome.is_same) return outcome;
     }
     std::move(note).pause();  // it will be loaded
     return outcome;
   };
-  run(flight, compare, &Loads::compared);
+  run(flight, compare, &BlockLoads::compared);
 }
 
-void Loads::compared(const FlightPtr& flight, Result<Compared> outcome) {
-  if (!outcome) return fail_all(flight, outcome.error());
+void BlockLoads::compared(const FlightPtr& flight, Result<Compared> outcome) {
+  if (!outcome) return crash(flight, outcome.error());
   flight->compared.insert(outcome->blocks.begin(), outcome->blocks.end());
   RamBlock* const block = outcome->is_same ? books_.blocks.find(outcome->blocks.back()) : nullptr;
-  if (block == nullptr || block->removing || flight->waiters.empty()) return find_same(flight);
-  for (const Waiter& waiter : flight->waiters) books_.blocks.confirm(*block, waiter.path, flight->source);
+  if (block == nullptr || block->removing || flight->batches.empty()) return find_same(flight);
+  const FileIdentity& source = flight->want.look.source;
+  for (const BatchPtr& batch : flight->batches) {
+    for (const Part& part : batch->parts) {
+      if (part.flight == flight) books_.blocks.confirm(*block, part.path, source);
+    }
+  }
   std::string how;
-  RamBlock* const found = usable(flight->source, how);
+  RamBlock* const found = usable(source, how);
   if (found == nullptr) return find_same(flight);
   land(flight, *found, how);
 }
 
-// What is alike turned out to be another file, and may have taken, or be about to take, a name that is wanted here.
-void Loads::refuse_taken_names(const FlightPtr& flight) {
-  std::map<AskId, Error> refusals;
-  const std::vector<const Claim*> before = coming_before(*flight);
-  for (const Waiter& waiter : flight->waiters) {
-    if (auto free = naming_.check(waiter, flight->source, before, true); !free) {
-      refusals.emplace(waiter.id, std::move(free).error());
-    }
-  }
-  if (refusals.empty()) return;
-  const std::vector<Waiter> refused =
-      take_out(*flight, [&](const Waiter& waiter) { return refusals.contains(waiter.id); });
-  if (flight->waiters.empty()) ended(flight);
-  for (const Waiter& waiter : refused) waiter.done(tl::unexpected(refusals.at(waiter.id)));
-}
-
 // Looks again, in the loop's next turn, at those behind a flight that has ended.
-void Loads::unpark() {
-  if (std::ranges::none_of(flights_, [](const FlightPtr& flight) { return flight->is_parked; })) return;
+void BlockLoads::unpark() {
+  if (std::ranges::none_of(flights_, [](const FlightPtr& flight) { return flight->phase == Phase::kParked; })) return;
   loop_.post([this] {
     const std::vector<FlightPtr> flights = flights_;
     for (const FlightPtr& flight : flights) {
-      if (std::exchange(flight->is_parked, false)) find_same(flight);
+      if (flight->phase != Phase::kParked) continue;
+      flight->phase = Phase::kLooking;
+      find_same(flight);
     }
   });
 }

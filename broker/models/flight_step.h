@@ -1,4 +1,4 @@
-// A step of a flight: work on a job thread of any user who waits for it, then a method of Loads on the loop's.
+// A step of a flight: work on a job thread of any user who wants it, then a method of BlockLoads on the loop's.
 //
 // Threads: run() is the loop's. Failure: the work's own.
 #pragma once
@@ -11,14 +11,14 @@
 #include <type_traits>
 #include <utility>
 
-#include "broker/models/loads.h"
+#include "broker/models/block_loads.h"
 
 namespace modelbroker {
 
 // Whoever of those who wait has a thread free first does it: all threads of one of them may hang. What is left of it
 // with the others, who find it taken, keeps nothing of the flight.
 template <class Work, class Then>
-void Loads::run(const FlightPtr& flight, Work work, Then then) {
+void BlockLoads::run(const FlightPtr& flight, Work work, Then then) {
   using Found = std::invoke_result_t<Work&, Flight&>;
   struct Step {
     std::atomic<bool> is_taken = false;
@@ -43,8 +43,8 @@ void Loads::run(const FlightPtr& flight, Work work, Then then) {
           std::invoke(then, this, ready, std::move(*outcome));
         });
   };
-  std::set<uid_t> uids{flight->uid};
-  for (const Waiter& waiter : flight->waiters) uids.insert(waiter.peer.uid);
+  std::set<uid_t> uids;
+  for (const BatchPtr& batch : flight->batches) uids.insert(batch->ask.uid);
   for (const uid_t uid : uids) flight->offer(uid);
 }
 

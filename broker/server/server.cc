@@ -91,16 +91,19 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
   admission_ = std::make_unique<Admission>(*ram_, *loop_);
   expiry_ = std::make_unique<Expiry>(*ram_, *loop_);
   scrubber_ = std::make_unique<Scrubber>(*books_, *loop_, *withdrawal_, *events_);
-  loads_ = std::make_unique<Loads>(*books_, *loop_, *reaper_, *admission_, *expiry_, *scrubber_, *events_, *notes_);
+  block_loads_ = std::make_unique<BlockLoads>(*books_, *loop_, *reaper_, *admission_, *scrubber_, *events_, *notes_);
+  loading_ =
+      std::make_unique<Loading>(*books_, *loop_, *block_loads_, *reaper_, *admission_, *expiry_, *events_, *notes_);
   books_->models.observe({keeper_.get(), events_.get(), [this](const ModelEntry& model) {
                             expiry_->changed(expires_at(*books_, model));
                             admission_->look_again();
                           }});
   serve_requests();
 
-  callers_ = std::make_unique<Callers>(*books_, *loop_, *events_, endpoint_.fds(),
-                                       Callers::Sessions{[this](SessionId session) { session_ended(session); },
-                                                         [this](SessionId session) { return loads_->waits(session); }});
+  callers_ =
+      std::make_unique<Callers>(*books_, *loop_, *events_, endpoint_.fds(),
+                                Callers::Sessions{[this](SessionId session) { session_ended(session); },
+                                                  [this](SessionId session) { return loading_->waits(session); }});
   MODELBROKER_ASSIGN(router_, Router::bind(
                                   *loop_, endpoint_.broker(),
                                   [this](const wire::Request& request, const Router::Sender& sender) {
@@ -152,10 +155,10 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
 void Server::serve_requests() {
   settled_ = std::make_unique<Settled>(*loop_);
   lease_service_ =
-      std::make_unique<LeaseService>(*books_, *events_, *loads_, *scrubber_, *reaper_, *admission_, *expiry_);
+      std::make_unique<LeaseService>(*books_, *events_, *loading_, *scrubber_, *reaper_, *admission_, *expiry_);
   model_service_ =
-      std::make_unique<ModelService>(*books_, *loop_, *settled_, *loads_, *keeper_, *reaper_, *withdrawal_);
-  cache_service_ = std::make_unique<CacheService>(*books_, *events_, *settled_, *loads_, *scrubber_);
+      std::make_unique<ModelService>(*books_, *loop_, *settled_, *loading_, *keeper_, *reaper_, *withdrawal_);
+  cache_service_ = std::make_unique<CacheService>(*books_, *events_, *settled_, *loading_, *scrubber_);
   session_service_ =
       std::make_unique<SessionService>(*books_, endpoint_, *events_, *lease_service_, [this](const Session& session) {
         session.token.empty() ? session_ended(session.id) : fd_socket_->close_session(session.id);
@@ -206,7 +209,7 @@ Result<void> Server::run() {
   crash_point("stop.sockets_gone");
   fd_socket_.reset();
   hangs_ = !scrubber_->stop(kStopPatience);
-  hangs_ = !loads_->stop(kStopPatience) || hangs_;
+  hangs_ = !block_loads_->stop(kStopPatience) || hangs_;
   hangs_ = !jobs_->stop(kStopPatience) || hangs_;
   stop_blocks();
   crash_point("stop.before_flush");
@@ -221,7 +224,8 @@ Result<void> Server::run() {
     return outcome;
   }
   loop_->discard();
-  loads_.reset();
+  loading_.reset();
+  block_loads_.reset();
   scrubber_.reset();
   notes_.reset();
   expiry_.reset();
@@ -274,7 +278,7 @@ void Server::session_ended(SessionId session) {
     log_info("session of pid " + std::to_string(peer.pid) + " ended with " + std::to_string(ended.leases) + " leases");
   }
   books_->sessions.close(session);
-  loads_->session_ended(session);
+  loading_->session_ended(session);
   scrubber_->session_ended(session);
   if (router_) router_->forget(session);
   callers_->ended(session);

@@ -28,7 +28,7 @@
 #include "broker/doors/run_directory.h"
 #include "broker/models/books.h"
 #include "broker/models/load_notes.h"
-#include "broker/models/loads.h"
+#include "broker/models/loading.h"
 #include "broker/models/ram_tier.h"
 #include "broker/models/reaper.h"
 #include "broker/models/scrubber.h"
@@ -99,7 +99,8 @@ class Server {
   std::unique_ptr<Expiry> expiry_;
   std::unique_ptr<LoadNotes> notes_;
   std::unique_ptr<Scrubber> scrubber_;
-  std::unique_ptr<Loads> loads_;
+  std::unique_ptr<BlockLoads> block_loads_;
+  std::unique_ptr<Loading> loading_;
   std::unique_ptr<Settled> settled_;
   std::unique_ptr<LeaseService> lease_service_;
   std::unique_ptr<ModelService> model_service_;

@@ -20,6 +20,11 @@ void Budget::Reservation::give_up(TimePoint now) noexcept {
   if (budget_ != nullptr) entry_->given_up = now;
 }
 
+Budget::Reservation Budget::Reservation::split(std::uint64_t bytes) {
+  entry_->bytes -= bytes;
+  return {*budget_, budget_->entries_.insert(entry_, {bytes, std::make_shared<BlockGauge>()})};
+}
+
 void Budget::Reservation::end() noexcept {
   if (budget_ != nullptr) std::exchange(budget_, nullptr)->entries_.erase(entry_);
 }

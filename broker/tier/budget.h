@@ -44,6 +44,8 @@ class Budget {
     [[nodiscard]] const std::shared_ptr<BlockGauge>& gauge() const noexcept { return entry_->gauge; }
     // It should end soon: its load was cancelled.
     void give_up(TimePoint now) noexcept;
+    // Takes `bytes` of it for a block of its own. REQUIRES: it has more, and nothing was made of it yet.
+    [[nodiscard]] Reservation split(std::uint64_t bytes);
     void end() noexcept;
 
    private:

@@ -57,11 +57,13 @@ class HouseFixture : public BlockFixture {
     notes_ = std::make_unique<LoadNotes>(*os_, config.run_directory);
     ASSERT_TRUE(notes_->open());
     scrubber_ = std::make_unique<Scrubber>(*books_, *loop_, *withdrawal_, events_);
-    loads_ = std::make_unique<Loads>(*books_, *loop_, *reaper_, *admission_, *expiry_, *scrubber_, events_, *notes_);
+    block_loads_ = std::make_unique<BlockLoads>(*books_, *loop_, *reaper_, *admission_, *scrubber_, events_, *notes_);
+    loading_ =
+        std::make_unique<Loading>(*books_, *loop_, *block_loads_, *reaper_, *admission_, *expiry_, events_, *notes_);
     settled_ = std::make_unique<Settled>(*loop_);
-    leases_ = std::make_unique<LeaseService>(*books_, events_, *loads_, *scrubber_, *reaper_, *admission_, *expiry_);
-    models_ = std::make_unique<ModelService>(*books_, *loop_, *settled_, *loads_, *keeper_, *reaper_, *withdrawal_);
-    cache_ = std::make_unique<CacheService>(*books_, events_, *settled_, *loads_, *scrubber_);
+    leases_ = std::make_unique<LeaseService>(*books_, events_, *loading_, *scrubber_, *reaper_, *admission_, *expiry_);
+    models_ = std::make_unique<ModelService>(*books_, *loop_, *settled_, *loading_, *keeper_, *reaper_, *withdrawal_);
+    cache_ = std::make_unique<CacheService>(*books_, events_, *settled_, *loading_, *scrubber_);
   }
 
   // A session of our own uid, or of another user.
@@ -125,7 +127,8 @@ class HouseFixture : public BlockFixture {
   std::unique_ptr<Expiry> expiry_;
   std::unique_ptr<LoadNotes> notes_;
   std::unique_ptr<Scrubber> scrubber_;
-  std::unique_ptr<Loads> loads_;
+  std::unique_ptr<BlockLoads> block_loads_;
+  std::unique_ptr<Loading> loading_;
   std::unique_ptr<Settled> settled_;
   std::unique_ptr<LeaseService> leases_;
   std::unique_ptr<ModelService> models_;
