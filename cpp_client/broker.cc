@@ -36,6 +36,20 @@ Result<Fd> open_block(Link& link, const wire::BlockGrant& grant, const Deadline&
   return link.open_block(grant.block, deadline);
 }
 
+std::vector<ModelBlock> blocks_of(std::vector<wire::ModelBlock>&& told) {
+  std::vector<ModelBlock> blocks;
+  for (wire::ModelBlock& block : told) {
+    blocks.push_back({.block = std::move(block.block),
+                      .path = std::move(block.path),
+                      .source = std::move(block.source),
+                      .generation = block.generation,
+                      .bytes = block.bytes,
+                      .payload_bytes = block.payload_bytes,
+                      .page_kind = std::move(block.page_kind)});
+  }
+  return blocks;
+}
+
 Model model_of(wire::ModelInfo&& info) {
   Model model{.name = std::move(info.name),
               .aliases = std::move(info.aliases),
@@ -51,7 +65,8 @@ Model model_of(wire::ModelInfo&& info) {
               .tensors = info.tensors,
               .page_kind = std::move(info.page_kind),
               .pinned = info.pinned,
-              .leases = {}};
+              .leases = {},
+              .blocks = blocks_of(std::move(info.blocks))};
   for (const wire::LeaseHolder& holder : info.leases) model.leases.push_back({holder.pid, holder.uid});
   return model;
 }
@@ -106,8 +121,8 @@ Result<Loaded> Broker::load(const std::string& path, const LoadOptions& options)
   request.retry = options.retry;
   request.keep_alive = options.keep_alive_seconds;
   MODELBROKER_ASSIGN(Link* const link, this->link());
-  MODELBROKER_ASSIGN(const Fd file, client::open_source(plain_os(), request.path));
-  MODELBROKER_ASSIGN(auto loaded, link->call<wire::LoadModelReply>("model.load_model", request, deadline, &file));
+  MODELBROKER_ASSIGN(const auto sources, client::open_sources(plain_os(), request.path));
+  MODELBROKER_ASSIGN(auto loaded, link->call<wire::LoadModelReply>("model.load_model", request, deadline, &sources));
   return Loaded{.model = std::move(loaded.model),
                 .block = std::move(loaded.block),
                 .generation = loaded.generation,
@@ -115,7 +130,8 @@ Result<Loaded> Broker::load(const std::string& path, const LoadOptions& options)
                 .payload_bytes = loaded.payload_bytes,
                 .page_kind = std::move(loaded.page_kind),
                 .outcome = std::move(loaded.outcome),
-                .seconds = loaded.seconds};
+                .seconds = loaded.seconds,
+                .blocks = blocks_of(std::move(loaded.blocks))};
 }
 
 Result<Unloaded> Broker::unload(const std::string& model, const UnloadOptions& options) {
@@ -136,18 +152,18 @@ Result<Weights> Broker::attach(const std::string& model, const AttachOptions& op
   wire::Attach request;
   request.model = client::name_or_path(model);
   MODELBROKER_ASSIGN(Link* const link, this->link());
-  std::optional<Fd> file;
+  std::optional<client::SourceFiles> sources;
   if (is_path(request.model)) {
-    auto opened = client::open_source(plain_os(), request.model);
+    auto opened = client::open_sources(plain_os(), request.model);
     if (opened) {
-      file = std::move(*opened);
+      sources = std::move(*opened);
     } else if (opened.error().code == ErrorCode::kNotFound) {
       request.load = false;  // the file may be gone while its weights are not
     } else {
       return tl::unexpected(std::move(opened).error());
     }
   }
-  MODELBROKER_ASSIGN(Link::Granted granted, link->attach(std::move(request), deadline, file ? &*file : nullptr));
+  MODELBROKER_ASSIGN(Link::Granted granted, link->attach(std::move(request), deadline, sources ? &*sources : nullptr));
   auto attached = std::make_shared<Weights::Attached>();
   attached->model = std::move(granted.reply.model);
   attached->mode = options.mode;

@@ -88,10 +88,10 @@ Result<wire::Reply> Link::exchange(const Session& session, std::string_view id, 
   return reply;
 }
 
-Result<Link::Granted> Link::attach(wire::Attach data, const Deadline& deadline, const Fd* file) {
+Result<Link::Granted> Link::attach(wire::Attach data, const Deadline& deadline, const SourceFiles* sources) {
   settle(deadline);
   return with_session<Granted>(deadline, [&](const SharedSession& session) -> Result<Granted> {
-    MODELBROKER_TRY(offer(data, file, *session, deadline));
+    MODELBROKER_TRY(offer(data, sources, *session, deadline));
     data.lease = next_lease_++;
     auto reply = ask<wire::AttachReply>(*session, next_id(), "model.attach", data, deadline);
     if (!reply) {

@@ -26,6 +26,7 @@
 #include "cpp_client/channel.h"
 #include "cpp_client/deadline.h"
 #include "cpp_client/session.h"
+#include "cpp_client/source_files.h"
 #include "shm/error.h"
 #include "shm/fd.h"
 #include "shm/os.h"
@@ -51,14 +52,15 @@ class Link : public std::enable_shared_from_this<Link> {
   // Opens the session if there is none: one attempt.
   [[nodiscard]] Result<void> open(const Deadline& deadline);
 
-  // Asks, and after a restart of the broker asks again, until there is an answer. `file`, if given, is offered to each
-  // session, and its handle goes into data.file.
+  // Asks, and after a restart of the broker asks again, until there is an answer. `sources`, if given, are offered to
+  // each session, and their handles go into data.file or data.files.
   template <class Reply, class M>
-  [[nodiscard]] Result<Reply> call(std::string_view type, M data, const Deadline& deadline, const Fd* file = nullptr) {
+  [[nodiscard]] Result<Reply> call(std::string_view type, M data, const Deadline& deadline,
+                                   const SourceFiles* sources = nullptr) {
     settle(deadline);
     const std::string id = next_id();
     return with_session<Reply>(deadline, [&](const SharedSession& session) -> Result<Reply> {
-      MODELBROKER_TRY(offer(data, file, *session, deadline));
+      MODELBROKER_TRY(offer(data, sources, *session, deadline));
       auto reply = ask<Reply>(*session, id, type, data, deadline);
       if constexpr (requires { data.retry; }) data.retry = false;  // it costs one broker at most
       return reply;
@@ -69,7 +71,8 @@ class Link : public std::enable_shared_from_this<Link> {
     wire::AttachReply reply;
     std::shared_ptr<const HeldLease> lease;
   };
-  [[nodiscard]] Result<Granted> attach(wire::Attach data, const Deadline& deadline, const Fd* file = nullptr);
+  [[nodiscard]] Result<Granted> attach(wire::Attach data, const Deadline& deadline,
+                                       const SourceFiles* sources = nullptr);
   // A descriptor of a leased block that cannot be opened by its path.
   [[nodiscard]] Result<Fd> open_block(const std::string& block, const Deadline& deadline);
 
@@ -103,10 +106,11 @@ class Link : public std::enable_shared_from_this<Link> {
     return reply.template data<Reply>();
   }
   template <class M>
-  [[nodiscard]] static Result<void> offer(M& data, const Fd* file, Session& session, const Deadline& deadline) {
-    if constexpr (requires { data.file; }) {
-      if (file != nullptr) {
-        MODELBROKER_ASSIGN(data.file, session.offer_file(*file, deadline));
+  [[nodiscard]] static Result<void> offer(M& data, const SourceFiles* sources, Session& session,
+                                          const Deadline& deadline) {
+    if constexpr (requires { data.files; }) {
+      if (sources != nullptr) {
+        return offer_sources(*sources, data, [&](const Fd& file) { return session.offer_file(file, deadline); });
       }
     }
     return {};

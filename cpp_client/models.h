@@ -10,15 +10,23 @@
 
 namespace modelbroker {
 
+// A block of a model: one for each of its files.
+struct ModelBlock {
+  std::string block, path, source;  // its name, where it can be mapped, and the file that was read
+  std::uint64_t generation = 0, bytes = 0, payload_bytes = 0;
+  std::string page_kind;
+};
+
 struct Loaded {
-  std::string model;  // its name
-  std::string block;
-  std::uint64_t generation = 0;
-  std::uint64_t bytes = 0;          // that the block holds
+  std::string model;                // its name
+  std::string block;                // empty where it has several
+  std::uint64_t generation = 0;     // the highest of its blocks
+  std::uint64_t bytes = 0;          // that its blocks hold
   std::uint64_t payload_bytes = 0;  // of weights
   std::string page_kind;            // "2MiB" or "4KiB"
   std::string outcome;              // "loaded", "resident", "joined", ...
   double seconds = 0;
+  std::vector<ModelBlock> blocks;
 };
 
 struct Unloaded {
@@ -41,6 +49,7 @@ struct Model {
   std::string page_kind;
   bool pinned = false;
   std::vector<Holder> leases;
+  std::vector<ModelBlock> blocks;
 };
 
 // The books of a tier ("ram").

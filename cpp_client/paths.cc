@@ -4,6 +4,9 @@
 #include <filesystem>
 #include <system_error>
 
+#include "cpp_client/source_files.h"
+#include "shm/manifest.h"
+
 namespace modelbroker::client {
 
 std::string absolute_path(const std::string& path) {
@@ -19,7 +22,7 @@ std::string absolute_path(const std::string& path) {
 std::string name_or_path(const std::string& word) {
   std::error_code error;
   const auto starts = [&](const char* with) { return word.starts_with(with); };
-  const bool has_suffix = word.ends_with(".safetensors") || word.ends_with(".sft");
+  const bool has_suffix = is_model_file(word) || word.ends_with(BlockSet::kIndexSuffix);
   const bool has_slash = word.find('/') != std::string::npos;
   const bool is_path = starts("/") || starts("./") || starts("../") || (has_slash && has_suffix) ||
                        ((has_slash || has_suffix) && std::filesystem::is_regular_file(word, error));

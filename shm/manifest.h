@@ -64,7 +64,8 @@ struct SetPart {
 // again from the blocks alone.
 struct BlockSet {
   static constexpr std::size_t kMaxParts = 4096;
-  std::string id;
+  static constexpr std::string_view kIndexSuffix = ".safetensors.index.json";  // of the file that lists them
+  std::string id;           // the path of the file that lists them, as the caller said it
   std::uint64_t index = 0;  // which of the parts this block holds
   std::vector<SetPart> parts;
   friend bool operator==(const BlockSet&, const BlockSet&) = default;

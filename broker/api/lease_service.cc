@@ -42,7 +42,7 @@ void LeaseService::attach(Session& session, const wire::Attach& data, const Repl
       return reply.error(
           {ErrorCode::kPermissionDenied, "'" + printable(data.model) + "' was evicted: load it again from its file"});
     }
-    auto ask = ask_for_file(books_, session, evicted->given.path, "");
+    auto ask = ask_for_files(books_, session, evicted->given.path, "", {});
     if (!ask) return reply.error(ask.error());
     ask->name = data.model;
     ask->type = evicted->type;
@@ -53,7 +53,8 @@ void LeaseService::attach(Session& session, const wire::Attach& data, const Repl
     ask->lease = data.lease;
     return attach_by_load(std::move(*ask), reply, data.model);
   }
-  if (!is_path(data.model) || (data.file.empty() && !data.load)) {
+  const bool has_files = !data.file.empty() || !data.files.empty();
+  if (!is_path(data.model) || (!has_files && !data.load)) {
     const auto model = find_model(books_, session, data.model);
     if (!model) return reply.error(model.error());
     if (!books_.may_attach(session.peer.uid, **model)) {
@@ -63,7 +64,7 @@ void LeaseService::attach(Session& session, const wire::Attach& data, const Repl
     const std::string& name = is_path(data.model) ? (*model)->name() : data.model;
     return reply.ok(grant(session, data.lease, **model, name, "resident"));
   }
-  auto ask = ask_for_file(books_, session, data.model, data.file);
+  auto ask = ask_for_files(books_, session, data.model, data.file, data.files);
   if (!ask) return reply.error(ask.error());
   ask->any_name = true;  // who attaches by path wants the weights, whatever they are called
   ask->look_only = !data.load;
@@ -147,7 +148,7 @@ void LeaseService::detach(Session& session, const wire::Detach& data, const Repl
   if (data.lease <= LeaseNumbers::kHighest) session.lease_numbers.use(data.lease);
   reply.ok({!blocks.empty()});
   if (blocks.empty()) return;
-  released.block = blocks.front();
+  if (blocks.size() == 1) released.block = blocks.front();
   released.count = 1;
   events_.publish("lease.released", released);
   let_go(blocks);
@@ -183,7 +184,7 @@ void LeaseService::book(const Session& session, std::uint64_t number, const std:
   books_.leases.grant(session.id, number, {model, blocks, session.peer, books_.clock.now()});
   wire::EventData data = event_of(session.peer);
   data.model = model;
-  data.block = blocks.front();
+  if (blocks.size() == 1) data.block = blocks.front();
   data.count = 1;
   events_.publish("lease.granted", data);
 }

@@ -27,15 +27,22 @@ Result<ModelEntry*> find_own_model(Books& books, const Session& session, const s
   return found;
 }
 
-Result<Loading::Ask> ask_for_file(const Books& books, Session& session, const std::string& path,
-                                  const std::string& file) {
+Result<Loading::Ask> ask_for_files(const Books& books, Session& session, const std::string& path,
+                                   const std::string& file, const std::vector<wire::OfferedFile>& files) {
   Loading::Ask ask;
   ask.session = session.id;
   ask.peer = session.peer;
   ask.path = path;
-  if (!file.empty()) {
-    MODELBROKER_ASSIGN(ask.file, Sessions::take_offer(session, file, books.clock.now()));
+  if (!file.empty() && !files.empty()) {
+    return fail(ErrorCode::kInvalidArgument, "'file' and 'files' exclude each other: put all files into 'files'");
   }
+  const auto take = [&](const std::string& handle, std::string name) -> Result<void> {
+    MODELBROKER_ASSIGN(Fd taken, Sessions::take_offer(session, handle, books.clock.now()));
+    ask.files.push_back({std::move(taken), std::move(name)});
+    return {};
+  };
+  if (!file.empty()) MODELBROKER_TRY(take(file, ""));
+  for (const wire::OfferedFile& each : files) MODELBROKER_TRY(take(each.file, each.name));
   if (!is_path(path) || path.size() > 4096 || path.find('\0') != std::string::npos) {
     return fail(ErrorCode::kInvalidArgument,
                 "the path '" + printable(path) + "' must be absolute and at most 4096 bytes long");

@@ -5,9 +5,11 @@
 
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "broker/models/books.h"
 #include "broker/models/loading.h"
+#include "wire/messages.h"
 
 namespace modelbroker {
 
@@ -17,8 +19,8 @@ namespace modelbroker {
 [[nodiscard]] Result<ModelEntry*> find_model(Books& books, const Session& session, const std::string& model);
 // The same, if it is this user's to withdraw and change: a name is its loader's, a path stands for all names.
 [[nodiscard]] Result<ModelEntry*> find_own_model(Books& books, const Session& session, const std::string& model);
-// What a session asks of the loads: the file behind an offer's handle, or the path alone.
-[[nodiscard]] Result<Loading::Ask> ask_for_file(const Books& books, Session& session, const std::string& path,
-                                                const std::string& file);
+// What a session asks of the loads: the files behind its offers' handles, or the path alone.
+[[nodiscard]] Result<Loading::Ask> ask_for_files(const Books& books, Session& session, const std::string& path,
+                                                 const std::string& file, const std::vector<wire::OfferedFile>& files);
 
 }  // namespace modelbroker

@@ -8,6 +8,7 @@
 #include "broker/api/model_views.h"
 #include "broker/base/log.h"
 #include "broker/base/sizes.h"
+#include "broker/models/model_events.h"
 #include "shm/text.h"
 
 namespace modelbroker {
@@ -22,7 +23,7 @@ double seconds_between(TimePoint from, TimePoint to) { return std::chrono::durat
 }  // namespace
 
 void ModelService::load(Session& session, const wire::LoadModel& data, const Reply<wire::LoadModelReply>& reply) {
-  auto ask = ask_for_file(books_, session, data.path, data.file);
+  auto ask = ask_for_files(books_, session, data.path, data.file, data.files);
   if (!ask) return reply.error(ask.error());
   if (!data.name.empty() && !valid_model_name(data.name)) {
     return reply.error({ErrorCode::kInvalidArgument,
@@ -47,14 +48,16 @@ void ModelService::load(Session& session, const wire::LoadModel& data, const Rep
     if (model == nullptr) {
       return reply.error({ErrorCode::kUnavailable, "the model was unloaded before this request could use it; retry"});
     }
-    const RamBlock& block = *model->parts.front();
     wire::LoadModelReply loaded;
     loaded.model = outcome->model;
-    loaded.block = block.id();
     loaded.generation = model->generation();
     loaded.bytes = model->bytes();
-    loaded.payload_bytes = block.payload_bytes();
-    loaded.page_kind = to_string(block.block->page_kind());
+    loaded.payload_bytes = model->payload_bytes();
+    loaded.blocks = blocks_of(*model, true);
+    if (loaded.blocks.size() == 1) {
+      loaded.block = loaded.blocks.front().block;
+      loaded.page_kind = loaded.blocks.front().page_kind;
+    }
     loaded.outcome = outcome->outcome;
     loaded.seconds = seconds_between(began, books_.clock.now());
     reply.ok(loaded);
@@ -97,25 +100,43 @@ void ModelService::take_names(const ModelEntry& model, const std::vector<std::st
 // All of its names go, and its blocks drain. Waits a moment for holders that were just killed, or with `wait` for all.
 void ModelService::unload_all(ModelEntry& model, bool wait, const wire::UnloadModelReply& outcome,
                               const Reply<wire::UnloadModelReply>& reply) {
-  const std::string block = model.parts.front()->id();
-  const std::uint64_t bytes = model.bytes();
-  const auto drained = [this, reply, outcome, block, bytes, wait](bool freed) {
-    const auto answer = [this, reply, bytes](wire::UnloadModelReply result, bool gone) {
-      (gone ? result.freed : result.draining) = bytes;
-      // A name whose end was not written would be back after a crash.
-      keeper_.when_written([reply, result] { reply.ok(result); });
-    };
-    if (freed) return answer(outcome, true);
-    const auto told = std::make_shared<bool>(false);
-    reaper_.when_gone(block, [answer, outcome, reply, told](bool gone) {
-      if (std::exchange(*told, true)) return;
-      if (gone) return answer(outcome, true);
-      reply.error({ErrorCode::kCancelled, "'" + printable(outcome.model) + "' was loaded again meanwhile"});
-    });
-    if (wait) return;
-    loop_.after(kUnloadPatience, [answer, outcome, told] {
-      if (!std::exchange(*told, true)) answer(outcome, false);
-    });
+  struct Going {
+    std::vector<std::string> blocks;
+    std::size_t left = 0;
+    std::uint64_t bytes = 0, bytes_left = 0;
+    bool is_told = false;
+  };
+  const auto going = std::make_shared<Going>();
+  for (const RamBlock* const block : model.its_alone()) {
+    going->blocks.push_back(block->id());
+    going->bytes += block->bytes();
+  }
+  going->left = going->blocks.size();
+  going->bytes_left = going->bytes;
+  const auto answer = [this, reply, going, outcome] {
+    if (std::exchange(going->is_told, true)) return;
+    wire::UnloadModelReply result = outcome;
+    result.freed = going->bytes - going->bytes_left;
+    result.draining = going->bytes_left;
+    // A name whose end was not written would be back after a crash.
+    keeper_.when_written([reply, result] { reply.ok(result); });
+  };
+  const auto drained = [this, reply, going, answer, wait, name = outcome.model](bool freed) {
+    if (freed) {
+      going->bytes_left = 0;
+      return answer();
+    }
+    for (const std::string& id : going->blocks) {
+      const RamBlock* const block = books_.blocks.find(id);
+      reaper_.when_gone(id, [going, answer, reply, name, bytes = block != nullptr ? block->bytes() : 0](bool gone) {
+        if (!gone && !std::exchange(going->is_told, true)) {
+          reply.error({ErrorCode::kCancelled, "'" + printable(name) + "' was loaded again meanwhile"});
+        }
+        going->bytes_left -= bytes;
+        if (--going->left == 0) answer();
+      });
+    }
+    if (!wait) loop_.after(kUnloadPatience, answer);
   };
   if (const auto withdrawn = withdrawal_.unload(model, drained); !withdrawn) reply.error(withdrawn.error());
 }

@@ -23,6 +23,15 @@ inline constexpr client::Timeout kNoEnd{0};      // loads: a terminal has Ctrl-C
 // Text from a peer or a file, fit for a terminal.
 [[nodiscard]] inline std::string shown(const std::string& text) { return printable(text, 4096); }
 
+// The pages of a model's blocks; "" where it has none.
+[[nodiscard]] inline std::string pages_of(const std::vector<wire::ModelBlock>& blocks) {
+  std::string kinds;
+  for (const wire::ModelBlock& block : blocks) {
+    if (kinds.find(block.page_kind) == std::string::npos) kinds += (kinds.empty() ? "" : ", ") + block.page_kind;
+  }
+  return kinds;
+}
+
 inline void print(const Json& json) {
   std::printf("%s\n", json.dump(2, ' ', false, Json::error_handler_t::replace).c_str());
 }

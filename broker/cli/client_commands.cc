@@ -9,6 +9,7 @@
 #include "broker/cli/ask.h"
 #include "cpp_client/events.h"
 #include "cpp_client/paths.h"
+#include "cpp_client/source_files.h"
 
 namespace modelbroker::cli {
 namespace {
@@ -64,9 +65,12 @@ void watch_progress(const Common& common, const std::string& path, const Fd& don
 Result<void> load(const Common& common, Connection& connection, const LoadArguments& arguments,
                   const Deadline& deadline) {
   const std::string path = client::absolute_path(arguments.path);
-  MODELBROKER_ASSIGN(const Fd file, client::open_source(plain_os(), path));
   wire::LoadModel request;
-  MODELBROKER_ASSIGN(request.file, connection.offer_file(file, deadline));
+  {
+    MODELBROKER_ASSIGN(const auto sources, client::open_sources(plain_os(), path));
+    MODELBROKER_TRY(
+        client::offer_sources(sources, request, [&](const Fd& file) { return connection.offer_file(file, deadline); }));
+  }
   request.path = path;
   request.name = arguments.name;
   request.type = arguments.type;
@@ -89,7 +93,9 @@ Result<void> load(const Common& common, Connection& connection, const LoadArgume
     return {};
   }
   const double rate = static_cast<double>(loaded->payload_bytes) / 1e9 / std::max(loaded->seconds, 1e-6);
-  std::string detail = format_size(loaded->payload_bytes) + ", " + loaded->page_kind + " pages";
+  std::string detail = format_size(loaded->payload_bytes);
+  if (loaded->blocks.size() > 1) detail += ", " + std::to_string(loaded->blocks.size()) + " files";
+  detail += ", " + pages_of(loaded->blocks) + " pages";
   char text[64];
   std::snprintf(text, sizeof text, ", %.2f s", loaded->seconds);
   detail += text;
@@ -164,9 +170,13 @@ void add_client_commands(CLI::App& app, Common& common, Action& action) {
 
   auto* const load_command = verb("load", "load a safetensors file once, for all workers",
                                   "  modelbroker load ./model.safetensors --name m\n"
-                                  "  modelbroker load /models/vae.sft --type vae --pin --json");
+                                  "  modelbroker load /models/vae.sft --type vae --pin --json\n"
+                                  "  modelbroker load /models/llama/model.safetensors.index.json");
   auto arguments = std::make_shared<LoadArguments>();
-  load_command->add_option("FILE", arguments->path, "a .safetensors or .sft file")->required();
+  load_command
+      ->add_option("FILE", arguments->path,
+                   "a .safetensors or .sft file, or the *.safetensors.index.json of a sharded model")
+      ->required();
   load_command->add_option("--name", arguments->name,
                            "name to load it under (default: the file's, without extension; of model.safetensors its "
                            "folder's or repository's)");

@@ -68,6 +68,8 @@ std::string details(const wire::EventData& data) {
     if (value == T() || name == "model") return;
     if constexpr (std::is_same_v<T, std::string>) {
       text += "  " + name + "=" + shown(value);
+    } else if constexpr (std::is_same_v<T, std::vector<wire::ModelBlock>>) {
+      if (value.size() > 1) text += "  " + name + "=" + std::to_string(value.size());
     } else if (name.ends_with("bytes")) {
       text += "  " + name + "=" + format_size(value);
     } else {
@@ -118,7 +120,11 @@ void print_event(const wire::Event& event, bool json) {
   Json line = to_json(event);
   Json data = Json::object();  // as on the wire: what is empty or 0 is left out
   wire::EventData::fields(event.data, [&]<class T>(const char* name, const T& value) {
-    if (value != T()) data[name] = value;
+    if constexpr (std::is_same_v<T, std::vector<wire::ModelBlock>>) {
+      if (!value.empty()) data[name] = to_json(value);
+    } else {
+      if (value != T()) data[name] = value;
+    }
   });
   line["data"] = std::move(data);
   print_line(line);

@@ -38,7 +38,7 @@ std::string duration_text(double seconds) {
 double now() { return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count(); }
 
 // While it loads, and while it is only remembered, it has no block.
-std::uint64_t size_of(const wire::ModelInfo& model) { return model.block.empty() ? model.payload_bytes : model.bytes; }
+std::uint64_t size_of(const wire::ModelInfo& model) { return model.blocks.empty() ? model.payload_bytes : model.bytes; }
 
 // ---- ls
 
@@ -63,6 +63,11 @@ Result<void> ls(const Common& common, Connection& connection, bool all) {
 
 // ---- ps
 
+std::string block_text(const wire::ModelInfo& model) {
+  if (model.blocks.size() > 1) return number(model.blocks.size()) + " blocks";
+  return model.block.empty() ? "-" : model.block;
+}
+
 Json ps_entry(const wire::ModelInfo& model) {
   Json leases = Json::array();
   for (const wire::LeaseHolder& lease : model.leases) leases.push_back({{"pid", lease.pid}, {"uid", lease.uid}});
@@ -72,6 +77,7 @@ Json ps_entry(const wire::ModelInfo& model) {
           {"generation", model.generation},
           {"bytes", model.bytes},
           {"page_kind", model.page_kind},
+          {"blocks", to_json(model.blocks)},
           {"leases", leases},
           {"pinned", model.pinned},
           {"keep_alive", model.keep_alive},
@@ -93,12 +99,12 @@ Result<void> ps(const Common& common, Connection& connection, bool wide) {
   std::ranges::move(list.draining, std::back_inserter(list.models));
   for (const wire::ModelInfo& model : list.models) {
     json.push_back(ps_entry(model));
-    std::vector<std::string> row{shown(model.name), model.state,        format_size(size_of(model)),
-                                 model.page_kind,   expiry_text(model), number(model.leases.size())};
+    std::vector<std::string> row{shown(model.name),      model.state,        format_size(size_of(model)),
+                                 pages_of(model.blocks), expiry_text(model), number(model.leases.size())};
     if (wide) {
       std::vector<std::string> pids;
       for (const wire::LeaseHolder& lease : model.leases) pids.push_back(number(lease.pid));
-      row.insert(row.end(), {joined(pids), number(model.generation), model.block.empty() ? "-" : model.block});
+      row.insert(row.end(), {joined(pids), number(model.generation), block_text(model)});
     }
     table.add(std::move(row));
   }
@@ -123,16 +129,23 @@ std::string shape_text(const std::vector<std::uint64_t>& shape) {
 }
 
 // Names, dtypes and shapes stand in the block itself: attach and look.
-Result<Manifest> read_manifest(Connection& connection, const std::string& model) {
+Result<std::vector<Manifest>> read_manifests(Connection& connection, const std::string& model) {
   wire::Attach request;
   request.model = model;
   request.load = false;
   MODELBROKER_ASSIGN(const auto attached, connection.request<wire::AttachReply>("model.attach", request, kShort));
   if (attached.blocks.empty()) return fail(ErrorCode::kInternal, "the broker granted no block");
-  MODELBROKER_ASSIGN(const Fd block, connection.open_block(attached.blocks.front().block));
-  MODELBROKER_ASSIGN(const BlockView view, BlockView::map(plain_os(), block, Access::kReadOnly));
-  return view.read_manifest();
+  std::vector<Manifest> manifests;
+  for (const wire::BlockGrant& grant : attached.blocks) {
+    MODELBROKER_ASSIGN(const Fd block, connection.open_block(grant.block));
+    MODELBROKER_ASSIGN(const BlockView view, BlockView::map(plain_os(), block, Access::kReadOnly));
+    MODELBROKER_ASSIGN(Manifest manifest, view.read_manifest());
+    manifests.push_back(std::move(manifest));
+  }
+  return manifests;
 }
+
+std::string file_name(const std::string& path) { return path.substr(path.rfind('/') + 1); }
 
 // One line: the field's name, and its value where all values begin.
 void print_fact(const char* name, const std::string& value) { std::printf("%-12s%s\n", name, value.c_str()); }
@@ -150,10 +163,15 @@ void print_facts(const wire::ModelInfo& model) {
     print_fact("weights", format_size(model.payload_bytes) + " in " + number(model.tensors) + " tensors (" +
                               shown(model.format) + ")");
   }
-  if (!model.block.empty()) {
-    print_fact("memory", format_size(model.bytes) + ", " + model.page_kind + " pages");
+  if (!model.blocks.empty()) print_fact("memory", format_size(model.bytes) + ", " + pages_of(model.blocks) + " pages");
+  if (model.blocks.size() == 1) {
     print_fact("block", model.block + " (generation " + number(model.generation) + ")");
     print_fact("at", shown(model.block_path));
+  } else {
+    for (const wire::ModelBlock& block : model.blocks) {
+      print_fact("block",
+                 block.block + ", " + format_size(block.payload_bytes) + ", " + shown(file_name(block.source)));
+    }
   }
   print_fact("pinned", model.pinned ? "yes" : "no");
   print_fact("keep-alive", model.keep_alive < 0 ? "until its room is needed" : duration_text(model.keep_alive));
@@ -165,12 +183,14 @@ void print_facts(const wire::ModelInfo& model) {
   }
 }
 
-void print_tensors(const Manifest& manifest) {
+void print_tensors(const std::vector<Manifest>& manifests) {
   std::printf("\n");
   Table table({"TENSOR", "DTYPE", "SHAPE", "SIZE", "OFFSET"});
-  for (const TensorEntry& tensor : manifest.tensors) {
-    table.add(
-        {shown(tensor.name), tensor.dtype, shape_text(tensor.shape), format_size(tensor.size), number(tensor.offset)});
+  for (const Manifest& manifest : manifests) {
+    for (const TensorEntry& tensor : manifest.tensors) {
+      table.add({shown(tensor.name), tensor.dtype, shape_text(tensor.shape), format_size(tensor.size),
+                 number(tensor.offset)});
+    }
   }
   table.print();
 }
@@ -179,24 +199,30 @@ Result<void> show(const Common& common, Connection& connection, const std::strin
   const std::string model = client::name_or_path(word);
   MODELBROKER_ASSIGN(const auto found,
                      connection.request<wire::ModelGetReply>("model.get", wire::ModelName{model}, kShort));
-  Manifest manifest;
+  std::vector<Manifest> manifests;
   if (tensors && found.model.state == "remembered") {
     return fail(ErrorCode::kFailedPrecondition,
                 "'" + shown(word) + "' was evicted: its tensors are known once it is loaded or attached again");
   }
   if (tensors) {
-    MODELBROKER_ASSIGN(manifest, read_manifest(connection, model));
+    MODELBROKER_ASSIGN(manifests, read_manifests(connection, model));
   }
   if (!common.json) {
     print_facts(found.model);
-    if (tensors) print_tensors(manifest);
+    if (tensors) print_tensors(manifests);
     return {};
   }
   Json json = to_json(found.model);
   if (tensors) {
     json["tensors"] = Json::array();
-    for (const TensorEntry& tensor : manifest.tensors) json["tensors"].push_back(tensor_entry(tensor));
-    json["metadata"] = manifest.metadata;
+    json["metadata"] = Json::object();
+    for (std::size_t i = 0; i < manifests.size(); ++i) {
+      for (const TensorEntry& tensor : manifests[i].tensors) {
+        json["tensors"].push_back(tensor_entry(tensor));
+        json["tensors"].back()["block"] = i;
+      }
+      json["metadata"].update(to_json(manifests[i].metadata));
+    }
   }
   print(json);
   return {};

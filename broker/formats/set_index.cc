@@ -125,7 +125,7 @@ Result<std::string> read_text(Os& os, int fd, const std::string& label) {
 
 }  // namespace
 
-bool is_set_index(std::string_view path) { return path.ends_with(".safetensors.index.json"); }
+bool is_set_index(std::string_view path) { return path.ends_with(BlockSet::kIndexSuffix); }
 
 Result<SetIndex> read_set_index(Os& os, int fd, const std::string& label) {
   MODELBROKER_ASSIGN(const std::string text, read_text(os, fd, label));

@@ -140,7 +140,9 @@ void BlockLoads::admit(const BatchPtr& batch) {
   const std::vector<BatchPtr> waiting = sharers(flights);
   batch->until =
       (*std::ranges::min_element(waiting, {}, [](const BatchPtr& each) { return each->ask.until; }))->ask.until;
-  batch->asked = admission_.ask({sum, "'" + flights.front()->plan.label + "'", batch->until}, then, batch->place);
+  const bool is_one = batch->parts.size() == 1;
+  const std::string what = is_one ? flights.front()->plan.label : printable(batch->ask.path);
+  batch->asked = admission_.ask({sum, "'" + what + "'", batch->until}, then, batch->place);
   batch->place = batch->asked;
 }
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "shm/block_format.h"
+#include "shm/manifest.h"
 #include "shm/text.h"
 
 namespace modelbroker {
@@ -55,6 +56,8 @@ std::string joined(std::span<const std::string> parts) {
 
 // Without its suffix.
 std::string stem_of(const std::string& file) {
+  constexpr std::string_view kIndex = BlockSet::kIndexSuffix;
+  if (file.size() > kIndex.size() && file.ends_with(kIndex)) return file.substr(0, file.size() - kIndex.size());
   const auto dot = file.rfind('.');
   return dot == std::string::npos || dot == 0 ? file : file.substr(0, dot);
 }

@@ -11,6 +11,29 @@
 #include "shm/threads.h"
 
 namespace modelbroker {
+namespace {
+
+// Of a model whose blocks came to be here in different ways.
+std::string outcome_of(const std::vector<BlockLoads::Got>& gots) {
+  for (const char* const outcome : {"loaded", "revived"}) {
+    if (std::ranges::find(gots, outcome, &BlockLoads::Got::how) != gots.end()) return outcome;
+  }
+  return "resident";
+}
+
+// For the manifests of a set's blocks.
+std::optional<BlockSet> set_of(const Claim& claim, const ModelSources& sources) {
+  if (!sources.is_set) return std::nullopt;
+  BlockSet set{.id = claim.path, .index = 0, .parts = {}};
+  for (const SourcePart& part : sources.parts) {
+    const FileIdentity& source = part.look.source;
+    set.parts.push_back(
+        {part.path.substr(part.path.rfind('/') + 1), source.device, source.inode, source.size, source.mtime_ns});
+  }
+  return set;
+}
+
+}  // namespace
 
 Loading::AskId Loading::start(Ask ask, Done done) {
   const auto waiter = std::make_shared<Waiter>();
@@ -32,37 +55,36 @@ Loading::AskId Loading::start(Ask ask, Done done) {
   waiters_.push_back(waiter);
   LookOrder order{waiter->peer, waiter->path, books_.rights.everything(waiter->peer.uid), books_.rights.group(),
                   books_.config.model_folders};
-  auto file = std::make_shared<Fd>(std::move(ask.file));
+  auto files = std::make_shared<std::vector<OfferedSource>>(std::move(ask.files));
   Jobs& jobs = blocks_.jobs_of(waiter->peer.uid);
-  const auto looked = [this, file, waiter](const Result<Look>& look) { identified(waiter, std::move(*file), look); };
+  const auto looked = [this, waiter](Result<ModelSources> sources) { identified(waiter, std::move(sources)); };
   if (jobs.has_thread()) {
-    jobs.run([os = &books_.os, order = std::move(order), file] { return look_at_source(*os, order, *file); }, looked);
+    jobs.run(
+        [os = &books_.os, order = std::move(order), files] { return look_at_sources(*os, order, std::move(*files)); },
+        looked);
   } else {  // the loop must read no file itself
     loop_.post([looked] { looked(tl::unexpected(no_thread_left("the broker cannot read the file"))); });
   }
   return waiter->id;
 }
 
-void Loading::identified(const WaiterPtr& waiter, Fd file, const Result<Look>& look) {
+void Loading::identified(const WaiterPtr& waiter, Result<ModelSources> sources) {
   if (std::ranges::find(waiters_, waiter) == waiters_.end()) return;  // withdrawn meanwhile
   const auto refuse = [&](Error error) {
     std::erase(waiters_, waiter);
     waiter->done(tl::unexpected(std::move(error)));
   };
-  if (!look) return refuse(look.error());
+  if (!sources) return refuse(sources.error());
   waiter->asked = ++looks_;
-  waiter->is_label = look->is_label;
-  waiter->source_uid = look->uid;
-  waiter->is_private = look->is_private;
-  const FileIdentity& source = look->source;
-  if (auto free = naming_.check(*waiter, source, coming_beside(source)); !free) return refuse(free.error());
-  std::string how;
-  if (RamBlock* const block = blocks_.usable(source, how)) {
+  waiter->is_label = sources->is_label;
+  waiter->is_set = sources->is_set;
+  for (const SourcePart& part : sources->parts) waiter->files.push_back(part.look);
+  if (auto free = naming_.check(*waiter, coming_beside(*waiter)); !free) return refuse(free.error());
+  if (const auto gots = resident(sources->parts)) {
     ++books_.hits;
     std::erase(waiters_, waiter);
-    finish(*waiter, *block, how);
-    if (block->unwanted()) reaper_.drain(*block);
-    return;
+    finish(*waiter, *gots);
+    return drain_unwanted(*gots);
   }
   if (waiter->look_only) {
     return refuse({ErrorCode::kNotFound,
@@ -71,26 +93,56 @@ void Loading::identified(const WaiterPtr& waiter, Fd file, const Result<Look>& l
                        "load FILE', or attach without 'load: false'"});
   }
   ++books_.misses;
-  if (!blocks_.is_under_way(source)) {
-    auto harmless = notes_.check({source, waiter->path, waiter->is_label});
-    if (!harmless && !waiter->retry) return refuse(harmless.error());
-  }
-  load(waiter, std::move(file), *look);
+  if (auto harmless = check_harmless(*waiter, sources->parts); !harmless) return refuse(harmless.error());
+  load(waiter, std::move(*sources));
 }
 
-void Loading::load(const WaiterPtr& waiter, Fd file, const Look& look) {
-  waiter->source = look.source;
+std::optional<Loading::Gots> Loading::resident(const std::vector<SourcePart>& parts) {
+  Gots gots;
+  for (const SourcePart& part : parts) {
+    std::string how;
+    RamBlock* const block = blocks_.usable(part.look.source, how);
+    if (block == nullptr) {
+      drain_unwanted(gots);
+      return std::nullopt;
+    }
+    gots.push_back({block, how});
+  }
+  return gots;
+}
+
+// What was revived for a model that did not come to be.
+void Loading::drain_unwanted(const Gots& gots) {
+  for (const BlockLoads::Got& got : gots) {
+    if (got.block->unwanted() && !got.block->draining()) reaper_.drain(*got.block);
+  }
+}
+
+Result<void> Loading::check_harmless(const Waiter& waiter, const std::vector<SourcePart>& parts) {
+  for (const SourcePart& part : parts) {
+    if (waiter.retry || blocks_.is_under_way(part.look.source)) continue;
+    MODELBROKER_TRY(notes_.check({part.look.source, part.path, part.look.is_label}));
+  }
+  return {};
+}
+
+void Loading::load(const WaiterPtr& waiter, ModelSources sources) {
   BlockLoads::Ask ask;
   ask.uid = waiter->peer.uid;
   ask.until = waiter->until;
   ask.model = waiter->wanted_name();
   ask.path = waiter->path;
-  ask.wants.push_back({.file = std::move(file),
-                       .look = look,
-                       .identity = {waiter->wanted_name(), waiter->type, waiter->path, printable(waiter->path)},
-                       .loader = loader_of(*waiter)});
+  const std::optional<BlockSet> set = set_of(*waiter, sources);
+  for (SourcePart& part : sources.parts) {
+    LoadIdentity identity{waiter->wanted_name(), waiter->type, part.path, printable(part.path), set};
+    if (set) identity.set->index = ask.wants.size();
+    ask.wants.push_back({.file = std::move(part.file),
+                         .look = part.look,
+                         .identity = std::move(identity),
+                         .loader = loader_of(*waiter)});
+  }
   ask.may_have = [this, waiter](const RamBlock& block) { return books_.may_attach(waiter->peer.uid, block); };
-  ask.may_load = [this, waiter] { return naming_.check(*waiter, *waiter->source, coming_before(*waiter), true); };
+  ask.may_load = [this, waiter] { return naming_.check(*waiter, coming_before(*waiter), true); };
   ask.done = [this, waiter](BlockLoads::Done outcome) { loaded(waiter, std::move(outcome)); };
   waiter->loading = blocks_.want(std::move(ask));
 }
@@ -99,65 +151,70 @@ void Loading::load(const WaiterPtr& waiter, Fd file, const Look& look) {
 uid_t Loading::loader_of(const Waiter& waiter) const {
   if (!waiter.name_loader) return waiter.peer.uid;
   const RememberedNames::Model* const known = books_.models.remembered().find(waiter.name);
-  const bool is_same = known != nullptr && known->source && known->source->same_but_ctime(*waiter.source);
+  if (known == nullptr) return waiter.peer.uid;
+  const bool is_same = waiter.is_set ? known->given.path == waiter.path
+                                     : known->source && known->source->same_but_ctime(waiter.files.front().source);
   return is_same ? *waiter.name_loader : waiter.peer.uid;
 }
 
 void Loading::loaded(const WaiterPtr& waiter, BlockLoads::Done outcome) {
   std::erase(waiters_, waiter);
   if (!outcome.blocks) return waiter->done(tl::unexpected(outcome.blocks.error()));
-  const BlockLoads::Got& got = outcome.blocks->front();
   const std::string wanted = waiter->wanted_name();
-  const auto name = finish(*waiter, *got.block, got.how);
-  if (!outcome.is_told || got.how != "loaded" || name == wanted) return;
+  const auto name = finish(*waiter, *outcome.blocks);
+  if (!outcome.is_told || outcome_of(*outcome.blocks) != "loaded" || name == wanted) return;
   wire::EventData data;  // by that name it is not there
   data.model = wanted;
-  if (!waiter->is_private) data.path = waiter->path;
+  if (std::ranges::none_of(waiter->files, &Look::is_private)) data.path = waiter->path;
   data.reason = name ? "cancelled: it got another name" : "cancelled: nobody could have it";
   events_.publish("model.load_failed", data);
 }
 
-std::vector<const Claim*> Loading::coming_beside(const FileIdentity& source) const {
+std::vector<const Claim*> Loading::coming_beside(const Waiter& waiter) const {
   std::vector<const Claim*> claims;
-  for (const WaiterPtr& waiter : waiters_) {
+  for (const WaiterPtr& other : waiters_) {
     // One that is alike may be the same file: it is looked at again when that is known.
-    if (waiter->loading && !waiter->source->alike(source)) claims.push_back(waiter.get());
+    if (other->loading && !other->may_have_same_files(waiter)) claims.push_back(other.get());
   }
   return claims;
 }
 
-std::vector<const Claim*> Loading::coming_before(const Waiter& before) const {
+std::vector<const Claim*> Loading::coming_before(const Waiter& waiter) const {
   std::vector<const Claim*> claims;
-  for (const WaiterPtr& waiter : waiters_) {
-    if (waiter.get() == &before) break;
-    if (waiter->loading && waiter->source != before.source) claims.push_back(waiter.get());
+  for (const WaiterPtr& other : waiters_) {
+    if (other.get() == &waiter) break;
+    if (other->loading && !other->has_same_files(waiter)) claims.push_back(other.get());
   }
   return claims;
 }
 
 // Answered when it is written: what was acknowledged survives a crash. A block that has lost its names drains then, and
 // not before: a death in between would lose them.
-std::optional<std::string> Loading::finish(const Waiter& waiter, RamBlock& block, const std::string& how) {
+std::optional<std::string> Loading::finish(const Waiter& waiter, const Gots& gots) {
   const auto refuse = [&waiter](Error error) {
     waiter.done(tl::unexpected(std::move(error)));
     return std::nullopt;
   };
-  if (auto allowed = naming_.allow(waiter, block); !allowed) return refuse(allowed.error());
-  const auto settled = naming_.settle(waiter, block, how);
+  std::vector<RamBlock*> blocks;
+  for (const BlockLoads::Got& got : gots) blocks.push_back(got.block);
+  if (auto allowed = naming_.allow(waiter, blocks); !allowed) return refuse(allowed.error());
+  const auto settled = naming_.settle(waiter, blocks, outcome_of(gots));
   if (!settled) return refuse(settled.error());
-  std::vector<std::string> promised{settled->superseded};
-  promised.push_back(block.id());
-  for (const std::string& id : promised) ++books_.blocks.find(id)->promised;
-  Result<Outcome> answer = Outcome{block.id(), settled->name, settled->outcome};
+  std::vector<std::string> own;
+  for (const RamBlock* const block : blocks) own.push_back(block->id());
+  for (const std::string& id : settled->superseded) ++books_.blocks.find(id)->promised;
+  for (const std::string& id : own) ++books_.blocks.find(id)->promised;
+  Result<Outcome> answer = Outcome{settled->id, settled->name, settled->outcome};
   if (settled->refused) answer = tl::unexpected(*settled->refused);
-  books_.models.apply(settled->change, [this, done = waiter.done, answer = std::move(answer), promised] {
-    crash_point("load.written");
-    for (auto id = promised.begin(); id + 1 != promised.end(); ++id) keep_promise(*id);
-    done(answer);
-    keep_promise(promised.back());
-    admission_.look_again();
-  });
-  books_.used(*books_.models.of_block(block));
+  books_.models.apply(settled->change,
+                      [this, done = waiter.done, answer = std::move(answer), superseded = settled->superseded, own] {
+                        crash_point("load.written");
+                        for (const std::string& id : superseded) keep_promise(id);
+                        done(answer);
+                        for (const std::string& id : own) keep_promise(id);
+                        admission_.look_again();
+                      });
+  books_.used(*books_.models.find_id(settled->id));
   return settled->name;
 }
 
@@ -210,17 +267,17 @@ bool Loading::waits(SessionId session) const {
   return std::ranges::any_of(waiters_, [&](const WaiterPtr& waiter) { return waiter->session == session; });
 }
 
-// Whoever waits for the same file under another name waits for the same load.
+// Whoever waits for the same files under another name waits for the same load.
 std::size_t Loading::cancel(const std::string& model, std::optional<uid_t> uid) {
   const auto is_meant = [&](const Waiter& waiter) { return waiter.wanted_name() == model || waiter.path == model; };
-  std::vector<FileIdentity> sources;
+  std::vector<WaiterPtr> meant;
   for (const WaiterPtr& waiter : waiters_) {
-    if (waiter->source && is_meant(*waiter)) sources.push_back(*waiter->source);
+    if (!waiter->files.empty() && is_meant(*waiter)) meant.push_back(waiter);
   }
   return withdraw(
       [&](const Waiter& waiter) {
-        const bool shares = waiter.source && std::ranges::find(sources, *waiter.source) != sources.end();
-        return (!uid || waiter.peer.uid == *uid) && (shares || is_meant(waiter));
+        const auto shares = [&](const WaiterPtr& other) { return waiter.has_same_files(*other); };
+        return (!uid || waiter.peer.uid == *uid) && (is_meant(waiter) || std::ranges::any_of(meant, shares));
       },
       Error{ErrorCode::kCancelled, "the load of '" + printable(model) + "' was cancelled"});
 }

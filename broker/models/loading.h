@@ -14,6 +14,7 @@
 
 #include "broker/models/block_loads.h"
 #include "broker/models/books.h"
+#include "broker/models/model_sources.h"
 #include "broker/models/naming.h"
 #include "broker/tier/expiry.h"
 
@@ -23,11 +24,11 @@ class Loading {
  public:
   struct Ask {
     SessionId session = 0;
-    std::uint64_t lease = 0;  // an attach's number, if the client chose it
-    Peer peer;                // the session's
-    Fd file;                  // open for reading; empty: the broker opens `path` itself
-    std::string path;         // absolute; with `file` only a label
-    std::string name;         // empty: the name it has, else default_name()
+    std::uint64_t lease = 0;           // an attach's number, if the client chose it
+    Peer peer;                         // the session's
+    std::vector<OfferedSource> files;  // open for reading; what is not there the broker opens itself
+    std::string path;                  // absolute; with a file only a label
+    std::string name;                  // empty: the name it has, else default_name()
     std::string type;
     bool pin = false;
     bool retry = false;      // also if brokers died of it
@@ -82,22 +83,26 @@ class Loading {
     std::uint64_t lease = 0;
     bool retry = false, look_only = false;
     std::optional<TimePoint> until;
-    std::optional<FileIdentity> source;     // once it was looked at
     std::optional<BlockLoads::Id> loading;  // once its blocks are under way
     Done done;
   };
   using WaiterPtr = std::shared_ptr<Waiter>;
 
-  void identified(const WaiterPtr& waiter, Fd file, const Result<Look>& look);
-  void load(const WaiterPtr& waiter, Fd file, const Look& look);
+  using Gots = std::vector<BlockLoads::Got>;
+  void identified(const WaiterPtr& waiter, Result<ModelSources> sources);
+  // All its blocks, if they are resident.
+  [[nodiscard]] std::optional<Gots> resident(const std::vector<SourcePart>& parts);
+  void drain_unwanted(const Gots& gots);
+  [[nodiscard]] Result<void> check_harmless(const Waiter& waiter, const std::vector<SourcePart>& parts);
+  void load(const WaiterPtr& waiter, ModelSources sources);
   void loaded(const WaiterPtr& waiter, BlockLoads::Done outcome);
-  // What those want to be called who wait for other files than this.
-  [[nodiscard]] std::vector<const Claim*> coming_beside(const FileIdentity& source) const;
-  // The same of those that came before this one.
+  // What those want to be called who wait for other files than this one.
+  [[nodiscard]] std::vector<const Claim*> coming_beside(const Waiter& waiter) const;
+  // The same of those that came before it.
   [[nodiscard]] std::vector<const Claim*> coming_before(const Waiter& waiter) const;
   [[nodiscard]] uid_t loader_of(const Waiter& waiter) const;
   // The name that it got.
-  std::optional<std::string> finish(const Waiter& waiter, RamBlock& block, const std::string& how);
+  std::optional<std::string> finish(const Waiter& waiter, const Gots& gots);
   void keep_promise(const std::string& block);
   template <class Predicate>
   std::size_t withdraw(Predicate whose, const std::optional<Error>& error);

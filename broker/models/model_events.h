@@ -1,7 +1,10 @@
-// What events say of a model, of a block that no model has any more, and of a worker.
+// What events and replies say of a model's blocks, and events of a model, of a block that no model has any more, and of
+// a worker.
 //
 // Threads: the loop's only.
 #pragma once
+
+#include <vector>
 
 #include "broker/models/registry.h"
 #include "broker/workers/peer.h"
@@ -9,6 +12,9 @@
 
 namespace modelbroker {
 
+// `shown`: who is told may know where the source files lie.
+[[nodiscard]] wire::ModelBlock block_of(const RamBlock& block, bool shown);
+[[nodiscard]] std::vector<wire::ModelBlock> blocks_of(const ModelEntry& model, bool shown);
 [[nodiscard]] wire::EventData event_of(const ModelEntry& model);
 [[nodiscard]] wire::EventData event_of(const RamBlock& block);
 [[nodiscard]] wire::EventData event_of(const Peer& peer);

@@ -10,7 +10,29 @@ namespace modelbroker {
 
 std::string Claim::wanted_name() const { return name.empty() ? default_name(path) : name; }
 
+bool Claim::has_same_files(const Claim& other) const {
+  return is_set == other.is_set && std::ranges::equal(files, other.files, {}, &Look::source, &Look::source);
+}
+
+bool Claim::may_have_same_files(const Claim& other) const {
+  const auto is_alike = [](const Look& one, const Look& two) { return one.source.alike(two.source); };
+  return is_set == other.is_set && std::ranges::equal(files, other.files, is_alike);
+}
+
 namespace {
+
+// Whether the model is of these files; `is_compared`: what is alike, and not equal, has other bytes.
+bool is_of_files(const ModelEntry& model, const Claim& claim, bool is_compared) {
+  return model.is_set() == claim.is_set &&
+         std::ranges::equal(model.parts, claim.files, [&](const RamBlock* block, const Look& file) {
+           return block->holds(file.source) || (!is_compared && block->source().alike(file.source));
+         });
+}
+
+// By a path that is not the one that the model is told by.
+bool is_copy(const Claim& claim, const std::vector<RamBlock*>& blocks, const ModelEntry* model) {
+  return claim.is_set ? model != nullptr && model->path != claim.path : blocks.front()->is_copy(claim.path);
+}
 
 Error name_taken(const std::string& name, const std::string& owner) {
   return {ErrorCode::kAlreadyExists, "the name '" + printable(name) + "' belongs to " + owner +
@@ -19,6 +41,12 @@ Error name_taken(const std::string& name, const std::string& owner) {
 
 std::string file_at(const std::string& path, bool shown) {
   return shown ? "'" + printable(path) + "'" : "another user's file";
+}
+
+// What tells models of other bytes apart.
+std::string digest_of(const std::vector<RamBlock*>& blocks, bool is_set) {
+  return is_set ? model_id(blocks, true).substr(std::string_view("set.").size())
+                : blocks.front()->block->name().digest16;
 }
 
 // The first of the names that was given to the file at this path.
@@ -39,31 +67,41 @@ bool Naming::is_managed(const Claim& claim, const RememberedNames::Model& rememb
 }
 
 // The evicted model of somebody else, and not of this file: its name is not given away while it has no block.
-bool Naming::is_kept_for_another(const Claim& claim, const std::string& name, const FileIdentity& source) const {
+bool Naming::is_kept_for_another(const Claim& claim, const std::string& name) const {
   const RememberedNames::Model* const remembered = models_.remembered().find(name);
   if (remembered == nullptr || is_managed(claim, *remembered)) return false;
-  if (remembered->source) return !remembered->source->same_but_ctime(source);
+  if (remembered->source && !claim.is_set) {
+    return !remembered->source->same_but_ctime(claim.files.front().source);
+  }
   return remembered->given.path != claim.path || claim.is_label;
 }
 
-Result<void> Naming::check(const Claim& claim, const FileIdentity& source, const std::vector<const Claim*>& coming,
-                           bool is_compared) const {
+// Under whatever name; as far as it was compared.
+bool Naming::is_resident(const Claim& claim, bool is_compared) const {
+  const FileIdentity& first = claim.files.front().source;
+  if (!claim.is_set) {
+    return books_.blocks.by_source(first) != nullptr || (!is_compared && !books_.blocks.alike(first).empty());
+  }
+  for (const RamBlock* const block : books_.blocks.alike(first)) {
+    for (const ModelEntry* const model : models_.with_block(*block)) {
+      if (is_of_files(*model, claim, is_compared)) return true;
+    }
+  }
+  return false;
+}
+
+Result<void> Naming::check(const Claim& claim, const std::vector<const Claim*>& coming, bool is_compared) const {
   if (claim.any_name) return {};
-  const auto may_be_same = [&](const ModelEntry& model) {
-    const RamBlock& block = *model.parts.front();
-    return model.parts.size() == 1 && (block.holds(source) || (!is_compared && block.source().alike(source)));
-  };
   const std::string name = claim.wanted_name();
   const uid_t uid = claim.peer.uid;
   const ModelEntry* const owner = models_.by_name(name);
   const bool same_path =
       owner != nullptr && models_.given(name).path == claim.path && books_.manages(uid, *owner, claim.path);
-  const bool is_another = owner != nullptr && !same_path && !may_be_same(*owner);
-  const bool is_kept = owner == nullptr && is_kept_for_another(claim, name, source);
+  const bool is_another = owner != nullptr && !same_path && !is_of_files(*owner, claim, is_compared);
+  const bool is_kept = owner == nullptr && is_kept_for_another(claim, name);
   if (is_another || is_kept) {
-    // A file that is resident under other names needs no name of its own.
-    if (claim.name.empty() && books_.blocks.by_source(source) != nullptr) return {};
-    if (claim.name.empty() && !is_compared && !books_.blocks.alike(source).empty()) return {};
+    // What is resident under other names needs no name of its own.
+    if (claim.name.empty() && is_resident(claim, is_compared)) return {};
     return tl::unexpected(taken(name, owner, uid));
   }
   for (const Claim* const other : coming) {
@@ -74,26 +112,27 @@ Result<void> Naming::check(const Claim& claim, const FileIdentity& source, const
   return {};
 }
 
-Result<void> Naming::allow(const Claim& claim, RamBlock& block) {
-  if (!books_.may_attach(claim.peer.uid, block)) {
+Result<void> Naming::allow(const Claim& claim, const std::vector<RamBlock*>& blocks) {
+  for (const RamBlock* const block : blocks) {
+    if (books_.may_attach(claim.peer.uid, *block)) continue;
     return tl::unexpected(Rights::not_attachable(printable(claim.wanted_name())));
   }
-  settle_privacy(claim, block);
+  for (std::size_t i = 0; i < blocks.size(); ++i) settle_privacy(claim, claim.files[i], *blocks[i]);
   return {};
 }
 
 // The file's owner may have opened it to the group since, or closed it.
-void Naming::settle_privacy(const Claim& claim, RamBlock& held) {
+void Naming::settle_privacy(const Claim& claim, const Look& look, RamBlock& held) {
   const auto group = books_.rights.group();
-  if (!group || claim.is_private == held.is_private) return;
+  if (!group || look.is_private == held.is_private) return;
   const uid_t uid = claim.peer.uid;
-  if (claim.is_private && !books_.rights.everything(uid) && uid != held.source_uid && uid != held.loader) {
+  if (look.is_private && !books_.rights.everything(uid) && uid != held.source_uid && uid != held.loader) {
     return;  // found by another way to the file, through a folder of this user's own
   }
   Block& block = *held.block;
-  const auto done = claim.is_private ? block.take_from_group(books_.os) : block.give_to_group(books_.os, *group);
+  const auto done = look.is_private ? block.take_from_group(books_.os) : block.give_to_group(books_.os, *group);
   if (!done) return log_warning(done.error().message);
-  held.is_private = claim.is_private;
+  held.is_private = look.is_private;
 }
 
 // The model that this path led to before; with a label, that of the wanted name, if it was given with the same label.
@@ -126,22 +165,22 @@ Naming::Names Naming::names_of(const ModelEntry* model) const {
 }
 
 // Empty: what it is called already, or will be called when it takes over, is enough.
-Result<std::string> Naming::new_name(const Claim& claim, const RamBlock& block, const ModelEntry* model,
+Result<std::string> Naming::new_name(const Claim& claim, const std::vector<RamBlock*>& blocks, const ModelEntry* model,
                                      const ModelEntry* before) {
   const bool has_names = model != nullptr || before != nullptr;
   // A copy of the file is called by its own name too, if that is free.
   const Names names = names_of(model);
-  const bool is_new_copy = block.is_copy(claim.path) && name_at(claim.path, names).empty();
+  const bool is_new_copy = is_copy(claim, blocks, model) && name_at(claim.path, names).empty();
   if (claim.name.empty() && has_names && !is_new_copy) return {};
   std::string name = claim.wanted_name();
   const auto is_free = [&] {
     const ModelEntry* const owner = models_.by_name(name);
-    if (owner == nullptr) return !is_kept_for_another(claim, name, block.source());
+    if (owner == nullptr) return !is_kept_for_another(claim, name);
     return owner == model || (owner == before && models_.given(name).path == claim.path);
   };
   if (claim.name.empty() && has_names && !is_free()) return {};
   if (claim.any_name && !is_free()) {
-    const std::string base = name, digest = "@" + block.block->name().digest16;
+    const std::string base = name, digest = "@" + digest_of(blocks, claim.is_set);
     name = with_suffix(base, digest);
     // Other files of this name and these bytes may have that one too.
     for (unsigned number = 2; !is_free(); ++number) name = with_suffix(base, digest + "-" + std::to_string(number));
@@ -210,17 +249,19 @@ void Naming::learn_paths(const Claim& claim, const std::string& name, bool is_ne
 }
 
 // ENSURES: applied, the change leaves the model with a name; a name that another model keeps is not in it.
-Result<Naming::Settled> Naming::settle(const Claim& claim, RamBlock& block, const std::string& outcome) {
-  ModelEntry* const model = models_.of_block(block);
+Result<Naming::Settled> Naming::settle(const Claim& claim, const std::vector<RamBlock*>& blocks,
+                                       const std::string& outcome) {
+  Settled settled;
+  settled.id = model_id(blocks, claim.is_set);
+  settled.outcome = outcome;
+  ModelEntry* const model = models_.find_id(settled.id);
   ModelEntry* const older = before(claim, model);
   if (older != nullptr && is_outdated(claim, *older)) {
     return fail(ErrorCode::kStaleGeneration,
                 "'" + printable(claim.path) + "' is another file since, which is loaded already: load it again");
   }
-  MODELBROKER_ASSIGN(const std::string name, new_name(claim, block, model, older));
-  Settled settled;
-  settled.outcome = outcome;
-  ModelEdit own{.id = block.id(), .parts = {&block}, .names = names_of(model)};
+  MODELBROKER_ASSIGN(const std::string name, new_name(claim, blocks, model, older));
+  ModelEdit own{.id = settled.id, .parts = blocks, .names = names_of(model)};
   if (model == nullptr) own.keep_alive = books_.config.keep_alive;
   if (older != nullptr) take_over(claim, *older, own, settled);
   if (model == nullptr || older != nullptr) own.path = claim.path;
@@ -231,7 +272,7 @@ Result<Naming::Settled> Naming::settle(const Claim& claim, RamBlock& block, cons
   };
   if (!claim.type.empty() && (model == nullptr || is_managers(claim.peer.uid))) own.type = claim.type;
   settled.name = name;
-  if (name.empty() && block.is_copy(claim.path)) settled.name = name_at(claim.path, own.names);
+  if (name.empty() && is_copy(claim, blocks, model)) settled.name = name_at(claim.path, own.names);
   if (settled.name.empty()) settled.name = own.names.front().name;
   const bool is_new = !name.empty() && std::ranges::find(own.names, name, &ModelEdit::Named::name) == own.names.end();
   if (is_new) own.names.push_back({name, given_by(claim, name)});
@@ -243,7 +284,10 @@ Result<Naming::Settled> Naming::settle(const Claim& claim, RamBlock& block, cons
     if (claim.pin) own.pinned = true;
     if (claim.keep_alive) own.keep_alive = claim.keep_alive;
   }
-  settled.change.why = outcome == "loaded" ? Why::kLoaded : outcome == "revived" ? Why::kRevived : Why::kNamed;
+  const bool is_put_together = claim.is_set && model == nullptr && outcome == "resident";  // of blocks that were here
+  settled.change.why = outcome == "loaded" || is_put_together ? Why::kLoaded
+                       : outcome == "revived"                 ? Why::kRevived
+                                                              : Why::kNamed;
   settled.change.told = settled.name;
   settled.change.edits.push_back(std::move(own));
   return settled;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "broker/base/log.h"
 #include "broker/ram/room.h"
 
 namespace modelbroker {
@@ -26,19 +27,35 @@ std::vector<EvictionCandidate> RamTier::candidates() const {
   std::vector<EvictionCandidate> candidates;
   for (const auto& [id, model] : books_.models.all()) {
     if (!books_.evictable(model)) continue;
-    std::uint64_t bytes = 0;  // what goes with it: another model may share the rest
-    for (const RamBlock* const block : model.its_alone()) bytes += block->bytes();
-    candidates.push_back({id, bytes, model.value, model.last_used, expires_at(books_, model)});
+    EvictionCandidate candidate{
+        .block = id, .value = model.value, .last_used = model.last_used, .expires = expires_at(books_, model)};
+    for (const RamBlock* const block : model.parts) {
+      if (block->models == 1) candidate.bytes += block->bytes();
+      if (block->models > 1) candidate.shared.push_back({block->id(), block->bytes(), block->models});
+    }
+    candidates.push_back(std::move(candidate));
+  }
+  for (const auto& [id, block] : books_.blocks.all()) {
+    const bool is_free = block.is_spare && block.promised == 0 && !block.removing && books_.leases.count(id) == 0;
+    if (is_free) candidates.push_back({.block = id, .bytes = block.bytes(), .value = kWorthless});
   }
   return candidates;
 }
 
 bool RamTier::nobody_has(const std::string& id) {
+  const RamBlock* const block = books_.blocks.find(id);
+  if (block != nullptr && block->is_spare) return reaper_.nobody_has(*block);
   const ModelEntry* const model = books_.models.find_id(id);
   return model != nullptr && withdrawal_.nobody_has(*model);
 }
 
 bool RamTier::evict(const std::string& id, const std::string& why) {
+  RamBlock* const block = books_.blocks.find(id);
+  if (block != nullptr && block->is_spare) {
+    log_info("freeing block " + id + " of a model that is not complete: " + why);
+    reaper_.drain(*block);
+    return block->draining();
+  }
   ModelEntry* const model = books_.models.find_id(id);
   return model != nullptr && withdrawal_.evict(*model, why);
 }

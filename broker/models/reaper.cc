@@ -39,6 +39,7 @@ Result<void> Reaper::withdraw(RamBlock& block) {
     log_error("block " + block.id() + " cannot be withdrawn: " + drained.error().message);
     return drained;
   }
+  block.is_spare = false;
   watch(block);
   arm_timer();
   return {};

@@ -113,7 +113,8 @@ void adopt_model(Books& books, const ModelRecord& record, Recovered& recovered) 
     edit.parts.push_back(block);
   }
   if (!is_whole) {
-    remember(books, record, edit.parts.size() == 1 ? edit.parts.front() : nullptr);
+    const bool is_alone = edit.parts.size() == 1 && record.id == record.blocks.front();
+    remember(books, record, is_alone ? edit.parts.front() : nullptr);
     recovered.models.push_back(record.id);
     recovered.blocks.insert(recovered.blocks.end(), record.blocks.begin(), record.blocks.end());
     return;
@@ -126,23 +127,33 @@ void adopt_model(Books& books, const ModelRecord& record, Recovered& recovered) 
   books.models.apply({.why = Why::kAdopted, .edits = {std::move(edit)}});
 }
 
-// Whether this block, whose load was not answered yet, is the remembered model: then it keeps that one's type and pin.
-bool is_remembered(const Books& books, const RememberedNames::Model& remembered, const RamBlock& block) {
-  if (remembered.source && remembered.source->same_but_ctime(block.source())) return true;
-  return !books.rights.group() && remembered.given.path == block.path();
+// A model that the database does not know: its blocks were published just before the death, or the database is lost.
+struct Unnamed {
+  std::vector<RamBlock*> parts;
+  bool is_set = false;
+  std::string name, type, path;  // as their manifests say
+};
+
+// Whether this, whose load was not answered yet, is the remembered model: then it keeps that one's type and pin.
+bool is_remembered(const Books& books, const RememberedNames::Model& remembered, const Unnamed& model) {
+  const FileIdentity& source = model.parts.front()->source();
+  if (!model.is_set && remembered.source && remembered.source->same_but_ctime(source)) return true;
+  return !books.rights.group() && remembered.given.path == model.path;
 }
 
 // False: it is another's, or kept for somebody.
-bool take_name(Books& books, RamBlock& block, const std::string& name, ModelEdit& edit) {
+bool take_name(Books& books, const Unnamed& model, const std::string& name, ModelEdit& edit) {
   if (books.models.by_name(name) != nullptr) return false;
-  GivenName given{.loader = 0, .path = block.path(), .is_label = books.rights.group().has_value()};
+  GivenName given{.loader = 0, .path = model.path, .is_label = books.rights.group().has_value()};
   if (const RememberedNames::Model* const remembered = books.models.remembered().find(name)) {
-    if (is_remembered(books, *remembered, block)) {
+    if (is_remembered(books, *remembered, model)) {
       given = remembered->given;
       edit.type = remembered->type;
       edit.keep_alive = remembered->keep_alive;
       edit.pinned = remembered->pinned;
-      block.loader = remembered->given.loader;
+      for (RamBlock* const part : model.parts) {
+        if (part->models == 0) part->loader = remembered->given.loader;
+      }
     } else if (books.rights.group()) {
       return false;
     }
@@ -151,41 +162,87 @@ bool take_name(Books& books, RamBlock& block, const std::string& name, ModelEdit
   return true;
 }
 
-// A block that the database does not know: it was published just before the death, or the database is lost.
-void name_from_manifest(Books& books, RamBlock& block, const Known& known, Recovered& recovered) {
-  const Manifest& manifest = block.block->manifest();
-  const std::string& name = manifest.name;
-  ModelEdit edit{.id = block.id(),
-                 .parts = {&block},
-                 .type = manifest.type,
-                 .path = block.path(),
+bool is_superseded(const ModelEntry& owner, const Unnamed& model, const Known& known) {
+  const bool is_known =
+      std::ranges::any_of(owner.parts, [&](const RamBlock* part) { return known.contains(part->id()); });
+  std::uint64_t newest = 0;
+  for (const RamBlock* const part : model.parts) newest = std::max(newest, part->generation());
+  return is_known || owner.generation() > newest;
+}
+
+void name_from_manifest(Books& books, const Unnamed& model, const Known& known) {
+  ModelEdit edit{.id = model_id(model.parts, model.is_set),
+                 .parts = model.parts,
+                 .type = model.type,
+                 .path = model.path,
                  .keep_alive = books.config.keep_alive};
   // With a group its path may have been told by a member.
   const bool is_label = books.rights.group().has_value();
-  const ModelEntry* const there = is_label ? nullptr : books.models.by_path(block.path());
-  const ModelEntry* const owner = there != nullptr ? there : books.models.by_name(name);
+  const ModelEntry* const there = is_label ? nullptr : books.models.by_path(model.path);
+  const ModelEntry* const owner = there != nullptr ? there : books.models.by_name(model.name);
   ModelChange change{.why = Why::kAdopted};
-  if (owner != nullptr && !is_label && owner->path == block.path() && !block.path().empty()) {
-    const RamBlock& older = *owner->parts.front();
-    if (known.contains(older.id()) || older.generation() > block.generation()) {
-      recovered.superseded.push_back(block.id());  // nobody was told of this one; what is known has the names
-      return;
-    }
+  if (owner != nullptr && !is_label && owner->path == model.path && !model.path.empty()) {
+    // Nobody was told of this one; what is known, or newer, has the names.
+    if (is_superseded(*owner, model, known)) return;
     ModelEdit lost{.id = owner->id};
-    for (ModelEdit::Named& named : books.models.given_to(*owner, block.path())) {
+    for (ModelEdit::Named& named : books.models.given_to(*owner, model.path)) {
       lost.without.push_back(named.name);
       edit.names.push_back(std::move(named));
     }
     edit.pinned = owner->pinned;
-    if (lost.without.size() == owner->names.size()) recovered.superseded.push_back(older.id());
     change.edits.push_back(std::move(lost));
-  } else if (!take_name(books, block, name, edit)) {
+  } else if (!take_name(books, model, model.name, edit)) {
     // Generations are never given twice: this one is free.
-    (void)take_name(books, block, with_suffix(name, "@g" + std::to_string(block.generation())), edit);
+    const std::uint64_t generation = model.parts.front()->generation();
+    (void)take_name(books, model, with_suffix(model.name, "@g" + std::to_string(generation)), edit);
   }
-  if (edit.names.empty()) return recovered.superseded.push_back(block.id());
+  if (edit.names.empty()) return;
   change.edits.push_back(std::move(edit));
   books.models.apply(change);
+}
+
+// The block of a set's part, whatever it was loaded for.
+RamBlock* find_part(Books& books, const SetPart& part) {
+  const FileIdentity file{part.device, part.inode, part.size, part.mtime_ns, 0};
+  for (RamBlock* const block : books.blocks.alike(file)) {
+    const bool is_there = !block->draining() && !block->damaged;
+    if (is_there && block->source().same_but_ctime(file)) return block;
+  }
+  return nullptr;
+}
+
+// The sets that a block names which the database does not know, the oldest list first; those that are whole.
+std::vector<Unnamed> whole_sets(Books& books, const Known& known) {
+  std::vector<const RamBlock*> naming;
+  for (const auto& [id, block] : books.blocks.all()) {
+    const bool names = block.block->manifest().set && !block.draining() && !block.damaged && !known.contains(id);
+    if (names) naming.push_back(&block);
+  }
+  std::ranges::sort(naming, {}, &RamBlock::generation);
+  std::vector<Unnamed> sets;
+  for (const RamBlock* const block : naming) {
+    const Manifest& manifest = block->block->manifest();
+    Unnamed set{.parts = {}, .is_set = true, .name = manifest.name, .type = manifest.type, .path = manifest.set->id};
+    for (const SetPart& part : manifest.set->parts) set.parts.push_back(find_part(books, part));
+    const auto same = [&](const Unnamed& other) { return other.parts == set.parts && other.path == set.path; };
+    const bool is_whole = std::ranges::find(set.parts, nullptr) == set.parts.end();
+    if (is_whole && std::ranges::none_of(sets, same)) sets.push_back(std::move(set));
+  }
+  return sets;
+}
+
+Unnamed alone(RamBlock& block) {
+  const Manifest& manifest = block.block->manifest();
+  return {.parts = {&block}, .name = manifest.name, .type = manifest.type, .path = block.path()};
+}
+
+// What has no name: a part of a set is kept for the next load of it, anything else goes.
+void settle_nameless(Books& books, Recovered& recovered) {
+  for (auto& [id, block] : books.blocks.all()) {
+    if (block.draining() || block.models > 0) continue;
+    block.is_spare = block.block->manifest().set && !block.damaged;
+    if (!block.is_spare) recovered.superseded.push_back(id);
+  }
 }
 
 }  // namespace
@@ -197,18 +254,16 @@ Result<Recovered> adopt_blocks(Books& books, const StateRecords& records) {
   Recovered recovered;
   MODELBROKER_TRY(adopt_all(books, known, recovered));
   for (const ModelRecord& record : records.models) adopt_model(books, record, recovered);
+  for (const Unnamed& set : whole_sets(books, known)) name_from_manifest(books, set, known);
   std::vector<RamBlock*> nameless;
   for (auto& [id, block] : books.blocks.all()) {
-    if (block.draining()) {
-      if (!known.contains(id)) block.damaged = true;  // nobody knows why it was withdrawn
-    } else if (block.damaged || (block.models == 0 && known.contains(id))) {
-      recovered.superseded.push_back(id);  // and could not be withdrawn yet
-    } else if (block.models == 0) {
-      nameless.push_back(&block);
-    }
+    if (block.draining() && !known.contains(id)) block.damaged = true;  // nobody knows why it was withdrawn
+    const bool is_new = !block.draining() && !block.damaged && !known.contains(id);
+    if (is_new && !block.block->manifest().set) nameless.push_back(&block);
   }
   std::ranges::sort(nameless, {}, &RamBlock::generation);
-  for (RamBlock* const block : nameless) name_from_manifest(books, *block, known, recovered);
+  for (RamBlock* const block : nameless) name_from_manifest(books, alone(*block), known);
+  settle_nameless(books, recovered);
   for (const auto& [id, record] : known) {
     if (books.blocks.find(id) == nullptr) recovered.blocks.push_back(id);
   }

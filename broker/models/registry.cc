@@ -1,19 +1,29 @@
 #include "broker/models/registry.h"
 
 #include <algorithm>
+#include <array>
+#include <cinttypes>
+#include <cstdio>
 #include <iterator>
 #include <numeric>
+#include <span>
 #include <utility>
 
 #include "broker/models/model_events.h"
 #include "broker/models/state_keeper.h"
 #include "broker/tier/eviction.h"
+#include "shm/block_format.h"
 
 namespace modelbroker {
 
 std::uint64_t ModelEntry::bytes() const {
   return std::accumulate(parts.begin(), parts.end(), std::uint64_t{0},
                          [](std::uint64_t sum, const RamBlock* part) { return sum + part->bytes(); });
+}
+
+std::uint64_t ModelEntry::payload_bytes() const {
+  return std::accumulate(parts.begin(), parts.end(), std::uint64_t{0},
+                         [](std::uint64_t sum, const RamBlock* part) { return sum + part->payload_bytes(); });
 }
 
 std::uint64_t ModelEntry::generation() const {
@@ -33,6 +43,15 @@ std::vector<RamBlock*> ModelEntry::its_alone() const {
   std::vector<RamBlock*> blocks;
   std::ranges::copy_if(parts, std::back_inserter(blocks), [](const RamBlock* part) { return part->models == 1; });
   return blocks;
+}
+
+std::string model_id(const std::vector<RamBlock*>& parts, bool is_set) {
+  if (!is_set) return parts.front()->id();
+  std::string ids;
+  for (const RamBlock* const part : parts) ids += part->id() + "\n";
+  std::array<char, 17> hex{};
+  (void)std::snprintf(hex.data(), hex.size(), "%016" PRIx64, hash64(std::as_bytes(std::span(ids))));
+  return std::string("set.") + hex.data();
 }
 
 // ---- finding
@@ -119,6 +138,7 @@ Registry::Changed Registry::index(const ModelEdit& edit, Why why) {
     model.parts = edit.parts;
     for (RamBlock* const part : model.parts) {
       ++part->models;
+      part->is_spare = false;
       having_[part].insert(model.id);
     }
   }
@@ -141,7 +161,7 @@ Registry::Changed Registry::index(const ModelEdit& edit, Why why) {
   if (!edit.without.empty() && !model.names.empty() && std::ranges::none_of(model.names, leads_there)) {
     model.path = given(model.name()).path;  // no name leads to that file any more: it is the next name's now
   }
-  if (model.parts.size() == 1 && !model.names.empty()) model.parts.front()->tell_by(model.path);
+  if (!model.is_set() && !model.names.empty()) model.parts.front()->tell_by(model.path);
   changed.ended = model.names.empty();
   if (!changed.ended) return changed;
   for (RamBlock* const part : model.parts) {
@@ -156,7 +176,7 @@ Registry::Changed Registry::index(const ModelEdit& edit, Why why) {
 void Registry::remember(const ModelEntry& model, const std::string& name) {
   RememberedNames::Model remembered{
       .given = given(name), .type = model.type, .keep_alive = model.keep_alive, .pinned = model.pinned};
-  if (model.parts.size() == 1) remembered.source = model.parts.front()->source();
+  if (!model.is_set()) remembered.source = model.parts.front()->source();
   remembered_.remember(name, std::move(remembered));
 }
 

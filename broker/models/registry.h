@@ -30,7 +30,7 @@ namespace modelbroker {
 class StateKeeper;
 
 struct ModelEntry {
-  std::string id;                  // that of its block, if it has one alone
+  std::string id;                  // see model_id()
   std::vector<RamBlock*> parts;    // in the order of its files
   std::vector<std::string> names;  // the first is the model's; never empty
   std::string type;
@@ -42,12 +42,18 @@ struct ModelEntry {
   bool was_leased = false;  // by this broker
 
   [[nodiscard]] const std::string& name() const { return names.front(); }
+  // Its files are listed by an index, and its path is that one's.
+  [[nodiscard]] bool is_set() const { return id != parts.front()->id(); }
   [[nodiscard]] std::uint64_t bytes() const;
+  [[nodiscard]] std::uint64_t payload_bytes() const;
   [[nodiscard]] std::uint64_t generation() const;  // the highest
   [[nodiscard]] bool is_private() const;           // the group cannot read one of its files
   [[nodiscard]] double seconds_to_load() const;
   [[nodiscard]] std::vector<RamBlock*> its_alone() const;  // the blocks that no other model has
 };
+
+// That of its block, or of a set's blocks together: the same for the same bytes.
+[[nodiscard]] std::string model_id(const std::vector<RamBlock*>& parts, bool is_set);
 
 // What changes of one model; what is left out stays.
 struct ModelEdit {
@@ -105,8 +111,6 @@ class Registry {
   [[nodiscard]] const Models& all() const noexcept { return models_; }
   [[nodiscard]] Models& all() noexcept { return models_; }
   [[nodiscard]] ModelEntry* find_id(const std::string& id);
-  // The model that this block is alone.
-  [[nodiscard]] ModelEntry* of_block(const RamBlock& block) { return find_id(block.id()); }
   // Those that have it, with others or alone.
   [[nodiscard]] std::vector<ModelEntry*> with_block(const RamBlock& block);
   [[nodiscard]] ModelEntry* by_name(std::string_view name);

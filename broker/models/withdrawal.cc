@@ -71,8 +71,10 @@ bool Withdrawal::evict(ModelEntry& model, const std::string& reason) {
 void Withdrawal::damaged(RamBlock& block, const wire::EventData& found) {
   block.damaged = true;
   for (const ModelEntry* const model : books_.models.with_block(block)) {
+    const std::vector<RamBlock*> parts = model->parts;
     books_.models.apply(
         {.why = Why::kDamaged, .edits = {{.id = model->id, .without = model->names}}, .told = {}, .event = found});
+    for (RamBlock* const part : parts) part->is_spare = part != &block && part->models == 0;
   }
   reaper_.drain(block);
 }

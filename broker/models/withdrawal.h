@@ -21,8 +21,8 @@ class Withdrawal {
   [[nodiscard]] bool evict(ModelEntry& model, const std::string& reason);
   // Whether what it alone has is nobody's, by our leases and by the kernel's word.
   [[nodiscard]] bool nobody_has(const ModelEntry& model) const;
-  // Withdraws every model that has this block, of which the bytes are not what was loaded: their names are remembered.
-  // `found` says what is wrong, for the event.
+  // Withdraws every model that has this block, of which the bytes are not what was loaded: their names are remembered,
+  // and their other blocks kept for the next load. `found` says what is wrong, for the event.
   void damaged(RamBlock& block, const wire::EventData& found);
 
  private:

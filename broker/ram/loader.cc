@@ -160,6 +160,7 @@ Result<LoadPlan> plan_load(Directory directory, const LoadIdentity& identity) {
   plan.manifest.format = directory.format;
   plan.manifest.source_path = identity.path;
   plan.manifest.source = directory.source;
+  plan.manifest.set = identity.set;
   plan.manifest.metadata = directory.metadata;
   plan.manifest.tensors = directory.tensors;
   plan.encoded = plan.manifest.encode();

@@ -38,8 +38,9 @@ struct LoadPlan {
 struct LoadIdentity {
   std::string name;  // first name, for the manifest
   std::string type;
-  std::string path;   // as the caller said it
-  std::string label;  // the same, in messages
+  std::string path;               // as the caller said it
+  std::string label;              // the same, in messages
+  std::optional<BlockSet> set{};  // that it is loaded for
 };
 [[nodiscard]] Result<LoadPlan> plan_load(Directory directory, const LoadIdentity& identity);
 

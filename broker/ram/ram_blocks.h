@@ -39,6 +39,7 @@ struct RamBlock {
   int promised = 0;                  // answers under way that hand it out: nobody holds it yet, and it must not go
   bool removing = false;             // its file is being unlinked: cannot be revived
   bool damaged = false;              // likewise: its bytes are not what was loaded, or its file is missing
+  bool is_spare = false;             // of a set that is not whole: kept for its next load, and evicted first
   bool adopted = false;              // an earlier broker's: for a while some who hold it may not have told us
   double seconds_to_load = 0;        // as measured, or guessed for an adopted one
   std::optional<TimePoint> checked;  // when its bytes were last known to be right
@@ -48,8 +49,8 @@ struct RamBlock {
   [[nodiscard]] std::uint64_t payload_bytes() const { return block->header().layout.payload.size; }
   [[nodiscard]] std::uint64_t bytes() const { return block->bytes_held(); }
   [[nodiscard]] bool draining() const noexcept { return block->draining(); }
-  // No model has it, and no answer hands it out.
-  [[nodiscard]] bool unwanted() const noexcept { return models == 0 && promised == 0; }
+  // No model has it, no answer hands it out, and it is not kept for one.
+  [[nodiscard]] bool unwanted() const noexcept { return models == 0 && promised == 0 && !is_spare; }
   [[nodiscard]] const std::string& path() const { return sources.front().path; }
   [[nodiscard]] const FileIdentity& source() const { return sources.front().identity; }
   // Whether it holds the file in exactly this state.

@@ -163,18 +163,18 @@ bool Admission::promise(Waiting& waiting, Room& room) {
 // Evicts blocks of that many bytes together, or none; returns how many bytes go.
 std::uint64_t Admission::evict(std::uint64_t needed) {
   std::vector<EvictionCandidate> candidates = tier_.candidates();
-  std::uint64_t bytes = 0;
-  while (bytes < needed) {
-    const auto victims = choose_victims(candidates, needed - bytes,
+  Freed freed;
+  while (freed.bytes() < needed) {
+    const auto victims = choose_victims(candidates, needed - freed.bytes(),
                                         [this](const std::string& block) { return tier_.nobody_has(block); });
-    if (!victims) return bytes;
+    if (!victims) return freed.bytes();
     for (const std::string& block : *victims) {
       const auto candidate = std::ranges::find(candidates, block, &EvictionCandidate::block);
-      if (tier_.evict(block, "room was needed")) bytes += candidate->bytes;
+      if (tier_.evict(block, "room was needed")) freed.add(*candidate);
       candidates.erase(candidate);  // one that could not be withdrawn is not asked again in this look
     }
   }
-  return bytes;
+  return freed.bytes();
 }
 
 bool Admission::keeps_waiting(const Waiting& waiting) const {

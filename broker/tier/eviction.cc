@@ -14,26 +14,39 @@ double value_when_used(double age, double seconds_to_load, std::uint64_t bytes) 
   return age + std::exp2(std::round(std::log2(cost)));
 }
 
+void Freed::add(const EvictionCandidate& candidate) {
+  bytes_ += candidate.bytes;
+  for (const auto& shared : candidate.shared) {
+    if (++gone_[shared.block] == shared.owners) bytes_ += shared.bytes;
+  }
+}
+
+void Freed::remove(const EvictionCandidate& candidate) {
+  bytes_ -= candidate.bytes;
+  for (const auto& shared : candidate.shared) {
+    if (gone_[shared.block]-- == shared.owners) bytes_ -= shared.bytes;
+  }
+}
+
 std::optional<std::vector<std::string>> choose_victims(std::vector<EvictionCandidate> candidates, std::uint64_t needed,
                                                        const std::function<bool(const std::string&)>& can_go) {
   std::ranges::sort(candidates, {}, [](const EvictionCandidate& c) { return std::tie(c.value, c.last_used, c.block); });
   std::vector<EvictionCandidate> chosen;
-  std::uint64_t bytes = 0;
+  Freed freed;
   for (EvictionCandidate& candidate : candidates) {
-    if (bytes >= needed) break;
+    if (freed.bytes() >= needed) break;
     if (!can_go(candidate.block)) continue;
-    bytes += candidate.bytes;
+    freed.add(candidate);
     chosen.push_back(std::move(candidate));
   }
-  if (bytes < needed) return std::nullopt;
+  if (freed.bytes() < needed) return std::nullopt;
   std::vector<std::string> victims;
   // From the most valuable down: whoever is not needed after all stays.
   for (auto candidate = chosen.rbegin(); candidate != chosen.rend(); ++candidate) {
-    if (bytes - candidate->bytes >= needed) {
-      bytes -= candidate->bytes;
-    } else {
-      victims.push_back(std::move(candidate->block));
-    }
+    freed.remove(*candidate);
+    if (freed.bytes() >= needed) continue;
+    freed.add(*candidate);
+    victims.push_back(std::move(candidate->block));
   }
   return victims;
 }

@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -21,12 +22,34 @@ namespace modelbroker {
 // What a block is worth now that it was used.
 [[nodiscard]] double value_when_used(double age, double seconds_to_load, std::uint64_t bytes) noexcept;
 
+// Of what goes first.
+inline constexpr double kWorthless = -1;
+
 struct EvictionCandidate {
+  // Bytes that go with the last of those that have them.
+  struct Shared {
+    std::string block;
+    std::uint64_t bytes = 0;
+    int owners = 0;
+  };
   std::string block;
-  std::uint64_t bytes = 0;
+  std::uint64_t bytes = 0;  // its alone
   double value = 0;
-  TimePoint last_used;
+  TimePoint last_used{};
   std::optional<TimePoint> expires{};  // when its keep_alive is over; nothing: never
+  std::vector<Shared> shared{};
+};
+
+// What goes if these go, all together.
+class Freed {
+ public:
+  [[nodiscard]] std::uint64_t bytes() const noexcept { return bytes_; }
+  void add(const EvictionCandidate& candidate);
+  void remove(const EvictionCandidate& candidate);
+
+ private:
+  std::uint64_t bytes_ = 0;
+  std::map<std::string, int> gone_;  // owners of shared blocks
 };
 
 // The least valuable candidates that make `needed` bytes together, without any that is not needed for it. Nothing if

@@ -53,11 +53,14 @@ std::size_t LeaseBook::count(const std::string& block) const {
   return holders == by_block_.end() ? 0 : holders->second.size();
 }
 
-std::vector<LeaseBook::Holder> LeaseBook::holders(const std::string& block) const {
+std::vector<LeaseBook::Holder> LeaseBook::holders(const std::vector<std::string>& blocks) const {
+  std::set<Key> keys;
+  for (const std::string& block : blocks) {
+    const auto found = by_block_.find(block);
+    if (found != by_block_.end()) keys.insert(found->second.begin(), found->second.end());
+  }
   std::vector<Holder> list;
-  const auto found = by_block_.find(block);
-  if (found == by_block_.end()) return list;
-  for (const Key& key : found->second) {
+  for (const Key& key : keys) {
     const Lease& lease = leases_.at(key);
     list.push_back({key.second, lease.peer, lease.since});
   }

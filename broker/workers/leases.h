@@ -46,7 +46,8 @@ class LeaseBook {
     Peer peer;
     TimePoint since;
   };
-  [[nodiscard]] std::vector<Holder> holders(const std::string& block) const;
+  // Of any of these blocks, each lease once.
+  [[nodiscard]] std::vector<Holder> holders(const std::vector<std::string>& blocks) const;
 
  private:
   using Key = std::pair<SessionId, std::uint64_t>;

@@ -118,6 +118,38 @@ TEST_F(ClientBroker, LoadsAndAttaches) {
   EXPECT_EQ(models->front().leases.front().pid, static_cast<std::uint64_t>(::getpid()));
 }
 
+TEST_F(ClientBroker, AModelOfSeveralFilesIsOne) {
+  Broker broker = connect();
+  std::string map;
+  for (const std::string i : {"0", "1", "2"}) {
+    const std::string bytes(kMiB, i[0]);
+    testing::write_file(process_ / ("part-" + i + ".safetensors"),
+                        testing::safetensors_bytes("{" + testing::u8_tensor("t" + i, 0, kMiB) + "}", bytes));
+    map += (map.empty() ? "\"t" : ",\"t") + i + R"(":"part-)" + i + R"(.safetensors")";
+  }
+  const std::string index = process_ / "big.safetensors.index.json";
+  testing::write_file(index, R"({"weight_map":{)" + map + "}}");
+  const auto loaded = broker.load(index);
+  ASSERT_TRUE(loaded) << loaded.error().message;
+  EXPECT_EQ(loaded->model, "big");
+  EXPECT_EQ(loaded->block, "");
+  ASSERT_EQ(loaded->blocks.size(), 3U);
+  EXPECT_EQ(loaded->blocks[1].source, process_ / "part-1.safetensors");
+  EXPECT_EQ(broker.list()->front().blocks.size(), 3U);
+  for (const std::string& model : {std::string("big"), index}) {
+    const Weights weights = attach(broker, model);
+    EXPECT_EQ(weights.tensors()->size(), 3U);
+    EXPECT_EQ(static_cast<char>(weights.tensor("t2")->bytes[kMiB - 1]), '2');
+    EXPECT_EQ(weights.generation(), loaded->generation);
+  }
+  std::filesystem::remove(process_ / "part-1.safetensors");
+  const auto incomplete = broker.load(index);
+  ASSERT_FALSE(incomplete);
+  EXPECT_EQ(incomplete.error().code, ErrorCode::kNotFound);
+  std::filesystem::remove(index);
+  EXPECT_EQ(attach(broker, index).model(), "big");  // the files may be gone while the weights are not
+}
+
 TEST_F(ClientBroker, ErrorsAreTheBrokers) {
   Broker broker = connect();
   EXPECT_EQ(broker.attach("nobody").error().code, ErrorCode::kNotFound);

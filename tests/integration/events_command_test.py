@@ -67,6 +67,7 @@ def test_lines_of_json_are_the_events_as_they_are_on_the_wire(
         "block": loaded["block"],
         "generation": loaded["generation"],
         "bytes": loaded["bytes"],
+        "blocks": loaded["blocks"],
     }
     for event in told:
         assert set(event) == {"boot_id", "seq", "type", "time", "data"}

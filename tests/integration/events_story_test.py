@@ -69,6 +69,8 @@ def test_the_life_of_a_model_and_of_its_worker(broker: BrokerProcess, tmp_path: 
         "path": str(path),
         "total_bytes": loaded.payload_bytes,
     }
+    (block,) = told["model.loaded"].pop("blocks")
+    assert (block["block"], block["source"]) == (loaded.block, str(path))
     assert told["model.loaded"] == {**whole, "path": str(path)}
     assert told["model.alias"].items() >= {"model": "other", "block": loaded.block}.items()
     for kind in ("model.unloaded", "model.draining", "model.freed"):

@@ -60,6 +60,7 @@ class HouseFixture : public BlockFixture {
     block_loads_ = std::make_unique<BlockLoads>(*books_, *loop_, *reaper_, *admission_, *scrubber_, events_, *notes_);
     loading_ =
         std::make_unique<Loading>(*books_, *loop_, *block_loads_, *reaper_, *admission_, *expiry_, events_, *notes_);
+    books_->models.observe({keeper_.get(), &events_, {}});
     settled_ = std::make_unique<Settled>(*loop_);
     leases_ = std::make_unique<LeaseService>(*books_, events_, *loading_, *scrubber_, *reaper_, *admission_, *expiry_);
     models_ = std::make_unique<ModelService>(*books_, *loop_, *settled_, *loading_, *keeper_, *reaper_, *withdrawal_);

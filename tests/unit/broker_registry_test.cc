@@ -50,7 +50,7 @@ TEST_F(RegistryTest, AModelIsFoundByIdNameAndPath) {
   ModelEntry& one = add({"one", "eins"}, "/one");
   ModelEntry& two = add({"two"}, "/two");
   EXPECT_EQ(models_.find_id(one.id), &one);
-  EXPECT_EQ(models_.of_block(*one.parts.front()), &one);
+  EXPECT_EQ(models_.find_id(one.parts.front()->id()), &one);
   EXPECT_EQ(models_.by_name("eins"), &one);
   EXPECT_EQ(models_.by_path("/two"), &two);
   EXPECT_EQ(models_.find("one"), &one);
@@ -150,8 +150,8 @@ TEST_F(RegistryTest, AModelOfSeveralBlocksSharesThemAndEndsAlone) {
   EXPECT_EQ(whole.generation(), second.generation());
   EXPECT_EQ(second.models, 2);
   EXPECT_EQ(models_.with_block(second).size(), 2U);
-  EXPECT_EQ(models_.of_block(second), models_.by_name("part"));
-  EXPECT_EQ(models_.of_block(first), nullptr);
+  EXPECT_EQ(models_.find_id(second.id()), models_.by_name("part"));
+  EXPECT_EQ(models_.find_id(first.id()), nullptr);
   second.is_private = true;
   EXPECT_TRUE(whole.is_private());
   apply(Why::kUnloaded, {{.id = "set", .without = {"whole"}}});

@@ -344,7 +344,7 @@ TEST(LeaseBookTest, HoldersAreToldInOrder) {
   book.grant(2, 1, lease({"a"}, 30, 300));
   book.grant(1, 2, lease({"a", "b"}, 20, 200));
   book.grant(1, 1, lease({"a"}, 10, 100));
-  const auto holders = book.holders("a");
+  const auto holders = book.holders({"a"});
   ASSERT_EQ(holders.size(), 3U);
   EXPECT_EQ(holders[0].peer.pid, 10);
   EXPECT_EQ(holders[0].number, 1U);
@@ -353,7 +353,7 @@ TEST(LeaseBookTest, HoldersAreToldInOrder) {
   EXPECT_EQ(holders[1].number, 2U);
   EXPECT_EQ(holders[2].peer.pid, 30);
   EXPECT_EQ(holders[2].peer.uid, 1000U);
-  EXPECT_TRUE(book.holders("c").empty());
+  EXPECT_TRUE(book.holders({"c"}).empty());
 }
 
 }  // namespace

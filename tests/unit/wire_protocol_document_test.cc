@@ -244,6 +244,12 @@ TEST(ProtocolDocumentTest, EventTypesAreThoseOfTheCode) {
 
 TEST(ProtocolDocumentTest, SmallMapsAreListedWhereTheyStand) {
   expect_listed("model", "leases", fields_of<LeaseHolder>());
+  for (const char* const table : {"model.load_model reply", "model", "event data"}) {
+    expect_listed(table, "blocks", fields_of<ModelBlock>());
+  }
+  for (const char* const table : {"model.load_model request", "model.attach request"}) {
+    expect_listed(table, "files", fields_of<OfferedFile>());
+  }
   expect_listed("model.get_model_info reply", "loaded_models", fields_of<LoadedModel>());
   expect_listed("lease.restate request", "leases", fields_of<HeldLease>());
 }

@@ -22,6 +22,7 @@ struct EventData {
   std::uint64_t uid = 0, pid = 0, generation = 0, count = 0;
   std::string outcome;
   std::uint64_t chunk = 0, offset = 0;
+  std::vector<ModelBlock> blocks;
   template <class Self, class F>
   static void fields(Self& self, F&& f) {
     f("model", self.model);
@@ -38,6 +39,7 @@ struct EventData {
     f("outcome", self.outcome);
     f("chunk", self.chunk);
     f("offset", self.offset);
+    f("blocks", self.blocks);
   }
 };
 

@@ -5,12 +5,14 @@
 #include <string>
 #include <vector>
 
+#include "wire/messages/models.h"
 #include "wire/messages/need.h"
 
 namespace modelbroker::wire {
 
 struct Attach {
   std::string model, file;
+  std::vector<OfferedFile> files;
   bool load = true;
   std::uint64_t lease = 0;
   std::string component, device = "cpu";
@@ -18,6 +20,7 @@ struct Attach {
   static void fields(Self& self, F&& f) {
     f("model", self.model, Need::kRequired);
     f("file", self.file);
+    f("files", self.files);
     f("load", self.load);
     f("lease", self.lease);
     f("component", self.component);

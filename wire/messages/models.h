@@ -11,8 +11,38 @@
 
 namespace modelbroker::wire {
 
+// A file that was handed in by file.offer, as one of several.
+struct OfferedFile {
+  std::string file, name;
+  template <class Self, class F>
+  static void fields(Self& self, F&& f) {
+    f("file", self.file, Need::kRequired);
+    f("name", self.name, Need::kRequired);
+  }
+};
+
+// A block of a model.
+struct ModelBlock {
+  std::string block, path, source;
+  std::uint64_t generation = 0, bytes = 0, payload_bytes = 0;
+  std::string page_kind;
+  friend bool operator==(const ModelBlock&, const ModelBlock&) = default;
+  template <class Self, class F>
+  static void fields(Self& self, F&& f) {
+    f("block", self.block);
+    f("path", self.path);
+    f("source", self.source);
+    f("generation", self.generation);
+    f("bytes", self.bytes);
+    f("payload_bytes", self.payload_bytes);
+    f("page_kind", self.page_kind);
+  }
+};
+
 struct LoadModel {
-  std::string path, file, name, type;
+  std::string path, file;
+  std::vector<OfferedFile> files;
+  std::string name, type;
   double estimated_size_mb = 0;
   bool pin = false;
   std::optional<double> keep_alive;
@@ -21,6 +51,7 @@ struct LoadModel {
   static void fields(Self& self, F&& f) {
     f("path", self.path);
     f("file", self.file);
+    f("files", self.files);
     f("name", self.name);
     f("type", self.type);
     f("estimated_size_mb", self.estimated_size_mb);
@@ -35,6 +66,7 @@ struct LoadModelReply {
   std::uint64_t generation = 0, bytes = 0, payload_bytes = 0;
   std::string page_kind, outcome;
   double seconds = 0;
+  std::vector<ModelBlock> blocks;
   template <class Self, class F>
   static void fields(Self& self, F&& f) {
     f("model", self.model);
@@ -45,6 +77,7 @@ struct LoadModelReply {
     f("page_kind", self.page_kind);
     f("outcome", self.outcome);
     f("seconds", self.seconds);
+    f("blocks", self.blocks);
   }
 };
 
@@ -93,6 +126,7 @@ struct ModelInfo {
   double keep_alive = -1;
   std::optional<double> expires_at;
   std::vector<LeaseHolder> leases;
+  std::vector<ModelBlock> blocks;
   template <class Self, class F>
   static void fields(Self& self, F&& f) {
     f("name", self.name);
@@ -113,6 +147,7 @@ struct ModelInfo {
     f("keep_alive", self.keep_alive);
     f("expires_at", self.expires_at);
     f("leases", self.leases);
+    f("blocks", self.blocks);
   }
 };
 
