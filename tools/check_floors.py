@@ -21,7 +21,14 @@ BELOW: dict[str, tuple[str, ...]] = {
     "broker/formats": ("shm", "broker/base"),
     "broker/workers": ("shm", "broker/base"),
     "broker/tier": ("shm", "broker/base"),
-    "broker/ram": ("shm", "broker/base", "broker/formats", "broker/tier"),
+    "broker/ram": (
+        "shm",
+        "wire",
+        "broker/base",
+        "broker/formats",
+        "broker/workers",
+        "broker/tier",
+    ),
     "broker/models": (
         "shm",
         "wire",
@@ -37,6 +44,7 @@ BELOW: dict[str, tuple[str, ...]] = {
         "broker/base",
         "broker/workers",
         "broker/tier",
+        "broker/ram",
         "broker/models",
     ),
     "broker/doors": (
@@ -44,6 +52,7 @@ BELOW: dict[str, tuple[str, ...]] = {
         "wire",
         "broker/base",
         "broker/workers",
+        "broker/ram",
         "broker/models",
         "broker/api",
     ),

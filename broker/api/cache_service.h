@@ -4,18 +4,26 @@
 #pragma once
 
 #include "broker/api/call.h"
+#include "broker/api/model_views.h"
 #include "broker/api/settled.h"
 #include "broker/base/event_sink.h"
-#include "broker/models/books.h"
-#include "broker/models/loading.h"
-#include "broker/models/scrubber.h"
+#include "broker/ram/scrubber.h"
 
 namespace modelbroker {
 
 class CacheService {
  public:
-  CacheService(Books& books, EventSink& events, Settled& settled, Loading& loading, Scrubber& scrubber)
-      : books_(books), events_(events), settled_(settled), loading_(loading), scrubber_(scrubber) {}
+  CacheService(const Environment& env, const Workers& workers, RamStore& ram, Registry& models, const RamTier& tier,
+               const ModelViews& views, EventSink& events, Settled& settled, Scrubber& scrubber)
+      : env_(env),
+        workers_(workers),
+        ram_(ram),
+        models_(models),
+        tier_(tier),
+        views_(views),
+        events_(events),
+        settled_(settled),
+        scrubber_(scrubber) {}
 
   void status(Session& session, const wire::Empty& data, const Reply<wire::StatusReply>& reply);
   void scrub(Session& session, const wire::Scrub& data, const Reply<wire::ScrubReply>& reply);
@@ -24,10 +32,14 @@ class CacheService {
  private:
   [[nodiscard]] wire::StatusReply status_now() const;
 
-  Books& books_;
+  const Environment& env_;
+  const Workers& workers_;
+  RamStore& ram_;
+  Registry& models_;
+  const RamTier& tier_;
+  const ModelViews& views_;
   EventSink& events_;
   Settled& settled_;
-  Loading& loading_;
   Scrubber& scrubber_;
 };
 

@@ -5,7 +5,7 @@
 
 #include "broker/api/model_lookup.h"
 #include "broker/models/model_events.h"
-#include "broker/models/ram_tier.h"
+#include "broker/models/model_rights.h"
 #include "shm/text.h"
 
 namespace modelbroker {
@@ -32,17 +32,17 @@ void LeaseService::attach(Session& session, const wire::Attach& data, const Repl
         {ErrorCode::kUnimplemented, "component '" + printable(data.component, 64) +
                                         "': this version attaches whole models; use state_dict(prefix=...)"});
   }
-  if (const ModelEntry* const there = books_.models.find(data.model)) {
+  if (const ModelEntry* const there = models_.find(data.model)) {
     const std::vector<RamBlock*> parts = there->parts;
     for (RamBlock* const part : parts) (void)scrubber_.withdraw_missing(*part);
   }
-  const RememberedNames::Model* const evicted = data.load ? books_.models.remembered().find(data.model) : nullptr;
+  const RememberedNames::Model* const evicted = data.load ? models_.remembered().find(data.model) : nullptr;
   if (evicted != nullptr) {
     if (evicted->given.is_label) {
       return reply.error(
           {ErrorCode::kPermissionDenied, "'" + printable(data.model) + "' was evicted: load it again from its file"});
     }
-    auto ask = ask_for_files(books_, session, evicted->given.path, "", {});
+    auto ask = ask_for_files(env_.clock.now(), session, evicted->given.path, "", {});
     if (!ask) return reply.error(ask.error());
     ask->name = data.model;
     ask->type = evicted->type;
@@ -55,16 +55,16 @@ void LeaseService::attach(Session& session, const wire::Attach& data, const Repl
   }
   const bool has_files = !data.file.empty() || !data.files.empty();
   if (!is_path(data.model) || (!has_files && !data.load)) {
-    const auto model = find_model(books_, session, data.model);
+    const auto model = find_model(workers_.rights, models_, session, data.model);
     if (!model) return reply.error(model.error());
-    if (!books_.may_attach(session.peer.uid, **model)) {
+    if (!may_attach(workers_.rights, session.peer.uid, **model)) {
       return reply.error(Rights::not_attachable(printable(data.model)));
     }
-    ++books_.hits;
+    ++env_.counters.hits;
     const std::string& name = is_path(data.model) ? (*model)->name() : data.model;
     return reply.ok(grant(session, data.lease, **model, name, "resident"));
   }
-  auto ask = ask_for_files(books_, session, data.model, data.file, data.files);
+  auto ask = ask_for_files(env_.clock.now(), session, data.model, data.file, data.files);
   if (!ask) return reply.error(ask.error());
   ask->any_name = true;  // who attaches by path wants the weights, whatever they are called
   ask->look_only = !data.load;
@@ -77,10 +77,10 @@ void LeaseService::attach(Session& session, const wire::Attach& data, const Repl
 void LeaseService::attach_by_load(Loading::Ask ask, const Reply<wire::AttachReply>& reply, const std::string& evicted) {
   const SessionId id = ask.session;
   const std::uint64_t lease = ask.lease;
-  if (lease != 0) books_.sessions.find(id)->attaching.insert(lease);
+  if (lease != 0) workers_.sessions.find(id)->attaching.insert(lease);
   // False: a detach came before the grant, or the session has ended.
   const auto waited = [this, id, lease] {
-    Session* const asker = books_.sessions.find(id);
+    Session* const asker = workers_.sessions.find(id);
     return asker != nullptr && (asker->attaching.erase(lease) > 0 || lease == 0);
   };
   const auto done = [this, reply, id, lease, evicted, waited](Result<Loading::Outcome> outcome) {
@@ -96,8 +96,8 @@ void LeaseService::attach_by_load(Loading::Ask ask, const Reply<wire::AttachRepl
     }
     if (reply.answered()) return;  // deadline passed: nobody would ever end that lease
     if (!is_wanted) return reply.error(Loading::lease_detached(lease));
-    Session* const asker = books_.sessions.find(id);
-    ModelEntry* const model = books_.models.find_id(outcome->id);
+    Session* const asker = workers_.sessions.find(id);
+    ModelEntry* const model = models_.find_id(outcome->id);
     if (model == nullptr) {
       return reply.error({ErrorCode::kUnavailable, "the model was unloaded before this request could use it; retry"});
     }
@@ -135,14 +135,14 @@ wire::AttachReply LeaseService::grant(Session& session, std::uint64_t lease, Mod
   }
   book(session, attached.lease, name, blocks);
   model.was_leased = true;
-  books_.used(model);
+  models_.used(model, env_.clock.now());
   return attached;
 }
 
 void LeaseService::detach(Session& session, const wire::Detach& data, const Reply<wire::DetachReply>& reply) {
   wire::EventData released = event_of(session.peer);
-  if (const Lease* const lease = books_.leases.find(session.id, data.lease)) released.model = lease->model;
-  const std::vector<std::string> blocks = books_.leases.end(session.id, data.lease);
+  if (const Lease* const lease = workers_.leases.find(session.id, data.lease)) released.model = lease->model;
+  const std::vector<std::string> blocks = workers_.leases.end(session.id, data.lease);
   // Not granted yet: its attach is cancelled, or refused when it comes.
   if (session.attaching.erase(data.lease) > 0) loading_.detached(session.id, data.lease);
   if (data.lease <= LeaseNumbers::kHighest) session.lease_numbers.use(data.lease);
@@ -162,8 +162,8 @@ void LeaseService::restate(Session& session, const wire::Restate& data, const Re
   }
   for (const wire::HeldLease& held : data.leases) {
     const bool all_here = !held.blocks.empty() && std::ranges::all_of(held.blocks, [&](const std::string& block) {
-      const RamBlock* const there = books_.blocks.find(block);
-      return there != nullptr && !there->removing && books_.may_attach(session.peer.uid, *there);
+      const RamBlock* const there = ram_.blocks.find(block);
+      return there != nullptr && !there->removing && may_attach(workers_.rights, session.peer.uid, *there);
     });
     session.lease_numbers.use(held.lease);
     if (!all_here) {
@@ -172,7 +172,7 @@ void LeaseService::restate(Session& session, const wire::Restate& data, const Re
     }
     book(session, held.lease, held.model, held.blocks);
     for (const std::string& block : held.blocks) {
-      for (ModelEntry* const model : books_.models.with_block(*books_.blocks.find(block))) model->was_leased = true;
+      for (ModelEntry* const model : models_.with_block(*ram_.blocks.find(block))) model->was_leased = true;
     }
     outcome.restated.push_back(held.lease);
   }
@@ -181,7 +181,7 @@ void LeaseService::restate(Session& session, const wire::Restate& data, const Re
 
 void LeaseService::book(const Session& session, std::uint64_t number, const std::string& model,
                         const std::vector<std::string>& blocks) {
-  books_.leases.grant(session.id, number, {model, blocks, session.peer, books_.clock.now()});
+  workers_.leases.grant(session.id, number, {model, blocks, session.peer, env_.clock.now()});
   wire::EventData data = event_of(session.peer);
   data.model = model;
   if (blocks.size() == 1) data.block = blocks.front();
@@ -190,7 +190,7 @@ void LeaseService::book(const Session& session, std::uint64_t number, const std:
 }
 
 LeaseBook::Ended LeaseService::end_all(const Session& session) {
-  LeaseBook::Ended ended = books_.leases.end_session(session.id);
+  LeaseBook::Ended ended = workers_.leases.end_session(session.id);
   if (ended.leases > 0) {
     wire::EventData data = event_of(session.peer);
     data.count = ended.leases;
@@ -201,10 +201,10 @@ LeaseBook::Ended LeaseService::end_all(const Session& session) {
 
 void LeaseService::let_go(const std::vector<std::string>& blocks) {
   for (const std::string& id : blocks) {
-    if (const RamBlock* const block = books_.blocks.find(id)) {
-      for (ModelEntry* const model : books_.models.with_block(*block)) {
-        books_.used(*model);
-        expiry_.changed(expires_at(books_, *model));
+    if (const RamBlock* const block = ram_.blocks.find(id)) {
+      for (ModelEntry* const model : models_.with_block(*block)) {
+        models_.used(*model, env_.clock.now());
+        expiry_.changed(tier_.expires_at(*model));
       }
     }
     reaper_.check(id);

@@ -9,20 +9,24 @@
 
 #include "broker/api/call.h"
 #include "broker/base/event_sink.h"
-#include "broker/models/books.h"
 #include "broker/models/loading.h"
-#include "broker/models/reaper.h"
-#include "broker/models/scrubber.h"
+#include "broker/ram/reaper.h"
+#include "broker/ram/scrubber.h"
 #include "broker/tier/admission.h"
 #include "broker/tier/expiry.h"
+#include "broker/workers/workers.h"
 
 namespace modelbroker {
 
 class LeaseService {
  public:
-  LeaseService(Books& books, EventSink& events, Loading& loading, Scrubber& scrubber, Reaper& reaper,
-               Admission& admission, Expiry& expiry)
-      : books_(books),
+  LeaseService(Environment& env, Workers& workers, RamStore& ram, Registry& models, RamTier& tier, EventSink& events,
+               Loading& loading, Scrubber& scrubber, Reaper& reaper, Admission& admission, Expiry& expiry)
+      : env_(env),
+        workers_(workers),
+        ram_(ram),
+        models_(models),
+        tier_(tier),
         events_(events),
         loading_(loading),
         scrubber_(scrubber),
@@ -46,7 +50,11 @@ class LeaseService {
   void book(const Session& session, std::uint64_t number, const std::string& model,
             const std::vector<std::string>& blocks);
 
-  Books& books_;
+  Environment& env_;
+  Workers& workers_;
+  RamStore& ram_;
+  Registry& models_;
+  RamTier& tier_;
   EventSink& events_;
   Loading& loading_;
   Scrubber& scrubber_;

@@ -7,7 +7,6 @@
 #include <string_view>
 #include <vector>
 
-#include "broker/models/books.h"
 #include "broker/models/loading.h"
 #include "wire/messages.h"
 
@@ -16,11 +15,13 @@ namespace modelbroker {
 [[nodiscard]] inline bool is_path(std::string_view model) { return model.starts_with('/'); }
 
 // By name or path; another user's private file is not found by its path.
-[[nodiscard]] Result<ModelEntry*> find_model(Books& books, const Session& session, const std::string& model);
+[[nodiscard]] Result<ModelEntry*> find_model(const Rights& rights, Registry& models, const Session& session,
+                                             const std::string& model);
 // The same, if it is this user's to withdraw and change: a name is its loader's, a path stands for all names.
-[[nodiscard]] Result<ModelEntry*> find_own_model(Books& books, const Session& session, const std::string& model);
+[[nodiscard]] Result<ModelEntry*> find_own_model(const Rights& rights, Registry& models, const Session& session,
+                                                 const std::string& model);
 // What a session asks of the loads: the files behind its offers' handles, or the path alone.
-[[nodiscard]] Result<Loading::Ask> ask_for_files(const Books& books, Session& session, const std::string& path,
+[[nodiscard]] Result<Loading::Ask> ask_for_files(TimePoint now, Session& session, const std::string& path,
                                                  const std::string& file, const std::vector<wire::OfferedFile>& files);
 
 }  // namespace modelbroker

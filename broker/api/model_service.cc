@@ -5,10 +5,10 @@
 #include <utility>
 
 #include "broker/api/model_lookup.h"
-#include "broker/api/model_views.h"
 #include "broker/base/log.h"
 #include "broker/base/sizes.h"
 #include "broker/models/model_events.h"
+#include "broker/models/model_rights.h"
 #include "shm/text.h"
 
 namespace modelbroker {
@@ -23,7 +23,7 @@ double seconds_between(TimePoint from, TimePoint to) { return std::chrono::durat
 }  // namespace
 
 void ModelService::load(Session& session, const wire::LoadModel& data, const Reply<wire::LoadModelReply>& reply) {
-  auto ask = ask_for_files(books_, session, data.path, data.file, data.files);
+  auto ask = ask_for_files(env_.clock.now(), session, data.path, data.file, data.files);
   if (!ask) return reply.error(ask.error());
   if (!data.name.empty() && !valid_model_name(data.name)) {
     return reply.error({ErrorCode::kInvalidArgument,
@@ -41,10 +41,10 @@ void ModelService::load(Session& session, const wire::LoadModel& data, const Rep
   }
   if (data.keep_alive) ask->keep_alive = keep_alive_from_seconds(*data.keep_alive);
   ask->until = reply.deadline();
-  const TimePoint began = books_.clock.now();
+  const TimePoint began = env_.clock.now();
   const Loading::AskId asked = loading_.start(std::move(*ask), [this, reply, began](Result<Loading::Outcome> outcome) {
     if (!outcome) return reply.error(outcome.error());
-    const ModelEntry* const model = books_.models.find_id(outcome->id);
+    const ModelEntry* const model = models_.find_id(outcome->id);
     if (model == nullptr) {
       return reply.error({ErrorCode::kUnavailable, "the model was unloaded before this request could use it; retry"});
     }
@@ -59,7 +59,7 @@ void ModelService::load(Session& session, const wire::LoadModel& data, const Rep
       loaded.page_kind = loaded.blocks.front().page_kind;
     }
     loaded.outcome = outcome->outcome;
-    loaded.seconds = seconds_between(began, books_.clock.now());
+    loaded.seconds = seconds_between(began, env_.clock.now());
     reply.ok(loaded);
   });
   reply.on_late([this, asked] { loading_.give_up(asked); });
@@ -67,7 +67,7 @@ void ModelService::load(Session& session, const wire::LoadModel& data, const Rep
 
 void ModelService::unload(Session& session, const wire::UnloadModel& data, const Reply<wire::UnloadModelReply>& reply) {
   const std::string& model = data.model.empty() ? data.name : data.model;
-  if (books_.models.find(model) == nullptr) {
+  if (models_.find(model) == nullptr) {
     const auto forgotten = forget_remembered(session, model);
     if (!forgotten) return reply.error(forgotten.error());
     if (*forgotten) {  // its bytes are free already
@@ -76,7 +76,7 @@ void ModelService::unload(Session& session, const wire::UnloadModel& data, const
       return keeper_.save({}, {}, [reply, outcome] { reply.ok(outcome); });
     }
   }
-  const auto found = find_own_model(books_, session, model);
+  const auto found = find_own_model(workers_.rights, models_, session, model);
   if (!found) return reply.error(found.error());
   const std::vector<std::string> names = names_meant(**found, model);
   forget(names);
@@ -93,8 +93,8 @@ void ModelService::take_names(const ModelEntry& model, const std::vector<std::st
   outcome.remaining_names = model.names;
   std::erase_if(outcome.remaining_names,
                 [&](const std::string& name) { return std::ranges::find(names, name) != names.end(); });
-  books_.models.apply({.why = Why::kUnloaded, .edits = {{.id = model.id, .without = names}}},
-                      [reply, outcome] { reply.ok(outcome); });
+  models_.apply({.why = Why::kUnloaded, .edits = {{.id = model.id, .without = names}}},
+                [reply, outcome] { reply.ok(outcome); });
 }
 
 // All of its names go, and its blocks drain. Waits a moment for holders that were just killed, or with `wait` for all.
@@ -127,7 +127,7 @@ void ModelService::unload_all(ModelEntry& model, bool wait, const wire::UnloadMo
       return answer();
     }
     for (const std::string& id : going->blocks) {
-      const RamBlock* const block = books_.blocks.find(id);
+      const RamBlock* const block = ram_.blocks.find(id);
       reaper_.when_gone(id, [going, answer, reply, name, bytes = block != nullptr ? block->bytes() : 0](bool gone) {
         if (!gone && !std::exchange(going->is_told, true)) {
           reply.error({ErrorCode::kCancelled, "'" + printable(name) + "' was loaded again meanwhile"});
@@ -144,17 +144,16 @@ void ModelService::unload_all(ModelEntry& model, bool wait, const wire::UnloadMo
 // Names, or names of the file at a path, that only eviction or damage took away; whether there was one.
 Result<bool> ModelService::forget_remembered(const Session& session, const std::string& model) {
   const auto is_managed = [&](const std::string& name) {
-    return books_.rights.manage(session.peer.uid, books_.models.remembered().find(name)->given.loader);
+    return workers_.rights.manage(session.peer.uid, models_.remembered().find(name)->given.loader);
   };
   std::vector<std::string> names{model};
   if (is_path(model)) {
-    names = books_.models.remembered().at_path(model);
+    names = models_.remembered().at_path(model);
     std::erase_if(names, [&](const std::string& name) { return !is_managed(name); });
-  } else if (books_.models.remembered().find(model) == nullptr) {
+  } else if (models_.remembered().find(model) == nullptr) {
     return false;
   } else if (!is_managed(model)) {
-    return tl::unexpected(
-        Rights::not_manageable(printable(model), books_.models.remembered().find(model)->given.loader));
+    return tl::unexpected(Rights::not_manageable(printable(model), models_.remembered().find(model)->given.loader));
   }
   forget(names);
   return !names.empty();
@@ -163,7 +162,7 @@ Result<bool> ModelService::forget_remembered(const Session& session, const std::
 // Nothing that is under way brings them back.
 void ModelService::forget(const std::vector<std::string>& names) {
   for (const std::string& name : names) {
-    books_.models.remembered().forget(name);
+    models_.remembered().forget(name);
     loading_.unloaded(name);
   }
 }
@@ -172,12 +171,12 @@ void ModelService::forget(const std::vector<std::string>& names) {
 std::vector<std::string> ModelService::names_meant(const ModelEntry& model, const std::string& asked) const {
   if (!is_path(asked)) return {asked};
   std::vector<std::string> names;
-  for (ModelEdit::Named& named : books_.models.given_to(model, asked)) names.push_back(std::move(named.name));
+  for (ModelEdit::Named& named : models_.given_to(model, asked)) names.push_back(std::move(named.name));
   return names;
 }
 
 void ModelService::cancel(Session& session, const wire::ModelName& data, const Reply<wire::CancelReply>& reply) {
-  const bool everybodys = books_.rights.everything(session.peer.uid);
+  const bool everybodys = workers_.rights.everything(session.peer.uid);
   const std::size_t count =
       loading_.cancel(data.model, everybodys ? std::nullopt : std::optional<uid_t>(session.peer.uid));
   if (count > 0) return reply.ok({count});
@@ -186,36 +185,35 @@ void ModelService::cancel(Session& session, const wire::ModelName& data, const R
 }
 
 void ModelService::list(Session& session, const wire::ModelList& data, const Reply<wire::ModelListReply>& reply) {
-  settled_.when(
-      [this, reply, uid = session.peer.uid, all = data.all] { reply.ok(list_models(books_, loading_, uid, all)); });
+  settled_.when([this, reply, uid = session.peer.uid, all = data.all] { reply.ok(views_.list(uid, all)); });
 }
 
 void ModelService::get(Session& session, const wire::ModelName& data, const Reply<wire::ModelGetReply>& reply) {
   settled_.when([this, id = session.id, model = data.model, reply] {
-    const Session* const asker = books_.sessions.find(id);
+    const Session* const asker = workers_.sessions.find(id);
     if (asker == nullptr) return reply.error({ErrorCode::kCancelled, "the session that asked has ended"});
-    const auto found = find_model(books_, *asker, model);
-    if (found) return reply.ok({describe(books_, **found, asker->peer.uid)});
-    const RememberedNames::Model* const remembered = books_.models.remembered().find(model);
+    const auto found = find_model(workers_.rights, models_, *asker, model);
+    if (found) return reply.ok({views_.of(**found, asker->peer.uid)});
+    const RememberedNames::Model* const remembered = models_.remembered().find(model);
     if (remembered == nullptr) return reply.error(found.error());
-    reply.ok({describe(books_, model, *remembered, asker->peer.uid)});
+    reply.ok({views_.of(model, *remembered, asker->peer.uid)});
   });
 }
 
 void ModelService::set_pinned(const Session& session, const std::string& model, bool pinned,
                               const Reply<wire::PinReply>& reply) {
-  const RememberedNames::Model* const remembered = books_.models.remembered().find(model);
+  const RememberedNames::Model* const remembered = models_.remembered().find(model);
   if (remembered != nullptr) {  // how it is kept when it is loaded again
-    if (!books_.rights.manage(session.peer.uid, remembered->given.loader)) {
+    if (!workers_.rights.manage(session.peer.uid, remembered->given.loader)) {
       return reply.error(Rights::not_manageable(printable(model), remembered->given.loader));
     }
-    books_.models.remembered().pin(model, pinned);
+    models_.remembered().pin(model, pinned);
     return keeper_.save({}, {}, [reply, model, pinned] { reply.ok({model, pinned}); });
   }
-  const auto found = find_own_model(books_, session, model);
+  const auto found = find_own_model(workers_.rights, models_, session, model);
   if (!found) return reply.error(found.error());
   const std::string name = (*found)->name();
-  books_.models.apply({.edits = {{.id = (*found)->id, .pinned = pinned}}}, [reply, name, pinned] {
+  models_.apply({.edits = {{.id = (*found)->id, .pinned = pinned}}}, [reply, name, pinned] {
     reply.ok({name, pinned});
   });
 }
@@ -232,20 +230,20 @@ void ModelService::get_model_info(Session& session, const wire::GetModelInfo& da
                                   const Reply<wire::GetModelInfoReply>& reply) {
   const ModelEntry* wanted = nullptr;
   if (!data.name.empty()) {
-    const auto found = find_model(books_, session, data.name);
+    const auto found = find_model(workers_.rights, models_, session, data.name);
     if (!found) return reply.error(found.error());
     wanted = *found;
   }
   wire::GetModelInfoReply info;
-  for (const auto& [id, model] : books_.models.all()) {
+  for (const auto& [id, model] : models_.all()) {
     if (wanted != nullptr && &model != wanted) continue;
-    const bool shown = books_.may_attach(session.peer.uid, model);
+    const bool shown = may_attach(workers_.rights, session.peer.uid, model);
     info.loaded_models[model.name()] = {shown ? model.path : "", model.type,
                                         static_cast<double>(model.bytes()) / kMebibyte, model.generation()};
   }
-  const Budget::Use use = books_.use();
+  const Budget::Use use = tier_.use();
   info.memory_usage_mb = static_cast<double>(use.made + use.draining) / kMebibyte;
-  info.available_memory_mb = static_cast<double>(books_.budget.available(use)) / kMebibyte;
+  info.available_memory_mb = static_cast<double>(ram_.budget.available(use)) / kMebibyte;
   info.model_count = info.loaded_models.size();
   reply.ok(info);
 }

@@ -7,21 +7,27 @@
 #include <vector>
 
 #include "broker/api/call.h"
+#include "broker/api/model_views.h"
 #include "broker/api/settled.h"
 #include "broker/base/loop.h"
-#include "broker/models/books.h"
 #include "broker/models/loading.h"
-#include "broker/models/reaper.h"
 #include "broker/models/state_keeper.h"
 #include "broker/models/withdrawal.h"
+#include "broker/ram/reaper.h"
 
 namespace modelbroker {
 
 class ModelService {
  public:
-  ModelService(Books& books, Loop& loop, Settled& settled, Loading& loading, StateKeeper& keeper, Reaper& reaper,
-               Withdrawal& withdrawal)
-      : books_(books),
+  ModelService(Environment& env, Workers& workers, RamStore& ram, Registry& models, const RamTier& tier,
+               const ModelViews& views, Loop& loop, Settled& settled, Loading& loading, StateKeeper& keeper,
+               Reaper& reaper, Withdrawal& withdrawal)
+      : env_(env),
+        workers_(workers),
+        ram_(ram),
+        models_(models),
+        tier_(tier),
+        views_(views),
         loop_(loop),
         settled_(settled),
         loading_(loading),
@@ -48,7 +54,12 @@ class ModelService {
                   const Reply<wire::UnloadModelReply>& reply);
   void set_pinned(const Session& session, const std::string& model, bool pinned, const Reply<wire::PinReply>& reply);
 
-  Books& books_;
+  Environment& env_;
+  Workers& workers_;
+  RamStore& ram_;
+  Registry& models_;
+  const RamTier& tier_;
+  const ModelViews& views_;
   Loop& loop_;
   Settled& settled_;
   Loading& loading_;

@@ -8,8 +8,8 @@
 
 #include "broker/api/call.h"
 #include "broker/api/lease_service.h"
+#include "broker/base/environment.h"
 #include "broker/base/event_sink.h"
-#include "broker/models/books.h"
 #include "wire/endpoint.h"
 
 namespace modelbroker {
@@ -17,16 +17,16 @@ namespace modelbroker {
 class SessionService {
  public:
   // `end` ends a session whose leases have ended, and its connection with it.
-  SessionService(const Books& books, const wire::Endpoint& endpoint, EventSink& events, LeaseService& leases,
+  SessionService(const Environment& env, const wire::Endpoint& endpoint, EventSink& events, LeaseService& leases,
                  std::function<void(const Session&)> end)
-      : books_(books), endpoint_(endpoint), events_(events), leases_(leases), end_(std::move(end)) {}
+      : env_(env), endpoint_(endpoint), events_(events), leases_(leases), end_(std::move(end)) {}
 
   void hello(Session& session, const wire::Empty& data, const Reply<wire::SessionHelloReply>& reply);
   void ping(Session& session, const wire::Empty& data, const Reply<wire::SessionPingReply>& reply);
   void bye(Session& session, const wire::Empty& data, const Reply<wire::SessionByeReply>& reply);
 
  private:
-  const Books& books_;
+  const Environment& env_;
   const wire::Endpoint& endpoint_;
   EventSink& events_;
   LeaseService& leases_;

@@ -9,10 +9,11 @@
 #include <string>
 #include <utility>
 
+#include "broker/base/environment.h"
 #include "broker/base/event_sink.h"
 #include "broker/base/loop.h"
 #include "broker/doors/router.h"
-#include "broker/models/books.h"
+#include "broker/workers/workers.h"
 
 namespace modelbroker {
 
@@ -23,8 +24,13 @@ class Callers {
     std::function<bool(SessionId)> wait;  // for a load: who waits is not silent
   };
   // `fds`: where sessions are opened, for the refusal of a token that is not known.
-  Callers(Books& books, Loop& loop, EventSink& events, std::string fds, Sessions sessions)
-      : books_(books), loop_(loop), events_(events), fds_(std::move(fds)), sessions_(std::move(sessions)) {}
+  Callers(const Environment& env, Workers& workers, Loop& loop, EventSink& events, std::string fds, Sessions sessions)
+      : env_(env),
+        workers_(workers),
+        loop_(loop),
+        events_(events),
+        fds_(std::move(fds)),
+        sessions_(std::move(sessions)) {}
 
   // failed_precondition for a token that is not known, permission_denied for a user who is not served.
   [[nodiscard]] Result<Session*> find(const wire::Request& request, const Router::Sender& sender);
@@ -36,7 +42,8 @@ class Callers {
   void add_groups(Peer& peer, int socket) const;
   void watch(const Session& session);
 
-  Books& books_;
+  const Environment& env_;
+  Workers& workers_;
   Loop& loop_;
   EventSink& events_;
   const std::string fds_;

@@ -31,15 +31,16 @@ std::string random_token() {
   return to_hex(bytes);
 }
 
-Result<std::unique_ptr<FdSocket>> FdSocket::listen(Books& books, Loop& loop, EventSink& events, const std::string& path,
+Result<std::unique_ptr<FdSocket>> FdSocket::listen(const Environment& env, Workers& workers, RamStore& ram, Loop& loop,
+                                                   EventSink& events, const std::string& path,
                                                    SessionEnded session_ended) {
-  std::unique_ptr<FdSocket> made(new FdSocket(books, loop, events, path, std::move(session_ended)));
+  std::unique_ptr<FdSocket> made(new FdSocket(env, workers, ram, loop, events, path, std::move(session_ended)));
   MODELBROKER_TRY(made->open_listener());
   return made;
 }
 
 Result<void> FdSocket::open_listener() {
-  auto listener = books_.os.listen_seqpacket(path_, 0600);
+  auto listener = env_.os.listen_seqpacket(path_, 0600);
   if (!listener) return fail_errno(listener.error().number, "listening at '" + path_ + "'");
   if (listener_watch_ != 0) loop_.unwatch(std::exchange(listener_watch_, 0));
   listener_ = std::move(*listener);
@@ -70,20 +71,20 @@ void FdSocket::pause_accepting() {
 }
 
 void FdSocket::accept() {
-  auto socket = books_.os.accept(listener_.get());
+  auto socket = env_.os.accept(listener_.get());
   if (!socket) {
     const int error = socket.error().number;
     if (error == EAGAIN || error == EINTR || error == ECONNABORTED) return;
     log_warning("accepting a session: " + error_from_errno(error, "accept").message);
     return pause_accepting();
   }
-  const auto credentials = books_.os.peer_credentials(socket->get());
+  const auto credentials = env_.os.peer_credentials(socket->get());
   if (!credentials || connections_.size() >= kMostConnections) return;
   Peer peer{credentials->uid, credentials->pid, {credentials->gid}};
-  if (const auto others = books_.os.peer_groups(socket->get())) {
+  if (const auto others = env_.os.peer_groups(socket->get())) {
     peer.groups.insert(peer.groups.end(), others->begin(), others->end());
   }
-  if (!books_.rights.enter(peer)) return log_warning(books_.rights.not_served(peer.uid).message);
+  if (!workers_.rights.enter(peer)) return log_warning(workers_.rights.not_served(peer.uid).message);
   const ConnectionId id = next_id_++;
   Connection connection;
   connection.socket = std::move(*socket);
@@ -105,8 +106,8 @@ void FdSocket::accept() {
 
 // A forked child may hold the connection open: the death of the process itself counts.
 void FdSocket::watch_death(Connection& connection, ConnectionId id) {
-  auto pidfd = books_.os.peer_pidfd(connection.socket.get());
-  if (!pidfd && connection.peer.pid > 0) pidfd = books_.os.pidfd_open(connection.peer.pid);
+  auto pidfd = env_.os.peer_pidfd(connection.socket.get());
+  if (!pidfd && connection.peer.pid > 0) pidfd = env_.os.pidfd_open(connection.peer.pid);
   if (!pidfd) return;  // hang-up alone must do
   connection.pidfd = std::move(*pidfd);
   auto watching = loop_.watch(connection.pidfd.get(), EPOLLIN, [this, id](std::uint32_t) { close(id); });
@@ -134,7 +135,7 @@ void FdSocket::receive(ConnectionId id) {
   const auto found = connections_.find(id);
   if (found == connections_.end()) return;
   Connection& connection = found->second;
-  auto packet = books_.os.receive(connection.socket.get(), wire::kPacketLimit, wire::kPacketDescriptors);
+  auto packet = env_.os.receive(connection.socket.get(), wire::kPacketLimit, wire::kPacketDescriptors);
   if (!packet) {
     const int error = packet.error().number;
     if (error == EAGAIN || error == EINTR) return;
@@ -143,7 +144,7 @@ void FdSocket::receive(ConnectionId id) {
                                        : Error{ErrorCode::kInvalidArgument,
                                                "the packet is longer than 64 KiB or carries more than 4 descriptors"};
     const std::string bytes = wire::encode_error({}, told);
-    if (!books_.os.send(connection.socket.get(), std::as_bytes(std::span(bytes)), {})) close(id);
+    if (!env_.os.send(connection.socket.get(), std::as_bytes(std::span(bytes)), {})) close(id);
     return;
   }
   if (packet->bytes.empty()) return close(id);
@@ -151,7 +152,7 @@ void FdSocket::receive(ConnectionId id) {
   const int descriptor = reply.descriptor.get();
   const std::span<const int> descriptors(&descriptor, reply.descriptor ? 1 : 0);
   // A peer that does not read its replies loses its session, not our time.
-  if (!books_.os.send(connection.socket.get(), std::as_bytes(std::span(reply.bytes)), descriptors)) close(id);
+  if (!env_.os.send(connection.socket.get(), std::as_bytes(std::span(reply.bytes)), descriptors)) close(id);
 }
 
 FdSocket::Answer FdSocket::answer(Connection& connection, Os::Packet& packet) {
@@ -171,7 +172,7 @@ Result<FdSocket::Answer> FdSocket::serve(Connection& connection, const wire::Req
     return fail(ErrorCode::kUnimplemented,
                 "'" + printable(request.type(), 64) + "' is not served on the fd socket: send it over ZeroMQ");
   }
-  Session* const session = books_.sessions.find(connection.session);
+  Session* const session = workers_.sessions.find(connection.session);
   if (session == nullptr) return fail(ErrorCode::kFailedPrecondition, "send session.open first");
   if (request.type() == "file.offer") return offer_file(*session, request.reply_to(), descriptors);
   return open_block(*session, request);
@@ -181,10 +182,10 @@ Result<FdSocket::Answer> FdSocket::open_session(Connection& connection, const wi
   if (connection.session != 0) {
     return fail(ErrorCode::kFailedPrecondition, "this connection has its session already");
   }
-  MODELBROKER_ASSIGN(const Session* session, books_.sessions.open(connection.peer, random_token(), books_.clock.now()));
+  MODELBROKER_ASSIGN(const Session* session, workers_.sessions.open(connection.peer, random_token(), env_.clock.now()));
   connection.session = session->id;
   events_.publish("session.opened", event_of(connection.peer));
-  return Answer{wire::encode_reply(to, wire::SessionOpenReply{session->token, to_hex(books_.boot_id)}), {}};
+  return Answer{wire::encode_reply(to, wire::SessionOpenReply{session->token, to_hex(env_.boot_id)}), {}};
 }
 
 Result<FdSocket::Answer> FdSocket::offer_file(Session& session, const wire::ReplyTo& to, std::vector<Fd>& descriptors) {
@@ -192,21 +193,21 @@ Result<FdSocket::Answer> FdSocket::offer_file(Session& session, const wire::Repl
     return fail(ErrorCode::kInvalidArgument,
                 "file.offer takes exactly one descriptor, and got " + std::to_string(descriptors.size()));
   }
-  const auto how = books_.os.open_flags(descriptors.front().get());
+  const auto how = env_.os.open_flags(descriptors.front().get());
   if (!how) return fail_errno(how.error().number, "looking at the descriptor");
   if ((*how & (O_ACCMODE | O_PATH)) != O_RDONLY) {
     return fail(ErrorCode::kInvalidArgument, "file.offer takes a descriptor that is open for reading only");
   }
   const uid_t uid = session.peer.uid;
   const std::size_t share = Gate::get().share();
-  const bool too_many = !books_.rights.everything(uid) && books_.sessions.offers_of(uid) >= share;
+  const bool too_many = !workers_.rights.everything(uid) && workers_.sessions.offers_of(uid) >= share;
   if (too_many || Gate::get().in_reserve(descriptors.front().get())) {
     return fail(ErrorCode::kResourceExhausted,
                 "the broker has hardly any descriptors left: use the files that were offered, or raise its limit "
                 "(ulimit -n)");
   }
   MODELBROKER_ASSIGN(const std::string handle,
-                     Sessions::offer(session, std::move(descriptors.front()), books_.clock.now(),
+                     Sessions::offer(session, std::move(descriptors.front()), env_.clock.now(),
                                      std::min(share, Sessions::kMostOffers)));
   if (!std::exchange(expiring_, true)) loop_.after(Sessions::kOfferLifetime, [this] { expire_offers(); });
   return Answer{wire::encode_reply(to, wire::FileOfferReply{handle}), {}};
@@ -214,21 +215,21 @@ Result<FdSocket::Answer> FdSocket::offer_file(Session& session, const wire::Repl
 
 // One timer for the offers of all sessions.
 void FdSocket::expire_offers() {
-  const TimePoint now = books_.clock.now();
-  const auto next = books_.sessions.expire_offers(now);
+  const TimePoint now = env_.clock.now();
+  const auto next = workers_.sessions.expire_offers(now);
   expiring_ = next.has_value();
   if (next) loop_.after(std::max(*next - now, kBetweenExpiries), [this] { expire_offers(); });
 }
 
 Result<FdSocket::Answer> FdSocket::open_block(const Session& session, const wire::Request& request) {
   MODELBROKER_ASSIGN(const auto data, request.data<wire::BlockOpen>());
-  const RamBlock* const block = books_.blocks.find(data.block);
-  if (block == nullptr || !books_.leases.holds(session.id, data.block)) {
+  const RamBlock* const block = ram_.blocks.find(data.block);
+  if (block == nullptr || !workers_.leases.holds(session.id, data.block)) {
     return fail(ErrorCode::kNotFound,
                 "this session holds no lease on a block '" + printable(data.block, 128) + "': attach first");
   }
   // An open of our own file on tmpfs: nothing that could hang.
-  MODELBROKER_ASSIGN(auto descriptor, block->block->open_for_reader(books_.os));
+  MODELBROKER_ASSIGN(auto descriptor, block->block->open_for_reader(env_.os));
   return Answer{wire::encode_reply(request.reply_to(), wire::BlockOpenReply{block->block->header().layout.block_size}),
                 std::move(descriptor)};
 }

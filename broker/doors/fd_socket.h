@@ -9,9 +9,11 @@
 #include <string>
 #include <unordered_map>
 
+#include "broker/base/environment.h"
 #include "broker/base/event_sink.h"
 #include "broker/base/loop.h"
-#include "broker/models/books.h"
+#include "broker/ram/ram_store.h"
+#include "broker/workers/workers.h"
 #include "wire/frame.h"
 
 namespace modelbroker {
@@ -21,8 +23,9 @@ class FdSocket {
   using SessionEnded = std::function<void(SessionId)>;
 
   // Listens at `path` (0600). The caller holds the run directory's lock.
-  [[nodiscard]] static Result<std::unique_ptr<FdSocket>> listen(Books& books, Loop& loop, EventSink& events,
-                                                                const std::string& path, SessionEnded session_ended);
+  [[nodiscard]] static Result<std::unique_ptr<FdSocket>> listen(const Environment& env, Workers& workers, RamStore& ram,
+                                                                Loop& loop, EventSink& events, const std::string& path,
+                                                                SessionEnded session_ended);
   ~FdSocket();
   // Listens, also once more when the socket's file was removed. Connected peers stay so.
   [[nodiscard]] Result<void> open_listener();
@@ -42,8 +45,15 @@ class FdSocket {
   };
   using ConnectionId = std::uint64_t;
 
-  FdSocket(Books& books, Loop& loop, EventSink& events, std::string path, SessionEnded session_ended)
-      : books_(books), loop_(loop), events_(events), path_(std::move(path)), session_ended_(std::move(session_ended)) {}
+  FdSocket(const Environment& env, Workers& workers, RamStore& ram, Loop& loop, EventSink& events, std::string path,
+           SessionEnded session_ended)
+      : env_(env),
+        workers_(workers),
+        ram_(ram),
+        loop_(loop),
+        events_(events),
+        path_(std::move(path)),
+        session_ended_(std::move(session_ended)) {}
   [[nodiscard]] Result<void> watch_listener();
   void accept();
   void pause_accepting();
@@ -62,7 +72,9 @@ class FdSocket {
   [[nodiscard]] Result<Answer> open_block(const Session& session, const wire::Request& request);
   void expire_offers();
 
-  Books& books_;
+  const Environment& env_;
+  Workers& workers_;
+  RamStore& ram_;
   Loop& loop_;
   EventSink& events_;
   const std::string path_;

@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "broker/base/log.h"
-#include "broker/models/ram_tier.h"
 #include "shm/instruments.h"
 #include "shm/text.h"
 #include "shm/threads.h"
@@ -53,14 +52,14 @@ Loading::AskId Loading::start(Ask ask, Done done) {
   waiter->name_loader = ask.name_loader;
   waiter->done = std::move(done);
   waiters_.push_back(waiter);
-  LookOrder order{waiter->peer, waiter->path, books_.rights.everything(waiter->peer.uid), books_.rights.group(),
-                  books_.config.model_folders};
+  LookOrder order{waiter->peer, waiter->path, rights_.everything(waiter->peer.uid), rights_.group(),
+                  env_.config.model_folders};
   auto files = std::make_shared<std::vector<OfferedSource>>(std::move(ask.files));
   Jobs& jobs = blocks_.jobs_of(waiter->peer.uid);
   const auto looked = [this, waiter](Result<ModelSources> sources) { identified(waiter, std::move(sources)); };
   if (jobs.has_thread()) {
     jobs.run(
-        [os = &books_.os, order = std::move(order), files] { return look_at_sources(*os, order, std::move(*files)); },
+        [os = &env_.os, order = std::move(order), files] { return look_at_sources(*os, order, std::move(*files)); },
         looked);
   } else {  // the loop must read no file itself
     loop_.post([looked] { looked(tl::unexpected(no_thread_left("the broker cannot read the file"))); });
@@ -81,7 +80,7 @@ void Loading::identified(const WaiterPtr& waiter, Result<ModelSources> sources) 
   for (const SourcePart& part : sources->parts) waiter->files.push_back(part.look);
   if (auto free = naming_.check(*waiter, coming_beside(*waiter)); !free) return refuse(free.error());
   if (const auto gots = resident(sources->parts)) {
-    ++books_.hits;
+    ++env_.counters.hits;
     std::erase(waiters_, waiter);
     finish(*waiter, *gots);
     return drain_unwanted(*gots);
@@ -92,7 +91,7 @@ void Loading::identified(const WaiterPtr& waiter, Result<ModelSources> sources) 
                        "' is not resident, and an attach with 'load: false' loads nothing: load it with 'modelbroker "
                        "load FILE', or attach without 'load: false'"});
   }
-  ++books_.misses;
+  ++env_.counters.misses;
   if (auto harmless = check_harmless(*waiter, sources->parts); !harmless) return refuse(harmless.error());
   load(waiter, std::move(*sources));
 }
@@ -141,7 +140,7 @@ void Loading::load(const WaiterPtr& waiter, ModelSources sources) {
                          .identity = std::move(identity),
                          .loader = loader_of(*waiter)});
   }
-  ask.may_have = [this, waiter](const RamBlock& block) { return books_.may_attach(waiter->peer.uid, block); };
+  ask.may_have = [this, waiter](const RamBlock& block) { return may_attach(rights_, waiter->peer.uid, block); };
   ask.may_load = [this, waiter] { return naming_.check(*waiter, coming_before(*waiter), true); };
   ask.done = [this, waiter](BlockLoads::Done outcome) { loaded(waiter, std::move(outcome)); };
   waiter->loading = blocks_.want(std::move(ask));
@@ -150,7 +149,7 @@ void Loading::load(const WaiterPtr& waiter, ModelSources sources) {
 // Who loaded it before it was evicted or damaged, if it is the same file.
 uid_t Loading::loader_of(const Waiter& waiter) const {
   if (!waiter.name_loader) return waiter.peer.uid;
-  const RememberedNames::Model* const known = books_.models.remembered().find(waiter.name);
+  const RememberedNames::Model* const known = models_.remembered().find(waiter.name);
   if (known == nullptr) return waiter.peer.uid;
   const bool is_same = waiter.is_set ? known->given.path == waiter.path
                                      : known->source && known->source->same_but_ctime(waiter.files.front().source);
@@ -202,27 +201,27 @@ std::optional<std::string> Loading::finish(const Waiter& waiter, const Gots& got
   if (!settled) return refuse(settled.error());
   std::vector<std::string> own;
   for (const RamBlock* const block : blocks) own.push_back(block->id());
-  for (const std::string& id : settled->superseded) ++books_.blocks.find(id)->promised;
-  for (const std::string& id : own) ++books_.blocks.find(id)->promised;
+  for (const std::string& id : settled->superseded) ++ram_.blocks.find(id)->promised;
+  for (const std::string& id : own) ++ram_.blocks.find(id)->promised;
   Result<Outcome> answer = Outcome{settled->id, settled->name, settled->outcome};
   if (settled->refused) answer = tl::unexpected(*settled->refused);
-  books_.models.apply(settled->change,
-                      [this, done = waiter.done, answer = std::move(answer), superseded = settled->superseded, own] {
-                        crash_point("load.written");
-                        for (const std::string& id : superseded) keep_promise(id);
-                        done(answer);
-                        for (const std::string& id : own) keep_promise(id);
-                        admission_.look_again();
-                      });
-  books_.used(*books_.models.find_id(settled->id));
+  models_.apply(settled->change,
+                [this, done = waiter.done, answer = std::move(answer), superseded = settled->superseded, own] {
+                  crash_point("load.written");
+                  for (const std::string& id : superseded) keep_promise(id);
+                  done(answer);
+                  for (const std::string& id : own) keep_promise(id);
+                  admission_.look_again();
+                });
+  models_.used(*models_.find_id(settled->id), env_.clock.now());
   return settled->name;
 }
 
 void Loading::keep_promise(const std::string& id) {
-  RamBlock* const block = books_.blocks.find(id);
+  RamBlock* const block = ram_.blocks.find(id);
   if (block == nullptr || --block->promised > 0) return;
   if (block->unwanted() && !block->draining()) reaper_.drain(*block);
-  for (const ModelEntry* const model : books_.models.with_block(*block)) expiry_.changed(expires_at(books_, *model));
+  for (const ModelEntry* const model : models_.with_block(*block)) expiry_.changed(tier_.expires_at(*model));
 }
 
 // Takes waiters out, and tells them why.

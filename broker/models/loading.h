@@ -12,10 +12,10 @@
 #include <string>
 #include <vector>
 
-#include "broker/models/block_loads.h"
-#include "broker/models/books.h"
 #include "broker/models/model_sources.h"
 #include "broker/models/naming.h"
+#include "broker/models/ram_tier.h"
+#include "broker/ram/block_loads.h"
 #include "broker/tier/expiry.h"
 
 namespace modelbroker {
@@ -48,9 +48,13 @@ class Loading {
   using Done = std::function<void(Result<Outcome>)>;
   using AskId = std::uint64_t;
 
-  Loading(Books& books, Loop& loop, BlockLoads& blocks, Reaper& reaper, Admission& admission, Expiry& expiry,
-          EventSink& events, LoadNotes& notes)
-      : books_(books),
+  Loading(Environment& env, const Rights& rights, RamStore& ram, Registry& models, RamTier& tier, Loop& loop,
+          BlockLoads& blocks, Reaper& reaper, Admission& admission, Expiry& expiry, EventSink& events, LoadNotes& notes)
+      : env_(env),
+        rights_(rights),
+        ram_(ram),
+        models_(models),
+        tier_(tier),
         loop_(loop),
         blocks_(blocks),
         reaper_(reaper),
@@ -58,7 +62,7 @@ class Loading {
         expiry_(expiry),
         events_(events),
         notes_(notes),
-        naming_(books) {}
+        naming_(env, rights, ram, models) {}
 
   // `done` is called once, on the loop's thread, unless the session ends or it is given up before.
   AskId start(Ask ask, Done done);
@@ -107,7 +111,11 @@ class Loading {
   template <class Predicate>
   std::size_t withdraw(Predicate whose, const std::optional<Error>& error);
 
-  Books& books_;
+  Environment& env_;
+  const Rights& rights_;
+  RamStore& ram_;
+  Registry& models_;
+  RamTier& tier_;
   Loop& loop_;
   BlockLoads& blocks_;
   Reaper& reaper_;

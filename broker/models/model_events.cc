@@ -2,16 +2,6 @@
 
 namespace modelbroker {
 
-wire::ModelBlock block_of(const RamBlock& block, bool shown) {
-  return {.block = block.id(),
-          .path = block.block->path(),
-          .source = shown ? block.path() : "",
-          .generation = block.generation(),
-          .bytes = block.bytes(),
-          .payload_bytes = block.payload_bytes(),
-          .page_kind = std::string(to_string(block.block->page_kind()))};
-}
-
 std::vector<wire::ModelBlock> blocks_of(const ModelEntry& model, bool shown) {
   std::vector<wire::ModelBlock> blocks;
   for (const RamBlock* const part : model.parts) blocks.push_back(block_of(*part, shown));
@@ -24,16 +14,6 @@ wire::EventData event_of(const ModelEntry& model) {
   if (!model.is_private()) data.path = model.path;
   data.generation = model.generation();
   data.bytes = model.bytes();
-  return data;
-}
-
-wire::EventData event_of(const RamBlock& block) {
-  wire::EventData data;
-  data.model = block.block->manifest().name;
-  if (!block.is_private) data.path = block.path();
-  data.block = block.id();
-  data.generation = block.generation();
-  data.bytes = block.bytes();
   return data;
 }
 

@@ -7,16 +7,15 @@
 #include <vector>
 
 #include "broker/models/registry.h"
+#include "broker/ram/block_events.h"
 #include "broker/workers/peer.h"
 #include "wire/messages.h"
 
 namespace modelbroker {
 
 // `shown`: who is told may know where the source files lie.
-[[nodiscard]] wire::ModelBlock block_of(const RamBlock& block, bool shown);
 [[nodiscard]] std::vector<wire::ModelBlock> blocks_of(const ModelEntry& model, bool shown);
 [[nodiscard]] wire::EventData event_of(const ModelEntry& model);
-[[nodiscard]] wire::EventData event_of(const RamBlock& block);
 [[nodiscard]] wire::EventData event_of(const Peer& peer);
 // What model.pinned and model.unpinned say.
 [[nodiscard]] wire::EventData pin_of(const ModelEntry& model);

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "broker/models/source_look.h"
+#include "broker/ram/source_look.h"
 #include "shm/fd.h"
 #include "shm/os.h"
 

@@ -59,11 +59,11 @@ std::string name_at(const std::string& path, const std::vector<ModelEdit::Named>
 
 Error Naming::taken(const std::string& name, const ModelEntry* owner, uid_t asker) const {
   if (owner == nullptr) return name_taken(name, "another user's model that was evicted");
-  return name_taken(name, file_at(models_.given(name).path, books_.may_attach(asker, *owner)));
+  return name_taken(name, file_at(models_.given(name).path, may_attach(rights_, asker, *owner)));
 }
 
 bool Naming::is_managed(const Claim& claim, const RememberedNames::Model& remembered) const {
-  return books_.rights.manage(claim.manager(), remembered.given.loader);
+  return rights_.manage(claim.manager(), remembered.given.loader);
 }
 
 // The evicted model of somebody else, and not of this file: its name is not given away while it has no block.
@@ -80,9 +80,9 @@ bool Naming::is_kept_for_another(const Claim& claim, const std::string& name) co
 bool Naming::is_resident(const Claim& claim, bool is_compared) const {
   const FileIdentity& first = claim.files.front().source;
   if (!claim.is_set) {
-    return books_.blocks.by_source(first) != nullptr || (!is_compared && !books_.blocks.alike(first).empty());
+    return ram_.blocks.by_source(first) != nullptr || (!is_compared && !ram_.blocks.alike(first).empty());
   }
-  for (const RamBlock* const block : books_.blocks.alike(first)) {
+  for (const RamBlock* const block : ram_.blocks.alike(first)) {
     for (const ModelEntry* const model : models_.with_block(*block)) {
       if (is_of_files(*model, claim, is_compared)) return true;
     }
@@ -96,7 +96,7 @@ Result<void> Naming::check(const Claim& claim, const std::vector<const Claim*>& 
   const uid_t uid = claim.peer.uid;
   const ModelEntry* const owner = models_.by_name(name);
   const bool same_path =
-      owner != nullptr && models_.given(name).path == claim.path && books_.manages(uid, *owner, claim.path);
+      owner != nullptr && models_.given(name).path == claim.path && manages(rights_, models_, uid, *owner, claim.path);
   const bool is_another = owner != nullptr && !same_path && !is_of_files(*owner, claim, is_compared);
   const bool is_kept = owner == nullptr && is_kept_for_another(claim, name);
   if (is_another || is_kept) {
@@ -105,7 +105,7 @@ Result<void> Naming::check(const Claim& claim, const std::vector<const Claim*>& 
     return tl::unexpected(taken(name, owner, uid));
   }
   for (const Claim* const other : coming) {
-    const bool managed = books_.rights.manage(uid, other->peer.uid);
+    const bool managed = rights_.manage(uid, other->peer.uid);
     const bool same = other->path == claim.path && managed;
     if (other->wanted_name() == name && !same) return tl::unexpected(name_taken(name, file_at(other->path, managed)));
   }
@@ -114,7 +114,7 @@ Result<void> Naming::check(const Claim& claim, const std::vector<const Claim*>& 
 
 Result<void> Naming::allow(const Claim& claim, const std::vector<RamBlock*>& blocks) {
   for (const RamBlock* const block : blocks) {
-    if (books_.may_attach(claim.peer.uid, *block)) continue;
+    if (may_attach(rights_, claim.peer.uid, *block)) continue;
     return tl::unexpected(Rights::not_attachable(printable(claim.wanted_name())));
   }
   for (std::size_t i = 0; i < blocks.size(); ++i) settle_privacy(claim, claim.files[i], *blocks[i]);
@@ -123,14 +123,14 @@ Result<void> Naming::allow(const Claim& claim, const std::vector<RamBlock*>& blo
 
 // The file's owner may have opened it to the group since, or closed it.
 void Naming::settle_privacy(const Claim& claim, const Look& look, RamBlock& held) {
-  const auto group = books_.rights.group();
+  const auto group = rights_.group();
   if (!group || look.is_private == held.is_private) return;
   const uid_t uid = claim.peer.uid;
-  if (look.is_private && !books_.rights.everything(uid) && uid != held.source_uid && uid != held.loader) {
+  if (look.is_private && !rights_.everything(uid) && uid != held.source_uid && uid != held.loader) {
     return;  // found by another way to the file, through a folder of this user's own
   }
   Block& block = *held.block;
-  const auto done = look.is_private ? block.take_from_group(books_.os) : block.give_to_group(books_.os, *group);
+  const auto done = look.is_private ? block.take_from_group(env_.os) : block.give_to_group(env_.os, *group);
   if (!done) return log_warning(done.error().message);
   held.is_private = look.is_private;
 }
@@ -145,7 +145,8 @@ ModelEntry* Naming::before(const Claim& claim, const ModelEntry* model) {
   } else if (given.is_label && given.path == claim.path) {
     found = models_.by_name(name);
   }
-  const bool is_ours = found != nullptr && found != model && books_.manages(claim.peer.uid, *found, claim.path);
+  const bool is_ours =
+      found != nullptr && found != model && manages(rights_, models_, claim.peer.uid, *found, claim.path);
   return is_ours ? found : nullptr;
 }
 
@@ -235,7 +236,7 @@ GivenName Naming::given_by(const Claim& claim, const std::string& name) const {
 // What this claim says of where the files of these names lie.
 void Naming::learn_paths(const Claim& claim, const std::string& name, bool is_new, Names& names) const {
   for (auto& [known, given] : names) {
-    const bool is_managed = books_.rights.manage(claim.peer.uid, given.loader);
+    const bool is_managed = rights_.manage(claim.peer.uid, given.loader);
     if (known == name && !is_new && !claim.name.empty() && is_managed) {
       // A label takes nothing from a path at which the broker has seen the file.
       const bool is_seen = given.path == claim.path && !given.is_label;
@@ -262,13 +263,12 @@ Result<Naming::Settled> Naming::settle(const Claim& claim, const std::vector<Ram
   }
   MODELBROKER_ASSIGN(const std::string name, new_name(claim, blocks, model, older));
   ModelEdit own{.id = settled.id, .parts = blocks, .names = names_of(model)};
-  if (model == nullptr) own.keep_alive = books_.config.keep_alive;
+  if (model == nullptr) own.keep_alive = env_.config.keep_alive;
   if (older != nullptr) take_over(claim, *older, own, settled);
   if (model == nullptr || older != nullptr) own.path = claim.path;
   if (model == nullptr && older == nullptr) keep_as_remembered(claim, name, own);
   const auto is_managers = [&](uid_t uid) {
-    return std::ranges::any_of(own.names,
-                               [&](const auto& each) { return books_.rights.manage(uid, each.given.loader); });
+    return std::ranges::any_of(own.names, [&](const auto& each) { return rights_.manage(uid, each.given.loader); });
   };
   if (!claim.type.empty() && (model == nullptr || is_managers(claim.peer.uid))) own.type = claim.type;
   settled.name = name;

@@ -9,8 +9,10 @@
 #include <string>
 #include <vector>
 
-#include "broker/models/books.h"
-#include "broker/models/source_look.h"
+#include "broker/base/environment.h"
+#include "broker/models/model_rights.h"
+#include "broker/ram/ram_store.h"
+#include "broker/ram/source_look.h"
 
 namespace modelbroker {
 
@@ -35,7 +37,8 @@ struct Claim {
 
 class Naming {
  public:
-  explicit Naming(Books& books) : books_(books), models_(books.models) {}
+  Naming(Environment& env, const Rights& rights, RamStore& ram, Registry& models)
+      : env_(env), rights_(rights), ram_(ram), models_(models) {}
 
   // Refuses a name that another file has, or is about to get, before anything is read. `coming`: claims on other files
   // that are being loaded. `is_compared`: what is alike, and not equal, was found to have other bytes.
@@ -74,7 +77,9 @@ class Naming {
   void learn_paths(const Claim& claim, const std::string& name, bool is_new, Names& names) const;
   void settle_privacy(const Claim& claim, const Look& look, RamBlock& block);
 
-  Books& books_;
+  Environment& env_;
+  const Rights& rights_;
+  RamStore& ram_;
   Registry& models_;
 };
 

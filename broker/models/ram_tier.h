@@ -9,22 +9,21 @@
 #include <utility>
 #include <vector>
 
-#include "broker/models/books.h"
+#include "broker/base/environment.h"
+#include "broker/models/registry.h"
 #include "broker/models/withdrawal.h"
 #include "broker/tier/block_tier.h"
 
 namespace modelbroker {
 
-// When a model's keep_alive is over; nothing: never, as things are.
-[[nodiscard]] std::optional<TimePoint> expires_at(const Books& books, const ModelEntry& model);
-
 class RamTier final : public BlockTier {
  public:
-  RamTier(Books& books, Reaper& reaper, Withdrawal& withdrawal)
-      : books_(books), reaper_(reaper), withdrawal_(withdrawal) {}
+  RamTier(Environment& env, RamStore& ram, Registry& models, const LeaseBook& leases, Reaper& reaper,
+          Withdrawal& withdrawal)
+      : env_(env), ram_(ram), models_(models), leases_(leases), reaper_(reaper), withdrawal_(withdrawal) {}
 
-  [[nodiscard]] Budget& budget() override { return books_.budget; }
-  [[nodiscard]] Budget::Use use() const override { return books_.use(); }
+  [[nodiscard]] Budget& budget() override { return ram_.budget; }
+  [[nodiscard]] Budget::Use use() const override;
   [[nodiscard]] Place place() const override;
   [[nodiscard]] Error place_is_full(const std::string& what, std::uint64_t bytes) const override;
   [[nodiscard]] std::vector<EvictionCandidate> candidates() const override;
@@ -32,8 +31,18 @@ class RamTier final : public BlockTier {
   [[nodiscard]] bool evict(const std::string& model, const std::string& why) override;
   void on_freed(std::function<void()> look) override { reaper_.on_freed(std::move(look)); }
 
+  // When a model's keep_alive is over; nothing: never, as things are.
+  [[nodiscard]] std::optional<TimePoint> expires_at(const ModelEntry& model) const;
+
  private:
-  Books& books_;
+  // By our own word; the kernel's is asked before it is done.
+  [[nodiscard]] bool evictable(const ModelEntry& model) const;
+  [[nodiscard]] bool is_free(const RamBlock& block) const;
+
+  Environment& env_;
+  RamStore& ram_;
+  Registry& models_;
+  const LeaseBook& leases_;
   Reaper& reaper_;
   Withdrawal& withdrawal_;
 };

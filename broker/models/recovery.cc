@@ -15,7 +15,7 @@ constexpr double kUsualRate = 2e9;
 
 using Known = std::map<std::string, const BlockRecord*>;
 
-RamBlock block_of(const Books& books, Block adopted, const BlockRecord* record) {
+RamBlock block_of(const AdoptInto& into, Block adopted, const BlockRecord* record) {
   RamBlock block(std::move(adopted));
   const Manifest& manifest = block.block->manifest();
   block.sources.push_back({manifest.source_path, manifest.source});
@@ -25,7 +25,7 @@ RamBlock block_of(const Books& books, Block adopted, const BlockRecord* record) 
     block.loader = record->loader;
     block.source_uid = record->source_uid;
   }
-  block.is_private = books.rights.group().has_value() && block.block->group() != books.rights.group();
+  block.is_private = into.rights.group().has_value() && block.block->group() != into.rights.group();
   block.adopted = true;
   block.seconds_to_load = static_cast<double>(block.bytes()) / kUsualRate;
   return block;
@@ -36,18 +36,18 @@ bool may_pass(const Error& error) {
   return error.code == ErrorCode::kResourceExhausted || error.code == ErrorCode::kUnavailable;
 }
 
-// Puts it into the books. A start that cannot say what lies in memory fails, for its books would be wrong.
-Result<void> adopt_one(Books& books, const BlockName& name, const Known& known, Recovered& recovered) {
-  auto block = Block::adopt(books.os, books.directory, name);
+// Puts it into the into. A start that cannot say what lies in memory fails, for its into would be wrong.
+Result<void> adopt_one(const AdoptInto& into, const BlockName& name, const Known& known, Recovered& recovered) {
+  auto block = Block::adopt(into.env.os, into.ram.directory, name);
   if (block) {
-    block->claim(books.os);
+    block->claim(into.env.os);
     // Another group's, or no group's any more.
-    if (block->group() && block->group() != books.rights.group()) {
-      if (auto taken = block->take_from_group(books.os); !taken) log_error(taken.error().message);
+    if (block->group() && block->group() != into.rights.group()) {
+      if (auto taken = block->take_from_group(into.env.os); !taken) log_error(taken.error().message);
     }
     const auto record = known.find(name.id());
     const bool is_draining =
-        books.blocks.add(block_of(books, std::move(*block), record == known.end() ? nullptr : record->second))
+        into.ram.blocks.add(block_of(into, std::move(*block), record == known.end() ? nullptr : record->second))
             .draining();
     ++(is_draining ? recovered.draining : recovered.adopted);
     crash_point("adopt.block_adopted");
@@ -56,32 +56,32 @@ Result<void> adopt_one(Books& books, const BlockName& name, const Known& known, 
   if (may_pass(block.error())) return tl::unexpected(block.error());
   log_error("block " + name.file_name() + " is not adopted: " + block.error().message);
   if (block.error().code != ErrorCode::kDataLoss) {  // a later version's: not ours to judge
-    const auto found = books.os.lstat(books.directory.path_of(name));
-    ++books.foreign.blocks;
-    if (found) books.foreign.bytes += static_cast<std::uint64_t>(found->st_blocks) * 512;
+    const auto found = into.env.os.lstat(into.ram.directory.path_of(name));
+    ++into.ram.foreign.blocks;
+    if (found) into.ram.foreign.bytes += static_cast<std::uint64_t>(found->st_blocks) * 512;
     return {};
   }
-  MODELBROKER_TRY(books.directory.remove(books.os, name));
+  MODELBROKER_TRY(into.ram.directory.remove(into.env.os, name));
   recovered.damaged.emplace_back(name.id(), block.error().message);
   return {};
 }
 
-Result<void> adopt_all(Books& books, const Known& known, Recovered& recovered) {
-  MODELBROKER_ASSIGN(BlockDirectory::Listing listing, books.directory.list(books.os));
+Result<void> adopt_all(const AdoptInto& into, const Known& known, Recovered& recovered) {
+  MODELBROKER_ASSIGN(BlockDirectory::Listing listing, into.ram.directory.list(into.env.os));
   for (const std::string& foreign : listing.foreign) {
     log_warning("'" + foreign + "' is named like a block of ours and is not safe to touch: left alone");
   }
   for (const BlockName& name : listing.doubles) {
     log_warning("'" + name.file_name() + "' is a second name or a copy of a block: removed");
-    MODELBROKER_TRY(books.directory.remove_double(books.os, name));
+    MODELBROKER_TRY(into.ram.directory.remove_double(into.env.os, name));
   }
   for (const BlockName& name : listing.blocks) {
-    books.highest_generation = std::max(books.highest_generation, name.generation);
+    into.ram.highest_generation = std::max(into.ram.highest_generation, name.generation);
     if (name.state != BlockState::kTemporary) {
-      MODELBROKER_TRY(adopt_one(books, name, known, recovered));
+      MODELBROKER_TRY(adopt_one(into, name, known, recovered));
       continue;
     }
-    MODELBROKER_TRY(books.directory.remove(books.os, name));
+    MODELBROKER_TRY(into.ram.directory.remove(into.env.os, name));
     ++recovered.garbage;
     crash_point("adopt.garbage_removed");
   }
@@ -90,23 +90,23 @@ Result<void> adopt_all(Books& books, const Known& known, Recovered& recovered) {
 
 // Its names are remembered: its end was not written, or it lost a block in that moment or since. Who attaches one gets
 // the file loaded again.
-void remember(Books& books, const ModelRecord& record, const RamBlock* block) {
+void remember(const AdoptInto& into, const ModelRecord& record, const RamBlock* block) {
   for (std::size_t i = 0; i < record.names.size(); ++i) {
     RememberedNames::Model model{.given = record.given[i],
                                  .type = record.type,
                                  .keep_alive = Duration(record.keep_alive_ns),
                                  .pinned = record.pinned};
     if (block != nullptr) model.source = block->source();
-    books.models.remembered().remember(record.names[i], std::move(model));
+    into.models.remembered().remember(record.names[i], std::move(model));
   }
 }
 
 // A model as the database knows it, or its names.
-void adopt_model(Books& books, const ModelRecord& record, Recovered& recovered) {
+void adopt_model(const AdoptInto& into, const ModelRecord& record, Recovered& recovered) {
   ModelEdit edit{.id = record.id};
   bool is_whole = !record.blocks.empty() && !record.names.empty();
   for (const std::string& id : record.blocks) {
-    RamBlock* const block = books.blocks.find(id);
+    RamBlock* const block = into.ram.blocks.find(id);
     // Why it was withdrawn was not written: it is not given out again.
     if (block != nullptr && block->draining()) block->damaged = true;
     is_whole = is_whole && block != nullptr && !block->damaged;
@@ -114,7 +114,7 @@ void adopt_model(Books& books, const ModelRecord& record, Recovered& recovered) 
   }
   if (!is_whole) {
     const bool is_alone = edit.parts.size() == 1 && record.id == record.blocks.front();
-    remember(books, record, is_alone ? edit.parts.front() : nullptr);
+    remember(into, record, is_alone ? edit.parts.front() : nullptr);
     recovered.models.push_back(record.id);
     recovered.blocks.insert(recovered.blocks.end(), record.blocks.begin(), record.blocks.end());
     return;
@@ -124,7 +124,7 @@ void adopt_model(Books& books, const ModelRecord& record, Recovered& recovered) 
   edit.path = record.path;
   edit.pinned = record.pinned;
   edit.keep_alive = Duration(record.keep_alive_ns);
-  books.models.apply({.why = Why::kAdopted, .edits = {std::move(edit)}});
+  into.models.apply({.why = Why::kAdopted, .edits = {std::move(edit)}});
 }
 
 // A model that the database does not know: its blocks were published just before the death, or the database is lost.
@@ -135,18 +135,18 @@ struct Unnamed {
 };
 
 // Whether this, whose load was not answered yet, is the remembered model: then it keeps that one's type and pin.
-bool is_remembered(const Books& books, const RememberedNames::Model& remembered, const Unnamed& model) {
+bool is_remembered(const AdoptInto& into, const RememberedNames::Model& remembered, const Unnamed& model) {
   const FileIdentity& source = model.parts.front()->source();
   if (!model.is_set && remembered.source && remembered.source->same_but_ctime(source)) return true;
-  return !books.rights.group() && remembered.given.path == model.path;
+  return !into.rights.group() && remembered.given.path == model.path;
 }
 
 // False: it is another's, or kept for somebody.
-bool take_name(Books& books, const Unnamed& model, const std::string& name, ModelEdit& edit) {
-  if (books.models.by_name(name) != nullptr) return false;
-  GivenName given{.loader = 0, .path = model.path, .is_label = books.rights.group().has_value()};
-  if (const RememberedNames::Model* const remembered = books.models.remembered().find(name)) {
-    if (is_remembered(books, *remembered, model)) {
+bool take_name(const AdoptInto& into, const Unnamed& model, const std::string& name, ModelEdit& edit) {
+  if (into.models.by_name(name) != nullptr) return false;
+  GivenName given{.loader = 0, .path = model.path, .is_label = into.rights.group().has_value()};
+  if (const RememberedNames::Model* const remembered = into.models.remembered().find(name)) {
+    if (is_remembered(into, *remembered, model)) {
       given = remembered->given;
       edit.type = remembered->type;
       edit.keep_alive = remembered->keep_alive;
@@ -154,7 +154,7 @@ bool take_name(Books& books, const Unnamed& model, const std::string& name, Mode
       for (RamBlock* const part : model.parts) {
         if (part->models == 0) part->loader = remembered->given.loader;
       }
-    } else if (books.rights.group()) {
+    } else if (into.rights.group()) {
       return false;
     }
   }
@@ -170,41 +170,41 @@ bool is_superseded(const ModelEntry& owner, const Unnamed& model, const Known& k
   return is_known || owner.generation() > newest;
 }
 
-void name_from_manifest(Books& books, const Unnamed& model, const Known& known) {
+void name_from_manifest(const AdoptInto& into, const Unnamed& model, const Known& known) {
   ModelEdit edit{.id = model_id(model.parts, model.is_set),
                  .parts = model.parts,
                  .type = model.type,
                  .path = model.path,
-                 .keep_alive = books.config.keep_alive};
+                 .keep_alive = into.env.config.keep_alive};
   // With a group its path may have been told by a member.
-  const bool is_label = books.rights.group().has_value();
-  const ModelEntry* const there = is_label ? nullptr : books.models.by_path(model.path);
-  const ModelEntry* const owner = there != nullptr ? there : books.models.by_name(model.name);
+  const bool is_label = into.rights.group().has_value();
+  const ModelEntry* const there = is_label ? nullptr : into.models.by_path(model.path);
+  const ModelEntry* const owner = there != nullptr ? there : into.models.by_name(model.name);
   ModelChange change{.why = Why::kAdopted};
   if (owner != nullptr && !is_label && owner->path == model.path && !model.path.empty()) {
     // Nobody was told of this one; what is known, or newer, has the names.
     if (is_superseded(*owner, model, known)) return;
     ModelEdit lost{.id = owner->id};
-    for (ModelEdit::Named& named : books.models.given_to(*owner, model.path)) {
+    for (ModelEdit::Named& named : into.models.given_to(*owner, model.path)) {
       lost.without.push_back(named.name);
       edit.names.push_back(std::move(named));
     }
     edit.pinned = owner->pinned;
     change.edits.push_back(std::move(lost));
-  } else if (!take_name(books, model, model.name, edit)) {
+  } else if (!take_name(into, model, model.name, edit)) {
     // Generations are never given twice: this one is free.
     const std::uint64_t generation = model.parts.front()->generation();
-    (void)take_name(books, model, with_suffix(model.name, "@g" + std::to_string(generation)), edit);
+    (void)take_name(into, model, with_suffix(model.name, "@g" + std::to_string(generation)), edit);
   }
   if (edit.names.empty()) return;
   change.edits.push_back(std::move(edit));
-  books.models.apply(change);
+  into.models.apply(change);
 }
 
 // The block of a set's part, whatever it was loaded for.
-RamBlock* find_part(Books& books, const SetPart& part) {
+RamBlock* find_part(const AdoptInto& into, const SetPart& part) {
   const FileIdentity file{part.device, part.inode, part.size, part.mtime_ns, 0};
-  for (RamBlock* const block : books.blocks.alike(file)) {
+  for (RamBlock* const block : into.ram.blocks.alike(file)) {
     const bool is_there = !block->draining() && !block->damaged;
     if (is_there && block->source().same_but_ctime(file)) return block;
   }
@@ -212,9 +212,9 @@ RamBlock* find_part(Books& books, const SetPart& part) {
 }
 
 // The sets that a block names which the database does not know, the oldest list first; those that are whole.
-std::vector<Unnamed> whole_sets(Books& books, const Known& known) {
+std::vector<Unnamed> whole_sets(const AdoptInto& into, const Known& known) {
   std::vector<const RamBlock*> naming;
-  for (const auto& [id, block] : books.blocks.all()) {
+  for (const auto& [id, block] : into.ram.blocks.all()) {
     const bool names = block.block->manifest().set && !block.draining() && !block.damaged && !known.contains(id);
     if (names) naming.push_back(&block);
   }
@@ -223,7 +223,7 @@ std::vector<Unnamed> whole_sets(Books& books, const Known& known) {
   for (const RamBlock* const block : naming) {
     const Manifest& manifest = block->block->manifest();
     Unnamed set{.parts = {}, .is_set = true, .name = manifest.name, .type = manifest.type, .path = manifest.set->id};
-    for (const SetPart& part : manifest.set->parts) set.parts.push_back(find_part(books, part));
+    for (const SetPart& part : manifest.set->parts) set.parts.push_back(find_part(into, part));
     const auto same = [&](const Unnamed& other) { return other.parts == set.parts && other.path == set.path; };
     const bool is_whole = std::ranges::find(set.parts, nullptr) == set.parts.end();
     if (is_whole && std::ranges::none_of(sets, same)) sets.push_back(std::move(set));
@@ -237,8 +237,8 @@ Unnamed alone(RamBlock& block) {
 }
 
 // What has no name: a part of a set is kept for the next load of it, anything else goes.
-void settle_nameless(Books& books, Recovered& recovered) {
-  for (auto& [id, block] : books.blocks.all()) {
+void settle_nameless(const AdoptInto& into, Recovered& recovered) {
+  for (auto& [id, block] : into.ram.blocks.all()) {
     if (block.draining() || block.models > 0) continue;
     block.is_spare = block.block->manifest().set && !block.damaged;
     if (!block.is_spare) recovered.superseded.push_back(id);
@@ -247,27 +247,27 @@ void settle_nameless(Books& books, Recovered& recovered) {
 
 }  // namespace
 
-Result<Recovered> adopt_blocks(Books& books, const StateRecords& records) {
+Result<Recovered> adopt_blocks(const AdoptInto& into, const StateRecords& records) {
   Known known;
   for (const BlockRecord& record : records.blocks) known[record.block] = &record;
-  for (const RememberedNames::Named& named : records.remembered) books.models.remembered().restore(named);
+  for (const RememberedNames::Named& named : records.remembered) into.models.remembered().restore(named);
   Recovered recovered;
-  MODELBROKER_TRY(adopt_all(books, known, recovered));
-  for (const ModelRecord& record : records.models) adopt_model(books, record, recovered);
-  for (const Unnamed& set : whole_sets(books, known)) name_from_manifest(books, set, known);
+  MODELBROKER_TRY(adopt_all(into, known, recovered));
+  for (const ModelRecord& record : records.models) adopt_model(into, record, recovered);
+  for (const Unnamed& set : whole_sets(into, known)) name_from_manifest(into, set, known);
   std::vector<RamBlock*> nameless;
-  for (auto& [id, block] : books.blocks.all()) {
+  for (auto& [id, block] : into.ram.blocks.all()) {
     if (block.draining() && !known.contains(id)) block.damaged = true;  // nobody knows why it was withdrawn
     const bool is_new = !block.draining() && !block.damaged && !known.contains(id);
     if (is_new && !block.block->manifest().set) nameless.push_back(&block);
   }
   std::ranges::sort(nameless, {}, &RamBlock::generation);
-  for (RamBlock* const block : nameless) name_from_manifest(books, alone(*block), known);
-  settle_nameless(books, recovered);
+  for (RamBlock* const block : nameless) name_from_manifest(into, alone(*block), known);
+  settle_nameless(into, recovered);
   for (const auto& [id, record] : known) {
-    if (books.blocks.find(id) == nullptr) recovered.blocks.push_back(id);
+    if (into.ram.blocks.find(id) == nullptr) recovered.blocks.push_back(id);
   }
-  for (auto& [id, model] : books.models.all()) books.used(model);
+  for (auto& [id, model] : into.models.all()) into.models.used(model, into.env.clock.now());
   return recovered;
 }
 

@@ -9,8 +9,11 @@
 #include <utility>
 #include <vector>
 
-#include "broker/models/books.h"
+#include "broker/base/environment.h"
+#include "broker/models/registry.h"
 #include "broker/models/state_db.h"
+#include "broker/ram/ram_store.h"
+#include "broker/workers/rights.h"
 
 namespace modelbroker {
 
@@ -20,6 +23,13 @@ struct Recovered {
   std::vector<std::string> models, blocks;                   // other than the database knows them: to be written
   std::vector<std::pair<std::string, std::string>> damaged;  // removed blocks, and what was wrong
 };
-[[nodiscard]] Result<Recovered> adopt_blocks(Books& books, const StateRecords& records);
+// Where it puts them.
+struct AdoptInto {
+  const Environment& env;
+  const Rights& rights;
+  RamStore& ram;
+  Registry& models;
+};
+[[nodiscard]] Result<Recovered> adopt_blocks(const AdoptInto& into, const StateRecords& records);
 
 }  // namespace modelbroker

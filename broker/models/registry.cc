@@ -103,9 +103,9 @@ std::vector<ModelEdit::Named> Registry::given_to(const ModelEntry& model, std::s
   return names;
 }
 
-void Registry::used(ModelEntry& model, TimePoint now, double cache_age) const {
+void Registry::used(ModelEntry& model, TimePoint now) const {
   model.last_used = now;
-  model.value = value_when_used(cache_age, model.seconds_to_load(), model.bytes());
+  model.value = value_when_used(age_, model.seconds_to_load(), model.bytes());
 }
 
 // ---- changing

@@ -9,6 +9,7 @@
 
 #include <sys/types.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -16,6 +17,7 @@
 #include <set>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "broker/base/clock.h"
@@ -101,12 +103,15 @@ class Registry {
     EventSink* events = nullptr;
     std::function<void(const ModelEntry&)> changed;
   };
-  void observe(Observers observers) { observers_ = std::move(observers); }
+  // Gives back those before.
+  Observers observe(Observers observers) { return std::exchange(observers_, std::move(observers)); }
 
   // `written` runs when it is in the state database, or could not be: an answer that must survive a crash waits for it.
   void apply(const ModelChange& change, std::function<void()> written = {});
-  // A model was loaded, attached or let go. `cache_age`: see eviction.h.
-  void used(ModelEntry& model, TimePoint now, double cache_age) const;
+  // A model was loaded, attached or let go.
+  void used(ModelEntry& model, TimePoint now) const;
+  // One of this value was evicted: see eviction.h.
+  void age(double value) { age_ = std::max(age_, value); }
 
   [[nodiscard]] const Models& all() const noexcept { return models_; }
   [[nodiscard]] Models& all() noexcept { return models_; }
@@ -152,6 +157,7 @@ class Registry {
   std::map<std::string, std::set<std::string>, std::less<>> paths_;  // the names that were given to each
   std::map<const RamBlock*, std::set<std::string>> having_;          // the ids of models, by their blocks
   RememberedNames remembered_;
+  double age_ = 0;
   Observers observers_;
 };
 

@@ -18,11 +18,12 @@ BlockRecord block_record(const RamBlock& block) {
 
 }  // namespace
 
-StateKeeper::StateKeeper(Books& books, Loop& loop, std::string path, std::unique_ptr<StateDb> db, HoldPlace hold_place)
-    : os_(books.os),
+StateKeeper::StateKeeper(Os& os, RamBlocks& blocks, Registry& models, Loop& loop, std::string path,
+                         std::unique_ptr<StateDb> db, HoldPlace hold_place)
+    : os_(os),
       loop_(loop),
-      blocks_(books.blocks),
-      models_(books.models),
+      blocks_(blocks),
+      models_(models),
       path_(std::move(path)),
       hold_place_(std::move(hold_place)),
       db_(std::move(db)),

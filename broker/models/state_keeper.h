@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "broker/base/jobs.h"
-#include "broker/models/books.h"
+#include "broker/models/registry.h"
 #include "broker/models/state_db.h"
 #include "shm/file_mark.h"
 
@@ -27,7 +27,8 @@ class StateKeeper {
   using HoldPlace = std::function<Result<void>()>;
 
   // `db` is the one at `path`.
-  StateKeeper(Books& books, Loop& loop, std::string path, std::unique_ptr<StateDb> db, HoldPlace hold_place);
+  StateKeeper(Os& os, RamBlocks& blocks, Registry& models, Loop& loop, std::string path, std::unique_ptr<StateDb> db,
+              HoldPlace hold_place);
 
   // These models and blocks, by their ids, as they are now; those that are not there any more are forgotten. In one
   // step, with the remembered names that have changed. `then` runs when it is written (or has failed): a reply that

@@ -29,7 +29,7 @@ Result<void> Withdrawal::withdraw(ModelEntry& model, Why why, const wire::EventD
     }  // else the reaper tries again: no model has it then
   }
   const wire::EventData data = event_of(model);  // while it has its name
-  books_.models.apply({.why = why, .edits = {{.id = model.id, .without = model.names}}, .told = {}, .event = event});
+  models_.apply({.why = why, .edits = {{.id = model.id, .without = model.names}}, .told = {}, .event = event});
   struct Waiting {
     std::size_t blocks;
     bool all_freed;
@@ -62,17 +62,17 @@ bool Withdrawal::evict(ModelEntry& model, const std::string& reason) {
   wire::EventData event;
   event.reason = reason;
   if (!withdraw(model, Why::kEvicted, event, {})) return false;
-  books_.cache_age = std::max(books_.cache_age, value);
-  ++books_.evictions;
+  models_.age(value);
+  ++env_.counters.evictions;
   log_info("evicting " + id + " (" + format_size(bytes) + "): " + reason);
   return true;
 }
 
 void Withdrawal::damaged(RamBlock& block, const wire::EventData& found) {
   block.damaged = true;
-  for (const ModelEntry* const model : books_.models.with_block(block)) {
+  for (const ModelEntry* const model : models_.with_block(block)) {
     const std::vector<RamBlock*> parts = model->parts;
-    books_.models.apply(
+    models_.apply(
         {.why = Why::kDamaged, .edits = {{.id = model->id, .without = model->names}}, .told = {}, .event = found});
     for (RamBlock* const part : parts) part->is_spare = part != &block && part->models == 0;
   }

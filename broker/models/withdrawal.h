@@ -5,15 +5,17 @@
 
 #include <functional>
 
+#include "broker/base/environment.h"
 #include "broker/base/event_sink.h"
-#include "broker/models/books.h"
-#include "broker/models/reaper.h"
+#include "broker/models/registry.h"
+#include "broker/ram/reaper.h"
 
 namespace modelbroker {
 
 class Withdrawal {
  public:
-  Withdrawal(Books& books, Reaper& reaper, EventSink& events) : books_(books), reaper_(reaper), events_(events) {}
+  Withdrawal(Environment& env, Registry& models, Reaper& reaper, EventSink& events)
+      : env_(env), models_(models), reaper_(reaper), events_(events) {}
 
   // `freed` is told once: whether all that it alone had is free by now.
   Result<void> unload(ModelEntry& model, std::function<void(bool freed)> freed);
@@ -29,7 +31,8 @@ class Withdrawal {
   Result<void> withdraw(ModelEntry& model, Why why, const wire::EventData& event,
                         std::function<void(bool freed)> freed);
 
-  Books& books_;
+  Environment& env_;
+  Registry& models_;
   Reaper& reaper_;
   EventSink& events_;
 };

@@ -22,8 +22,6 @@
 namespace modelbroker {
 namespace {
 
-constexpr std::size_t kJobThreads = 8;
-constexpr std::size_t kKindsOfJobs = 4;           // general ones, state, scrubbing, loads
 constexpr std::chrono::seconds kStopPatience{2};  // for reads that may hang
 constexpr std::array kSignals{SIGINT, SIGTERM, SIGHUP};
 
@@ -55,13 +53,14 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
   MODELBROKER_ASSIGN(BlockDirectory directory,
                      BlockDirectory::lock(os, config.ram_directory, config.instance, config.any_file_system));
   crash_point("adopt.locked");
-  books_ = std::make_unique<Books>(os, clock, config, rights, std::move(directory));
+  facts_.reset(new Facts{
+      .env = Environment(os, clock, config), .workers = Workers(rights), .ram = RamStore(os, std::move(directory))});
   place_ = std::make_unique<Place>(os, *loop_, std::move(run_directory), std::move(run_lock),
-                                   books_->directory.lock_file(), rights.group());
-  books_->started = clock.now();
+                                   facts_->ram.directory.lock_file(), rights.group());
+  facts_->env.started = clock.now();
   const std::string boot = random_token();
-  for (std::size_t i = 0; i < books_->boot_id.size(); ++i) {
-    books_->boot_id[i] = static_cast<std::uint8_t>(std::stoi(boot.substr(2 * i, 2), nullptr, 16));
+  for (std::size_t i = 0; i < facts_->env.boot_id.size(); ++i) {
+    facts_->env.boot_id[i] = static_cast<std::uint8_t>(std::stoi(boot.substr(2 * i, 2), nullptr, 16));
   }
   MODELBROKER_TRY(watch_signals());  // before any thread is made, so that all threads block them
 
@@ -70,40 +69,27 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
   if (!state.warning.empty()) log_warning(state.warning);
   notes_ = std::make_unique<LoadNotes>(os, config.run_directory);
   MODELBROKER_TRY(notes_->open());
-  MODELBROKER_ASSIGN(const Recovered recovered, adopt_blocks(*books_, state.records));
-  const RamBlocks::Totals totals = books_->blocks.totals();
-  const std::uint64_t held = totals.made + totals.draining + books_->foreign.bytes;
+  MODELBROKER_ASSIGN(const Recovered recovered,
+                     adopt_blocks({facts_->env, facts_->workers.rights, facts_->ram, facts_->models}, state.records));
+  const RamBlocks::Totals totals = facts_->ram.blocks.totals();
+  const std::uint64_t held = totals.made + totals.draining + facts_->ram.foreign.bytes;
   MODELBROKER_ASSIGN(const std::uint64_t limit, budget_of(os, config, held));
-  books_->budget.set_limit(limit);
+  facts_->ram.budget.set_limit(limit);
 
   crash_point("adopt.before_sockets");
   // libzmq aborts where it gets none: two contexts, and one for each kind of jobs.
-  MODELBROKER_TRY(threads_left(2 * kThreadsOfAContext + kKindsOfJobs, "serving"));
+  MODELBROKER_TRY(threads_left(2 * kThreadsOfAContext + Rooms::kKindsOfJobs, "serving"));
   const std::array<std::string, 3> sockets{endpoint_.broker_path(), endpoint_.events_path(), endpoint_.fds()};
   MODELBROKER_TRY(remove_stale_sockets(os, sockets));
-  MODELBROKER_ASSIGN(events_, EventSocket::bind(endpoint_.events(), to_hex(books_->boot_id)));
-  jobs_ = std::make_unique<Jobs>(*loop_, kJobThreads);
-  keeper_ = std::make_unique<StateKeeper>(*books_, *loop_, state_path, std::move(state.db),
-                                          [this] { return place_->hold(); });
-  reaper_ = std::make_unique<Reaper>(*books_, *loop_, *jobs_, *keeper_, *events_);
-  withdrawal_ = std::make_unique<Withdrawal>(*books_, *reaper_, *events_);
-  ram_ = std::make_unique<RamTier>(*books_, *reaper_, *withdrawal_);
-  admission_ = std::make_unique<Admission>(*ram_, *loop_);
-  expiry_ = std::make_unique<Expiry>(*ram_, *loop_);
-  scrubber_ = std::make_unique<Scrubber>(*books_, *loop_, *withdrawal_, *events_);
-  block_loads_ = std::make_unique<BlockLoads>(*books_, *loop_, *reaper_, *admission_, *scrubber_, *events_, *notes_);
-  loading_ =
-      std::make_unique<Loading>(*books_, *loop_, *block_loads_, *reaper_, *admission_, *expiry_, *events_, *notes_);
-  books_->models.observe({keeper_.get(), events_.get(), [this](const ModelEntry& model) {
-                            expiry_->changed(expires_at(*books_, model));
-                            admission_->look_again();
-                          }});
+  MODELBROKER_ASSIGN(events_, EventSocket::bind(endpoint_.events(), to_hex(facts_->env.boot_id)));
+  rooms_ = std::make_unique<Rooms>(*facts_, *loop_, *events_, *notes_,
+                                   Rooms::State{state_path, std::move(state.db), [this] { return place_->hold(); }});
   serve_requests();
 
-  callers_ =
-      std::make_unique<Callers>(*books_, *loop_, *events_, endpoint_.fds(),
-                                Callers::Sessions{[this](SessionId session) { session_ended(session); },
-                                                  [this](SessionId session) { return loading_->waits(session); }});
+  callers_ = std::make_unique<Callers>(
+      facts_->env, facts_->workers, *loop_, *events_, endpoint_.fds(),
+      Callers::Sessions{[this](SessionId session) { session_ended(session); },
+                        [this](SessionId session) { return rooms_->loading.waits(session); }});
   MODELBROKER_ASSIGN(router_, Router::bind(
                                   *loop_, endpoint_.broker(),
                                   [this](const wire::Request& request, const Router::Sender& sender) {
@@ -113,8 +99,9 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
                                     dispatcher_.dispatch(session, request, std::move(call));
                                   }));
   // Last: who can connect here can also ask there.
-  MODELBROKER_ASSIGN(fd_socket_, FdSocket::listen(*books_, *loop_, *events_, endpoint_.fds(),
-                                                  [this](SessionId session) { session_ended(session); }));
+  MODELBROKER_ASSIGN(fd_socket_,
+                     FdSocket::listen(facts_->env, facts_->workers, facts_->ram, *loop_, *events_, endpoint_.fds(),
+                                      [this](SessionId session) { session_ended(session); }));
   for (const std::string& path : sockets) MODELBROKER_TRY(open_socket_to_group(os, path, rights.group()));
   place_->add_socket(endpoint_.events_path(), [this] { return events_->listen(); });
   place_->add_socket(endpoint_.broker_path(), [this] { return router_->listen(); });
@@ -127,12 +114,12 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
     damaged.outcome = "removed";
     events_->publish("model.damaged", damaged);
   }
-  keeper_->save(recovered.models, recovered.blocks);
+  rooms_->keeper.save(recovered.models, recovered.blocks);
   for (const std::string& id : recovered.superseded) {
-    if (RamBlock* const block = books_->blocks.find(id)) reaper_->drain(*block);
+    if (RamBlock* const block = facts_->ram.blocks.find(id)) rooms_->reaper.drain(*block);
   }
-  if (totals.made + totals.draining > 0) settled_->begin();
-  reaper_->take_over_draining();
+  if (totals.made + totals.draining > 0) rooms_->settled.begin();
+  rooms_->reaper.take_over_draining();
   log_info("serving " + endpoint_.broker() + ", budget " + format_size(limit) + " in " + config.ram_directory +
            (os.features().collapse && config.huge_pages ? ", 2 MiB pages" : ", 4 KiB pages"));
   if (const auto most = file_size_limit(); most && *most < limit) {
@@ -145,22 +132,16 @@ Result<void> Server::open(Os& os, const Clock& clock, const Config& config, cons
              " unfinished ones");
   }
   callers_->end_silent();
-  place_->keep([this] { keeper_->look(); });
-  expiry_->look();
-  admission_->limit_changed();  // it may have been lowered since
-  scrubber_->look();
+  place_->keep([this] { rooms_->keeper.look(); });
+  rooms_->expiry.look();
+  rooms_->admission.limit_changed();  // it may have been lowered since
+  rooms_->scrubber.look();
   return {};
 }
 
 void Server::serve_requests() {
-  settled_ = std::make_unique<Settled>(*loop_);
-  lease_service_ =
-      std::make_unique<LeaseService>(*books_, *events_, *loading_, *scrubber_, *reaper_, *admission_, *expiry_);
-  model_service_ =
-      std::make_unique<ModelService>(*books_, *loop_, *settled_, *loading_, *keeper_, *reaper_, *withdrawal_);
-  cache_service_ = std::make_unique<CacheService>(*books_, *events_, *settled_, *loading_, *scrubber_);
-  session_service_ =
-      std::make_unique<SessionService>(*books_, endpoint_, *events_, *lease_service_, [this](const Session& session) {
+  session_service_ = std::make_unique<SessionService>(
+      facts_->env, endpoint_, *events_, rooms_->leases, [this](const Session& session) {
         session.token.empty() ? session_ended(session.id) : fd_socket_->close_session(session.id);
       });
   using enum Dispatcher::Kind;
@@ -168,28 +149,28 @@ void Server::serve_requests() {
   to.on("session.hello", kLook, *session_service_, &SessionService::hello);
   to.on("session.ping", kLook, *session_service_, &SessionService::ping);
   to.on("session.bye", kChange, *session_service_, &SessionService::bye);
-  to.on("lease.restate", kChange, *lease_service_, &LeaseService::restate);
-  to.on("model.attach", kChange, *lease_service_, &LeaseService::attach);
-  to.on("model.detach", kChange, *lease_service_, &LeaseService::detach);
-  to.on("model.load_model", kChange, *model_service_, &ModelService::load);
-  to.on("model.unload_model", kChange, *model_service_, &ModelService::unload);
-  to.on("model.cancel", kChange, *model_service_, &ModelService::cancel);
-  to.on("model.pin", kChange, *model_service_, &ModelService::pin);
-  to.on("model.unpin", kChange, *model_service_, &ModelService::unpin);
-  to.on("model.list", kLook, *model_service_, &ModelService::list);
-  to.on("model.get", kLook, *model_service_, &ModelService::get);
-  to.on("model.get_model_info", kLook, *model_service_, &ModelService::get_model_info);
-  to.on("cache.status", kLook, *cache_service_, &CacheService::status);
-  to.on("cache.scrub", kChange, *cache_service_, &CacheService::scrub);
-  to.on("events.snapshot", kLook, *cache_service_, &CacheService::snapshot);
+  to.on("lease.restate", kChange, rooms_->leases, &LeaseService::restate);
+  to.on("model.attach", kChange, rooms_->leases, &LeaseService::attach);
+  to.on("model.detach", kChange, rooms_->leases, &LeaseService::detach);
+  to.on("model.load_model", kChange, rooms_->model_service, &ModelService::load);
+  to.on("model.unload_model", kChange, rooms_->model_service, &ModelService::unload);
+  to.on("model.cancel", kChange, rooms_->model_service, &ModelService::cancel);
+  to.on("model.pin", kChange, rooms_->model_service, &ModelService::pin);
+  to.on("model.unpin", kChange, rooms_->model_service, &ModelService::unpin);
+  to.on("model.list", kLook, rooms_->model_service, &ModelService::list);
+  to.on("model.get", kLook, rooms_->model_service, &ModelService::get);
+  to.on("model.get_model_info", kLook, rooms_->model_service, &ModelService::get_model_info);
+  to.on("cache.status", kLook, rooms_->cache, &CacheService::status);
+  to.on("cache.scrub", kChange, rooms_->cache, &CacheService::scrub);
+  to.on("events.snapshot", kLook, rooms_->cache, &CacheService::snapshot);
 }
 
 Result<void> Server::watch_signals() {
-  auto signals = books_->os.signal_fd(kSignals);
+  auto signals = facts_->env.os.signal_fd(kSignals);
   if (!signals) return fail_errno(signals.error().number, "listening for signals");
   signals_ = std::move(*signals);
   MODELBROKER_ASSIGN([[maybe_unused]] const WatchId id, loop_->watch(signals_.get(), EPOLLIN, [this](std::uint32_t) {
-    if (const auto number = books_->os.read_signal(signals_.get())) {
+    if (const auto number = facts_->env.os.read_signal(signals_.get())) {
       if (*number == SIGHUP) return reload();
       notifier_.send("STOPPING=1\nSTATUS=stopping");
       log_info(std::string("stopping: ") + (*number == SIGINT ? "SIGINT" : "SIGTERM"));
@@ -208,13 +189,13 @@ Result<void> Server::run() {
   place_->remove_sockets();
   crash_point("stop.sockets_gone");
   fd_socket_.reset();
-  hangs_ = !scrubber_->stop(kStopPatience);
-  hangs_ = !block_loads_->stop(kStopPatience) || hangs_;
-  hangs_ = !jobs_->stop(kStopPatience) || hangs_;
+  hangs_ = !rooms_->scrubber.stop(kStopPatience);
+  hangs_ = !rooms_->block_loads.stop(kStopPatience) || hangs_;
+  hangs_ = !rooms_->jobs.stop(kStopPatience) || hangs_;
   stop_blocks();
   crash_point("stop.before_flush");
   if (!displaced) notes_->strike_all();
-  if (!displaced) keeper_->flush();  // else it is the other broker's database
+  if (!displaced) rooms_->keeper.flush();  // else it is the other broker's database
   crash_point("stop.flushed");
   // Whoever still waits is told, while there is a socket to tell it by.
   router_->stopping();
@@ -224,13 +205,8 @@ Result<void> Server::run() {
     return outcome;
   }
   loop_->discard();
-  loading_.reset();
-  block_loads_.reset();
-  scrubber_.reset();
+  rooms_.reset();
   notes_.reset();
-  expiry_.reset();
-  admission_.reset();
-  reaper_.reset();
   router_.reset();
   events_.reset();
   return outcome;
@@ -239,30 +215,31 @@ Result<void> Server::run() {
 // Mapped memory outlives its name: holders keep what they have. By the folder, not by the books: a load may have
 // been published after the loop's last turn.
 void Server::stop_blocks() {
-  if (books_->config.keep_on_stop || place_->displaced()) return;
-  const auto listing = books_->directory.list(books_->os);
+  if (facts_->env.config.keep_on_stop || place_->displaced()) return;
+  const auto listing = facts_->ram.directory.list(facts_->env.os);
   if (!listing) return log_error(listing.error().message);
   for (const BlockName& name : listing->doubles) {
-    if (auto removed = books_->directory.remove_double(books_->os, name); !removed) log_error(removed.error().message);
+    if (auto removed = facts_->ram.directory.remove_double(facts_->env.os, name); !removed)
+      log_error(removed.error().message);
   }
   std::uint64_t freed = 0;
-  books_->models.observe({});  // all of it is written at once, and nobody is told of each
+  facts_->models.observe({});  // all of it is written at once, and nobody is told of each
   for (const BlockName& name : listing->blocks) {
-    const auto removed = books_->directory.remove(books_->os, name);
+    const auto removed = facts_->ram.directory.remove(facts_->env.os, name);
     if (!removed) {
       log_error(removed.error().message);
       continue;
     }
     freed += *removed;
     crash_point("stop.block_removed");
-    RamBlock* const block = books_->blocks.find(name.id());
+    RamBlock* const block = facts_->ram.blocks.find(name.id());
     if (block == nullptr) continue;
-    for (const ModelEntry* const model : books_->models.with_block(*block)) {
-      books_->models.apply({.why = Why::kUnloaded, .edits = {{.id = model->id, .without = model->names}}});
+    for (const ModelEntry* const model : facts_->models.with_block(*block)) {
+      facts_->models.apply({.why = Why::kUnloaded, .edits = {{.id = model->id, .without = model->names}}});
     }
-    books_->blocks.erase(name.id());
+    facts_->ram.blocks.erase(name.id());
   }
-  books_->models.remembered().clear();
+  facts_->models.remembered().clear();
   if (freed > 0) log_info("freed " + format_size(freed));
 }
 
@@ -270,20 +247,20 @@ Server::~Server() { Gate::get().close(); }
 
 // The only end of a session: release, hang-up, death and silence all come here.
 void Server::session_ended(SessionId session) {
-  const Session* const found = books_->sessions.find(session);
+  const Session* const found = facts_->workers.sessions.find(session);
   if (found == nullptr) return;
   const Peer peer = found->peer;
-  const LeaseBook::Ended ended = lease_service_->end_all(*found);
+  const LeaseBook::Ended ended = rooms_->leases.end_all(*found);
   if (ended.leases > 0) {
     log_info("session of pid " + std::to_string(peer.pid) + " ended with " + std::to_string(ended.leases) + " leases");
   }
-  books_->sessions.close(session);
-  loading_->session_ended(session);
-  scrubber_->session_ended(session);
+  facts_->workers.sessions.close(session);
+  rooms_->loading.session_ended(session);
+  rooms_->scrubber.session_ended(session);
   if (router_) router_->forget(session);
   callers_->ended(session);
   events_->publish("session.ended", event_of(peer));
-  lease_service_->let_go(ended.blocks);
+  rooms_->leases.let_go(ended.blocks);
 }
 
 }  // namespace modelbroker

@@ -13,29 +13,16 @@
 #include <string_view>
 #include <vector>
 
-#include "broker/api/cache_service.h"
 #include "broker/api/dispatcher.h"
-#include "broker/api/lease_service.h"
-#include "broker/api/model_service.h"
 #include "broker/api/session_service.h"
-#include "broker/api/settled.h"
-#include "broker/base/jobs.h"
 #include "broker/doors/callers.h"
 #include "broker/doors/event_socket.h"
 #include "broker/doors/fd_socket.h"
 #include "broker/doors/place.h"
 #include "broker/doors/router.h"
 #include "broker/doors/run_directory.h"
-#include "broker/models/books.h"
-#include "broker/models/load_notes.h"
-#include "broker/models/loading.h"
-#include "broker/models/ram_tier.h"
-#include "broker/models/reaper.h"
-#include "broker/models/scrubber.h"
-#include "broker/models/state_keeper.h"
 #include "broker/server/notify.h"
-#include "broker/tier/admission.h"
-#include "broker/tier/expiry.h"
+#include "broker/server/rooms.h"
 #include "shm/lock_file.h"
 #include "wire/endpoint.h"
 
@@ -83,28 +70,15 @@ class Server {
   // In the order of their making; destroyed in reverse, so that jobs end before what they use.
   std::unique_ptr<Loop> loop_;
   wire::Endpoint endpoint_;
-  std::unique_ptr<Books> books_;
+  std::unique_ptr<Facts> facts_;
   std::unique_ptr<Place> place_;
   Fd signals_;
   const Notifier notifier_;
   Reload reload_;
   bool reloading_ = false, reload_again_ = false;
   std::unique_ptr<EventSocket> events_;
-  std::unique_ptr<Jobs> jobs_;
-  std::unique_ptr<StateKeeper> keeper_;
-  std::unique_ptr<Reaper> reaper_;
-  std::unique_ptr<Withdrawal> withdrawal_;
-  std::unique_ptr<RamTier> ram_;
-  std::unique_ptr<Admission> admission_;
-  std::unique_ptr<Expiry> expiry_;
   std::unique_ptr<LoadNotes> notes_;
-  std::unique_ptr<Scrubber> scrubber_;
-  std::unique_ptr<BlockLoads> block_loads_;
-  std::unique_ptr<Loading> loading_;
-  std::unique_ptr<Settled> settled_;
-  std::unique_ptr<LeaseService> lease_service_;
-  std::unique_ptr<ModelService> model_service_;
-  std::unique_ptr<CacheService> cache_service_;
+  std::unique_ptr<Rooms> rooms_;
   std::unique_ptr<SessionService> session_service_;
   Dispatcher dispatcher_;
   std::unique_ptr<Callers> callers_;

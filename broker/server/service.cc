@@ -34,7 +34,8 @@ Result<std::uint64_t> budget_of(Os& os, const Config& config, std::uint64_t held
 }
 
 void Server::announce_ready() {
-  notifier_.send("READY=1\nSTATUS=serving " + endpoint_.broker() + ", budget " + format_size(books_->budget.limit()));
+  notifier_.send("READY=1\nSTATUS=serving " + endpoint_.broker() + ", budget " +
+                 format_size(facts_->ram.budget.limit()));
 }
 
 // From a timer of the loop: a loop that hangs falls silent.
@@ -54,11 +55,11 @@ void Server::reload() {
   }
   reloading_ = true;
   notifier_.send("RELOADING=1\nMONOTONIC_USEC=" + monotonic_micros() + "\nSTATUS=reading the configuration again");
-  const RamBlocks::Totals totals = books_->blocks.totals();
-  const std::uint64_t being_made = books_->budget.loading().made;
-  jobs_->run(
-      [&os = books_->os, reload = reload_, running = books_->config,
-       held = totals.made + totals.draining + books_->foreign.bytes +
+  const RamBlocks::Totals totals = facts_->ram.blocks.totals();
+  const std::uint64_t being_made = facts_->ram.budget.loading().made;
+  rooms_->jobs.run(
+      [&os = facts_->env.os, reload = reload_, running = facts_->env.config,
+       held = totals.made + totals.draining + facts_->ram.foreign.bytes +
               being_made]() -> Result<std::pair<Reloaded, std::uint64_t>> {
         MODELBROKER_ASSIGN(Reloaded fresh, reload(running));
         MODELBROKER_ASSIGN(const std::uint64_t limit, budget_of(os, fresh.config, held));
@@ -77,12 +78,12 @@ void Server::reload() {
 }
 
 void Server::take_over(Reloaded fresh, std::uint64_t limit) {
-  books_->config = std::move(fresh.config);
-  books_->budget.set_limit(limit);
-  admission_->limit_changed();
-  scrubber_->look();
-  set_log_level(books_->config.log_level);
-  set_log_format(books_->config.log_format);
+  facts_->env.config = std::move(fresh.config);
+  facts_->ram.budget.set_limit(limit);
+  rooms_->admission.limit_changed();
+  rooms_->scrubber.look();
+  set_log_level(facts_->env.config.log_level);
+  set_log_format(facts_->env.config.log_format);
   log_info("configuration read again, budget " + format_size(limit) +
            (fresh.changed.empty() ? ", nothing else changed" : "; changed: " + joined(fresh.changed)));
   if (!fresh.need_restart.empty()) log_warning("needs a restart: " + joined(fresh.need_restart));

@@ -11,12 +11,7 @@
 #include <utility>
 #include <vector>
 
-#include "broker/api/cache_service.h"
-#include "broker/api/lease_service.h"
-#include "broker/api/model_service.h"
-#include "broker/api/session_service.h"
-#include "broker/models/load_notes.h"
-#include "broker/models/ram_tier.h"
+#include "broker/server/rooms.h"
 #include "tests/support/block_fixture.h"
 #include "tests/support/fake_events.h"
 
@@ -42,51 +37,39 @@ class HouseFixture : public BlockFixture {
     Config config;
     config.run_directory = folder_.path();
     config.ram_directory = folder_.path();
-    books_ = std::make_unique<Books>(*os_, clock_, config, Rights(os_->uid(), std::nullopt), std::move(*directory_));
-    books_->budget.set_limit(64 * kMiB);
+    facts_.reset(new Facts{.env = Environment(*os_, clock_, config),
+                           .workers = Workers(Rights(os_->uid(), std::nullopt)),
+                           .ram = RamStore(*os_, std::move(*directory_))});
+    facts_->ram.budget.set_limit(64 * kMiB);
     loop_ = value(Loop::create(*os_, clock_));
-    jobs_ = std::make_unique<Jobs>(*loop_, 2);
-    const std::string state = folder_ / "state.db";
-    keeper_ = std::make_unique<StateKeeper>(*books_, *loop_, state, std::move(value(StateDb::open(state)).db),
-                                            [] { return Result<void>(); });
-    reaper_ = std::make_unique<Reaper>(*books_, *loop_, *jobs_, *keeper_, events_);
-    withdrawal_ = std::make_unique<Withdrawal>(*books_, *reaper_, events_);
-    ram_ = std::make_unique<RamTier>(*books_, *reaper_, *withdrawal_);
-    admission_ = std::make_unique<Admission>(*ram_, *loop_);
-    expiry_ = std::make_unique<Expiry>(*ram_, *loop_);
     notes_ = std::make_unique<LoadNotes>(*os_, config.run_directory);
     ASSERT_TRUE(notes_->open());
-    scrubber_ = std::make_unique<Scrubber>(*books_, *loop_, *withdrawal_, events_);
-    block_loads_ = std::make_unique<BlockLoads>(*books_, *loop_, *reaper_, *admission_, *scrubber_, events_, *notes_);
-    loading_ =
-        std::make_unique<Loading>(*books_, *loop_, *block_loads_, *reaper_, *admission_, *expiry_, events_, *notes_);
-    books_->models.observe({keeper_.get(), &events_, {}});
-    settled_ = std::make_unique<Settled>(*loop_);
-    leases_ = std::make_unique<LeaseService>(*books_, events_, *loading_, *scrubber_, *reaper_, *admission_, *expiry_);
-    models_ = std::make_unique<ModelService>(*books_, *loop_, *settled_, *loading_, *keeper_, *reaper_, *withdrawal_);
-    cache_ = std::make_unique<CacheService>(*books_, events_, *settled_, *loading_, *scrubber_);
+    const std::string state = folder_ / "state.db";
+    rooms_ = std::make_unique<Rooms>(
+        *facts_, *loop_, events_, *notes_,
+        Rooms::State{state, std::move(value(StateDb::open(state)).db), [] { return Result<void>(); }});
   }
 
   // A session of our own uid, or of another user.
   Session& session(uid_t uid) {
-    return *value(books_->sessions.open({uid, 1, {}}, "token" + std::to_string(++sessions_), clock_.now()));
+    return *value(facts_->workers.sessions.open({uid, 1, {}}, "token" + std::to_string(++sessions_), clock_.now()));
   }
   Session& session() { return session(os_->uid()); }
 
   // A resident model, given by our own uid.
   ModelEntry& add_model(const std::string& name) {
-    auto made = make_block(*os_, books_->directory, {.generation = books_->new_generation(), .name = name});
+    auto made = make_block(*os_, facts_->ram.directory, {.generation = facts_->ram.new_generation(*os_), .name = name});
     RamBlock block(value(std::move(made)));
     block.sources.push_back({"/models/" + name, {}});
     block.loader = block.source_uid = os_->uid();
-    RamBlock& added = books_->blocks.add(std::move(block));
+    RamBlock& added = facts_->ram.blocks.add(std::move(block));
     const GivenName given{.loader = os_->uid(), .path = "/models/" + name};
-    books_->models.observe({});
-    books_->models.apply(
+    const Registry::Observers observers = facts_->models.observe({});
+    facts_->models.apply(
         {.why = Why::kAdopted,
          .edits = {{.id = added.id(), .parts = {&added}, .names = {{name, given}}, .path = given.path}}});
-    books_->models.observe({keeper_.get(), &events_, {}});
-    return *books_->models.by_name(name);
+    facts_->models.observe(observers);
+    return *facts_->models.by_name(name);
   }
 
   // The answer to a request, after the loop has turned until there is one.
@@ -117,23 +100,10 @@ class HouseFixture : public BlockFixture {
 
   SystemClock clock_;
   FakeEvents events_;
-  std::unique_ptr<Books> books_;
+  std::unique_ptr<Facts> facts_;
   std::unique_ptr<Loop> loop_;
-  std::unique_ptr<Jobs> jobs_;
-  std::unique_ptr<StateKeeper> keeper_;
-  std::unique_ptr<Reaper> reaper_;
-  std::unique_ptr<Withdrawal> withdrawal_;
-  std::unique_ptr<RamTier> ram_;
-  std::unique_ptr<Admission> admission_;
-  std::unique_ptr<Expiry> expiry_;
   std::unique_ptr<LoadNotes> notes_;
-  std::unique_ptr<Scrubber> scrubber_;
-  std::unique_ptr<BlockLoads> block_loads_;
-  std::unique_ptr<Loading> loading_;
-  std::unique_ptr<Settled> settled_;
-  std::unique_ptr<LeaseService> leases_;
-  std::unique_ptr<ModelService> models_;
-  std::unique_ptr<CacheService> cache_;
+  std::unique_ptr<Rooms> rooms_;
   int sessions_ = 0;
 };
 

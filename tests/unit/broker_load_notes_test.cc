@@ -1,5 +1,5 @@
 // What a broker notes of its running loads, and what the next one makes of it.
-#include "broker/models/load_notes.h"
+#include "broker/ram/load_notes.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

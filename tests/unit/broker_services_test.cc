@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "broker/api/dispatcher.h"
+#include "broker/api/session_service.h"
 #include "tests/support/house.h"
 
 namespace modelbroker {
@@ -93,10 +94,10 @@ class ServicesTest : public testing::HouseFixture {
     return attach;
   }
   Result<wire::AttachReply> attach(Session& asker, const wire::Attach& data) {
-    return ask<wire::AttachReply>(*leases_, &LeaseService::attach, asker, data);
+    return ask<wire::AttachReply>(rooms_->leases, &LeaseService::attach, asker, data);
   }
   Result<wire::DetachReply> detach(Session& asker, std::uint64_t lease) {
-    return ask<wire::DetachReply>(*leases_, &LeaseService::detach, asker, wire::Detach{lease});
+    return ask<wire::DetachReply>(rooms_->leases, &LeaseService::detach, asker, wire::Detach{lease});
   }
 };
 
@@ -109,10 +110,10 @@ TEST_F(ServicesTest, ALeaseBeginsWithItsAttachAndEndsWithItsDetach) {
   EXPECT_EQ(attached->outcome, "resident");
   ASSERT_EQ(attached->blocks.size(), 1U);
   EXPECT_EQ(attached->blocks.front().block, block);
-  EXPECT_EQ(books_->leases.count(block), 1U);
+  EXPECT_EQ(facts_->workers.leases.count(block), 1U);
   EXPECT_TRUE(detach(asker, 5).value().released);
   EXPECT_FALSE(detach(asker, 5).value().released);
-  EXPECT_EQ(books_->leases.count(block), 0U);
+  EXPECT_EQ(facts_->workers.leases.count(block), 0U);
   EXPECT_EQ(events_.published, (std::vector<std::string>{"lease.granted m", "lease.released m"}));
 }
 
@@ -125,7 +126,7 @@ TEST_F(ServicesTest, ALeasesNumberIsUsedOnce) {
   EXPECT_EQ(attach(asker, attach_of("m", 9)).error().code, ErrorCode::kAlreadyExists);
   EXPECT_EQ(attach(asker, attach_of("m")).value().lease, 10U);
   EXPECT_TRUE(attach(session(), attach_of("m", 5)));  // numbers belong to their session
-  EXPECT_EQ(books_->leases.count(block), 3U);
+  EXPECT_EQ(facts_->workers.leases.count(block), 3U);
 }
 
 TEST_F(ServicesTest, AnAttachThatCannotBeServedSaysWhy) {
@@ -140,7 +141,7 @@ TEST_F(ServicesTest, AnAttachThatCannotBeServedSaysWhy) {
   EXPECT_EQ(attach(asker, attach_of("")).error().code, ErrorCode::kInvalidArgument);
   EXPECT_EQ(attach(asker, attach_of("other")).error().code, ErrorCode::kNotFound);
   EXPECT_EQ(attach(asker, attach_of("m", (1ULL << 62U) + 1)).error().code, ErrorCode::kInvalidArgument);
-  EXPECT_EQ(books_->leases.total(), 0U);
+  EXPECT_EQ(facts_->workers.leases.total(), 0U);
 }
 
 TEST_F(ServicesTest, RestatedLeasesAreThoseWhoseBlocksAreHere) {
@@ -148,11 +149,11 @@ TEST_F(ServicesTest, RestatedLeasesAreThoseWhoseBlocksAreHere) {
   Session& asker = session();
   wire::Restate restate;
   restate.leases = {{3, "m", {block}}, {4, "gone", {"absent"}}, {5, "none", {}}};
-  const auto answer = ask<wire::RestateReply>(*leases_, &LeaseService::restate, asker, restate);
+  const auto answer = ask<wire::RestateReply>(rooms_->leases, &LeaseService::restate, asker, restate);
   ASSERT_TRUE(answer) << answer.error().message;
   EXPECT_EQ(answer->restated, (std::vector<std::uint64_t>{3}));
   EXPECT_EQ(answer->lost, (std::vector<std::uint64_t>{4, 5}));
-  EXPECT_EQ(books_->leases.count(block), 1U);
+  EXPECT_EQ(facts_->workers.leases.count(block), 1U);
 }
 
 // ---- models
@@ -160,13 +161,13 @@ TEST_F(ServicesTest, RestatedLeasesAreThoseWhoseBlocksAreHere) {
 TEST_F(ServicesTest, APinIsItsLoadersAndIsWritten) {
   const ModelEntry& model = add_model("m");
   const wire::ModelName name{"m"};
-  const auto stranger = ask<wire::PinReply>(*models_, &ModelService::pin, session(os_->uid() + 1), name);
+  const auto stranger = ask<wire::PinReply>(rooms_->model_service, &ModelService::pin, session(os_->uid() + 1), name);
   EXPECT_EQ(stranger.error().code, ErrorCode::kPermissionDenied);
   EXPECT_FALSE(model.pinned);
   Session& asker = session();
-  EXPECT_TRUE((ask<wire::PinReply>(*models_, &ModelService::pin, asker, name)).value().pinned);
+  EXPECT_TRUE((ask<wire::PinReply>(rooms_->model_service, &ModelService::pin, asker, name)).value().pinned);
   EXPECT_TRUE(model.pinned);
-  EXPECT_FALSE((ask<wire::PinReply>(*models_, &ModelService::unpin, asker, name)).value().pinned);
+  EXPECT_FALSE((ask<wire::PinReply>(rooms_->model_service, &ModelService::unpin, asker, name)).value().pinned);
   EXPECT_EQ(events_.published, (std::vector<std::string>{"model.pinned m", "model.unpinned m"}));
 }
 
@@ -178,25 +179,26 @@ TEST_F(ServicesTest, AnUnloadFreesWhatNobodyHasAndDrainsTheRest) {
   const auto unload = [&](const std::string& model) {
     wire::UnloadModel data;
     data.model = model;
-    return ask<wire::UnloadModelReply>(*models_, &ModelService::unload, asker, data);
+    return ask<wire::UnloadModelReply>(rooms_->model_service, &ModelService::unload, asker, data);
   };
   EXPECT_GT(unload("free").value().freed, 0U);
   EXPECT_GT(unload("held").value().draining, 0U);
   EXPECT_EQ(unload("held").error().code, ErrorCode::kNotFound);
-  const auto list = ask<wire::ModelListReply>(*models_, &ModelService::list, asker, wire::ModelList{});
+  const auto list = ask<wire::ModelListReply>(rooms_->model_service, &ModelService::list, asker, wire::ModelList{});
   ASSERT_EQ(list.value().draining.size(), 1U);
   EXPECT_EQ(list->draining.front().block, held);
   ASSERT_TRUE(detach(asker, lease));
-  turn_until([&] { return books_->blocks.find(held) == nullptr; });
+  turn_until([&] { return facts_->ram.blocks.find(held) == nullptr; });
 }
 
 TEST_F(ServicesTest, AnEvictedModelIsRememberedShownPinnedAndUnloaded) {
   add_model("m");
-  ASSERT_TRUE(withdrawal_->evict(*books_->models.by_name("m"), "a test"));
+  ASSERT_TRUE(rooms_->withdrawal.evict(*facts_->models.by_name("m"), "a test"));
   Session& asker = session();
   const auto states = [&](bool all) {
     std::vector<std::string> list;
-    const auto reply = ask<wire::ModelListReply>(*models_, &ModelService::list, asker, wire::ModelList{all});
+    const auto reply =
+        ask<wire::ModelListReply>(rooms_->model_service, &ModelService::list, asker, wire::ModelList{all});
     for (const wire::ModelInfo& model : reply.value().models) list.push_back(model.name + " " + model.state);
     return list;
   };
@@ -204,25 +206,27 @@ TEST_F(ServicesTest, AnEvictedModelIsRememberedShownPinnedAndUnloaded) {
   EXPECT_EQ(states(true), std::vector<std::string>{"m remembered"});
   const wire::ModelName name{"m"};
   Session& stranger = session(os_->uid() + 1);
-  const auto pin = [&](Session& who) { return ask<wire::PinReply>(*models_, &ModelService::pin, who, name); };
+  const auto pin = [&](Session& who) {
+    return ask<wire::PinReply>(rooms_->model_service, &ModelService::pin, who, name);
+  };
   EXPECT_EQ(pin(stranger).error().code, ErrorCode::kPermissionDenied);
   EXPECT_TRUE(pin(asker).value().pinned);
   const auto shown = [&](Session& who) {
-    return ask<wire::ModelGetReply>(*models_, &ModelService::get, who, name).value().model;
+    return ask<wire::ModelGetReply>(rooms_->model_service, &ModelService::get, who, name).value().model;
   };
   EXPECT_TRUE(shown(asker).pinned);
   EXPECT_EQ(shown(asker).path, "/models/m");
   EXPECT_EQ(shown(stranger).path, "");
   wire::UnloadModel unload;
   unload.model = "m";
-  EXPECT_TRUE(ask<wire::UnloadModelReply>(*models_, &ModelService::unload, asker, unload));
+  EXPECT_TRUE(ask<wire::UnloadModelReply>(rooms_->model_service, &ModelService::unload, asker, unload));
   EXPECT_EQ(states(true), std::vector<std::string>{});
 }
 
 TEST_F(ServicesTest, AScrubIsForTheBrokersUserAndChecksEveryByte) {
   const std::uint64_t payload = add_model("m").parts.front()->payload_bytes();
   const auto scrub = [&](Session& asker) {
-    return ask<wire::ScrubReply>(*cache_, &CacheService::scrub, asker, wire::Scrub{});
+    return ask<wire::ScrubReply>(rooms_->cache, &CacheService::scrub, asker, wire::Scrub{});
   };
   EXPECT_EQ(scrub(session(os_->uid() + 1)).error().code, ErrorCode::kPermissionDenied);
   const auto found = scrub(session());
@@ -235,8 +239,8 @@ TEST_F(ServicesTest, TheStatusCountsBlocksAndLeases) {
   add_model("m");
   Session& asker = session();
   ASSERT_TRUE(attach(asker, attach_of("m")));
-  books_->foreign = {2, 4096};
-  const auto status = ask<wire::StatusReply>(*cache_, &CacheService::status, asker, wire::Empty{});
+  facts_->ram.foreign = {2, 4096};
+  const auto status = ask<wire::StatusReply>(rooms_->cache, &CacheService::status, asker, wire::Empty{});
   ASSERT_TRUE(status) << status.error().message;
   const wire::TierStatus& ram = status->tiers.at("ram");
   EXPECT_EQ(ram.models, 1U);
@@ -255,8 +259,8 @@ TEST_F(ServicesTest, AGoodbyeEndsTheLeasesBeforeTheSession) {
   ASSERT_TRUE(attach(asker, attach_of("m")));
   const wire::Endpoint endpoint{.run_directory = folder_.path()};
   std::size_t left = 99;
-  SessionService sessions(*books_, endpoint, events_, *leases_,
-                          [&](const Session& /*ended*/) { left = books_->leases.count(block); });
+  SessionService sessions(facts_->env, endpoint, events_, rooms_->leases,
+                          [&](const Session& /*ended*/) { left = facts_->workers.leases.count(block); });
   EXPECT_EQ((ask<wire::SessionByeReply>(sessions, &SessionService::bye, asker, wire::Empty{})).value().released, 2U);
   EXPECT_EQ(left, 0U);
 }

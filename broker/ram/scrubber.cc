@@ -1,10 +1,9 @@
-#include "broker/models/scrubber.h"
+#include "broker/ram/scrubber.h"
 
 #include <algorithm>
 
 #include "broker/base/log.h"
 #include "broker/base/sizes.h"
-#include "broker/models/model_events.h"
 #include "shm/text.h"
 #include "wire/frame.h"
 
@@ -32,7 +31,7 @@ void Scrubber::check(Ask ask) {
 }
 
 bool Scrubber::withdraw_missing(RamBlock& block) {
-  if (gone(&block) || !block.block->is_missing(books_.os)) return false;
+  if (gone(&block) || !block.block->is_missing(env_.os)) return false;
   wire::ScrubbedModel found = pass_over(block)->found;
   found.reason = kMissing;
   withdraw(block, found);
@@ -64,9 +63,8 @@ void Scrubber::look() {
 
 Scrubber::PassPtr Scrubber::pass_over(const RamBlock& block) {
   auto pass = std::make_shared<Pass>();
-  const std::vector<ModelEntry*> models = books_.models.with_block(block);
   pass->block = block.block;
-  pass->found.model = models.empty() ? block.block->manifest().name : models.front()->name();
+  pass->found.model = owners_.name(block);
   pass->found.block = block.id();
   pass->found.generation = block.generation();
   return pass;
@@ -80,7 +78,7 @@ Scrubber::PassPtr Scrubber::next_asked() {
       continue;
     }
     while (!order->pass && !order->ask.blocks.empty()) {
-      const RamBlock* const block = books_.blocks.find(order->ask.blocks.front());
+      const RamBlock* const block = ram_.blocks.find(order->ask.blocks.front());
       order->ask.blocks.pop_front();
       if (!gone(block)) order->pass = pass_over(*block);
     }
@@ -92,19 +90,19 @@ Scrubber::PassPtr Scrubber::next_asked() {
 }
 
 Scrubber::PassPtr Scrubber::next_in_background() {
-  const TimePoint now = books_.clock.now();
-  if (books_.config.scrub_rate == 0) {
+  const TimePoint now = env_.clock.now();
+  if (env_.config.scrub_rate == 0) {
     background_.reset();
     return nullptr;
   }
-  if (background_ && gone(books_.blocks.find(background_->found.block))) background_.reset();
-  TimePoint due = now + std::clamp(books_.config.scrub_interval, kLookOften, kLookSeldom);
+  if (background_ && gone(ram_.blocks.find(background_->found.block))) background_.reset();
+  TimePoint due = now + std::clamp(env_.config.scrub_interval, kLookOften, kLookSeldom);
   if (!background_) {
     const RamBlock* first = nullptr;
-    for (const auto& [id, block] : books_.blocks.all()) {
+    for (const auto& [id, block] : ram_.blocks.all()) {
       if (gone(&block)) continue;
       // What an earlier broker left was looked at by nobody yet.
-      const TimePoint when = block.checked ? *block.checked + books_.config.scrub_interval : TimePoint::min();
+      const TimePoint when = block.checked ? *block.checked + env_.config.scrub_interval : TimePoint::min();
       if (when >= due) continue;
       due = when;
       first = &block;
@@ -130,28 +128,28 @@ Scrubber::Piece Scrubber::check_piece(Os& os, const Pass& pass, const std::atomi
 
 void Scrubber::run(const PassPtr& pass) {
   running_ = pass;
-  jobs_.run([os = &books_.os, pass, stop = &stop_] { return check_piece(*os, *pass, *stop); },
-            [this, pass, began = books_.clock.now()](Piece piece) { checked(pass, std::move(piece), began); });
+  jobs_.run([os = &env_.os, pass, stop = &stop_] { return check_piece(*os, *pass, *stop); },
+            [this, pass, began = env_.clock.now()](Piece piece) { checked(pass, std::move(piece), began); });
 }
 
 void Scrubber::checked(const PassPtr& pass, Piece piece, TimePoint began) {
   running_.reset();
   if (piece.outcome) {
-    books_.scrubbed_bytes += piece.bytes;
+    env_.counters.scrubbed_bytes += piece.bytes;
     pass->found.bytes += piece.bytes;
   }
   if (pass == background_) {
-    const double rate = static_cast<double>(std::max<std::uint64_t>(books_.config.scrub_rate, 1));
+    const double rate = static_cast<double>(std::max<std::uint64_t>(env_.config.scrub_rate, 1));
     next_at_ = began + std::chrono::duration_cast<Duration>(
                            std::chrono::duration<double>(static_cast<double>(piece.bytes) / rate));
   }
-  RamBlock* const block = books_.blocks.find(pass->found.block);
+  RamBlock* const block = ram_.blocks.find(pass->found.block);
   if (gone(block)) {
     end(pass, "gone");
   } else if (!piece.outcome) {
     const Error& error = piece.outcome.error();
     pass->found.reason = error.message;
-    block->checked = books_.clock.now();  // whatever it was, not again at once
+    block->checked = env_.clock.now();  // whatever it was, not again at once
     if (error.code != ErrorCode::kDataLoss) {
       if (!stop_) log_warning("block " + pass->found.block + " cannot be checked: " + error.message);
       end(pass, "failed");
@@ -174,7 +172,7 @@ void Scrubber::checked(const PassPtr& pass, Piece piece, TimePoint began) {
     }
     tell_progress();
     if (pass->next == pass->hashes->size()) {
-      block->checked = books_.clock.now();
+      block->checked = env_.clock.now();
       end(pass, "good");
     }
   }
@@ -196,7 +194,7 @@ void Scrubber::end(const PassPtr& pass, const char* outcome) {
 void Scrubber::tell_progress() {
   if (orders_.empty() || !orders_.front()->pass) return;
   Order& order = *orders_.front();
-  const TimePoint now = books_.clock.now();
+  const TimePoint now = env_.clock.now();
   if (now < order.told + kProgressEvery) return;
   order.told = now;
   wire::EventData data;
@@ -209,7 +207,7 @@ void Scrubber::tell_progress() {
 
 // Its models' names go on: the next attach or load by one reads the file again.
 void Scrubber::withdraw(RamBlock& block, const wire::ScrubbedModel& found) {
-  ++books_.scrub_errors;
+  ++env_.counters.scrub_errors;
   const std::string where =
       found.reason == kMissing ? " is missing: " : " is damaged at offset " + std::to_string(found.offset) + ": ";
   log_error("block " + found.block + " of '" + printable(found.model) + "'" + where + found.reason +
@@ -219,12 +217,12 @@ void Scrubber::withdraw(RamBlock& block, const wire::ScrubbedModel& found) {
   data.chunk = found.chunk;
   data.offset = found.offset;
   data.outcome = "withdrawn";
-  withdrawal_.damaged(block, data);
+  owners_.damaged(block, data);
 }
 
 void Scrubber::arm(TimePoint when) {
   if (timer_) loop_.cancel(*timer_);
-  timer_ = loop_.after(std::max(when - books_.clock.now(), Duration(0)), [this] {
+  timer_ = loop_.after(std::max(when - env_.clock.now(), Duration(0)), [this] {
     timer_.reset();
     look();
   });

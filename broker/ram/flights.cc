@@ -5,7 +5,7 @@
 
 #include "broker/base/log.h"
 #include "broker/base/sizes.h"
-#include "broker/models/flight_step.h"
+#include "broker/ram/flight_step.h"
 #include "broker/ram/room.h"
 #include "shm/instruments.h"
 #include "shm/text.h"
@@ -15,7 +15,7 @@ namespace modelbroker {
 void BlockLoads::take_off(const FlightPtr& flight) {
   const Want& want = flight->want;
   flight->noted = {want.look.source, want.identity.path, want.look.is_label};
-  const auto read_header = [os = &books_.os, notes = &notes_](Flight& of) -> Result<LoadPlan> {
+  const auto read_header = [os = &env_.os, notes = &notes_](Flight& of) -> Result<LoadPlan> {
     LoadNotes::Note note = notes->write(of.noted);
     const LoadIdentity& identity = of.want.identity;
     MODELBROKER_ASSIGN(Directory directory, read_directory(*os, of.want.file.get(), identity.label));
@@ -44,23 +44,23 @@ void BlockLoads::header_read(const FlightPtr& flight, Result<LoadPlan> plan) {
 void BlockLoads::read(const FlightPtr& flight, Budget::Reservation reservation) {
   flight->phase = Phase::kReading;
   flight->reservation = std::move(reservation);
-  flight->began = books_.clock.now();
-  flight->generation = books_.new_generation();
+  flight->began = env_.clock.now();
+  flight->generation = ram_.new_generation(env_.os);
   LoadSettings settings;
   settings.generation = flight->generation;
-  settings.broker_boot_id = books_.boot_id;
-  settings.huge_pages = books_.config.huge_pages;
-  settings.threads = books_.config.load_threads;
-  if (!flight->want.look.is_private) settings.group = books_.rights.group();
+  settings.broker_boot_id = env_.boot_id;
+  settings.huge_pages = env_.config.huge_pages;
+  settings.threads = env_.config.load_threads;
+  if (!flight->want.look.is_private) settings.group = rights_.group();
   settings.gauge = flight->reservation.gauge();
-  settings.headroom.emplace(books_.os, books_.config.memory_reserve);
+  settings.headroom.emplace(env_.os, env_.config.memory_reserve);
   const Directory& directory = flight->plan.directory;
   Batch& leader = *flight->batches.front();
   if (!std::exchange(leader.is_told, true)) tell("model.loading", leader);
   watch_progress();
   log_info("loading '" + flight->plan.label + "': " + format_size(directory.payload.size) + ", " +
            std::to_string(directory.tensors.size()) + " tensors");
-  const auto load = [os = &books_.os, where = &books_.directory, notes = &notes_, settings](Flight& of) {
+  const auto load = [os = &env_.os, where = &ram_.directory, notes = &notes_, settings](Flight& of) {
     const LoadNotes::Note note = notes->write(of.noted);
     return load_block(*os, *where, of.want.file.get(), of.plan, settings, of.progress);
   };
@@ -70,16 +70,16 @@ void BlockLoads::read(const FlightPtr& flight, Budget::Reservation reservation) 
 void BlockLoads::landed(const FlightPtr& flight, Result<LoadedBlock> loaded) {
   if (!loaded) return crash(flight, loaded.error());
   flight->reservation.end();
-  ++books_.loads;
+  ++env_.counters.loads;
   const Want& want = flight->want;
   RamBlock block(std::move(loaded->block));
   block.sources.push_back({want.identity.path, loaded->source});
-  block.checked = books_.clock.now();
+  block.checked = env_.clock.now();
   block.loader = want.loader;
   block.source_uid = want.look.uid;
   block.is_private = want.look.is_private;
-  block.seconds_to_load = std::chrono::duration<double>(books_.clock.now() - flight->began).count();
-  RamBlock& added = books_.blocks.add(std::move(block));
+  block.seconds_to_load = std::chrono::duration<double>(env_.clock.now() - flight->began).count();
+  RamBlock& added = ram_.blocks.add(std::move(block));
   crash_point("load.in_books");
   log_info("loaded block " + added.id() + " (" + std::string(to_string(added.block->page_kind())) + " pages)");
   land(flight, added, "loaded");
@@ -105,7 +105,7 @@ void BlockLoads::crash(const FlightPtr& flight, const Error& error) {
 // Nobody wants it any more: it ends now, or when its job comes back.
 void BlockLoads::abandon(const FlightPtr& flight) {
   flight->progress.cancelled = true;
-  flight->reservation.give_up(books_.clock.now());
+  flight->reservation.give_up(env_.clock.now());
   if (flight->phase == Phase::kParked || flight->phase == Phase::kPlanned) return ended(flight);
   unpark();
   admission_.look_again();

@@ -1,4 +1,4 @@
-#include "broker/models/load_notes.h"
+#include "broker/ram/load_notes.h"
 
 #include <fcntl.h>
 

@@ -11,16 +11,17 @@
 #include <string_view>
 #include <vector>
 
+#include "broker/base/environment.h"
 #include "broker/base/event_sink.h"
 #include "broker/base/jobs.h"
-#include "broker/models/books.h"
-#include "broker/models/state_keeper.h"
+#include "broker/ram/ram_store.h"
+#include "broker/workers/leases.h"
 
 namespace modelbroker {
 
 class Reaper {
  public:
-  Reaper(Books& books, Loop& loop, Jobs& jobs, StateKeeper& keeper, EventSink& events);
+  Reaper(Environment& env, RamStore& ram, const LeaseBook& leases, Loop& loop, Jobs& jobs, EventSink& events);
   Reaper(const Reaper&) = delete;
   Reaper& operator=(const Reaper&) = delete;
   ~Reaper();
@@ -36,6 +37,8 @@ class Reaper {
   [[nodiscard]] bool nobody_has(const RamBlock& block) const;
   // The file of a load that failed could not be removed: tried again until it can be, and counted until then.
   void remove_later(Budget::Reservation reservation, std::uint64_t generation);
+  // Called with each block that begins to drain on its own, or is gone: it is to be written down.
+  void on_changed(std::function<void(const std::string& block)> changed) { changed_ = std::move(changed); }
   // Called whenever memory became free.
   void on_freed(std::function<void()> freed) { freed_ = std::move(freed); }
   // Frees the block if it drains and nobody has it.
@@ -57,16 +60,18 @@ class Reaper {
   void arm_timer();
   void tell_gone(const std::string& block, bool gone);
 
-  Books& books_;
+  Environment& env_;
+  RamStore& ram_;
+  const LeaseBook& leases_;
   Loop& loop_;
   Jobs& jobs_;
-  StateKeeper& keeper_;
   EventSink& events_;
   Fd inotify_;
   WatchId inotify_watch_ = 0;
   std::map<int, std::string> block_of_watch_;
   std::multimap<std::string, std::function<void(bool freed)>> waiting_;  // by block
   std::multimap<std::string, std::function<void(bool gone)>> gone_;
+  std::function<void(const std::string& block)> changed_ = [](const std::string&) {};
   std::function<void()> freed_ = [] {};
   std::map<std::uint64_t, Budget::Reservation> orphans_;  // by generation
   bool timer_armed_ = false;

@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "broker/base/log.h"
-#include "broker/models/flight_step.h"
+#include "broker/ram/flight_step.h"
 
 namespace modelbroker {
 namespace {
@@ -22,14 +22,14 @@ bool same_header(const Directory& one, const Directory& other) {
 // file is and who may read it decide who may have the block.
 bool BlockLoads::may_share(const Flight& flight, const RamBlock& block) const {
   const Look& look = flight.want.look;
-  if (block.source().same_but_ctime(look.source) || !books_.rights.group()) return true;
+  if (block.source().same_but_ctime(look.source) || !rights_.group()) return true;
   return block.is_private == look.is_private && block.source_uid == look.uid &&
          std::ranges::all_of(flight.batches, [&](const BatchPtr& batch) { return batch->ask.may_have(block); });
 }
 
 std::vector<std::shared_ptr<Block>> BlockLoads::to_compare(const Flight& flight) {
   std::vector<std::shared_ptr<Block>> blocks;
-  for (const RamBlock* const block : books_.blocks.alike(flight.want.look.source)) {
+  for (const RamBlock* const block : ram_.blocks.alike(flight.want.look.source)) {
     const bool is_known = flight.compared.contains(block->id());
     if (!is_known && may_share(flight, *block)) blocks.push_back(block->block);
   }
@@ -77,7 +77,7 @@ void BlockLoads::find_same(const FlightPtr& flight) {
     for (const BatchPtr& batch : std::vector<BatchPtr>(flight->batches)) look_on(batch);
     return;
   }
-  const auto compare = [os = &books_.os, notes = &notes_, blocks = std::move(blocks)](Flight& of) -> Result<Compared> {
+  const auto compare = [os = &env_.os, notes = &notes_, blocks = std::move(blocks)](Flight& of) -> Result<Compared> {
     LoadNotes::Note note = notes->write(of.noted);
     Compared outcome;
     for (const std::shared_ptr<Block>& block : blocks) {
@@ -94,12 +94,12 @@ void BlockLoads::find_same(const FlightPtr& flight) {
 void BlockLoads::compared(const FlightPtr& flight, Result<Compared> outcome) {
   if (!outcome) return crash(flight, outcome.error());
   flight->compared.insert(outcome->blocks.begin(), outcome->blocks.end());
-  RamBlock* const block = outcome->is_same ? books_.blocks.find(outcome->blocks.back()) : nullptr;
+  RamBlock* const block = outcome->is_same ? ram_.blocks.find(outcome->blocks.back()) : nullptr;
   if (block == nullptr || block->removing || flight->batches.empty()) return find_same(flight);
   const FileIdentity& source = flight->want.look.source;
   for (const BatchPtr& batch : flight->batches) {
     for (const Part& part : batch->parts) {
-      if (part.flight == flight) books_.blocks.confirm(*block, part.path, source);
+      if (part.flight == flight) ram_.blocks.confirm(*block, part.path, source);
     }
   }
   std::string how;

@@ -1,4 +1,4 @@
-#include "broker/models/reaper.h"
+#include "broker/ram/reaper.h"
 
 #include <sys/epoll.h>
 
@@ -6,21 +6,21 @@
 
 #include "broker/base/log.h"
 #include "broker/base/sizes.h"
-#include "broker/models/model_events.h"
+#include "broker/ram/block_events.h"
 
 namespace modelbroker {
 namespace {
 constexpr std::chrono::seconds kSlowly{2};
 }
 
-Reaper::Reaper(Books& books, Loop& loop, Jobs& jobs, StateKeeper& keeper, EventSink& events)
-    : books_(books), loop_(loop), jobs_(jobs), keeper_(keeper), events_(events) {
+Reaper::Reaper(Environment& env, RamStore& ram, const LeaseBook& leases, Loop& loop, Jobs& jobs, EventSink& events)
+    : env_(env), ram_(ram), leases_(leases), loop_(loop), jobs_(jobs), events_(events) {
   // Without inotify the timer alone must do.
-  auto inotify = books_.os.inotify_create();
+  auto inotify = env_.os.inotify_create();
   if (!inotify) return;
   inotify_ = std::move(*inotify);
   auto watching = loop_.watch(inotify_.get(), EPOLLIN, [this](std::uint32_t) {
-    const auto fired = books_.os.inotify_read(inotify_.get());
+    const auto fired = env_.os.inotify_read(inotify_.get());
     if (!fired) return;
     for (const int watch : *fired) {
       const auto found = block_of_watch_.find(watch);
@@ -35,7 +35,7 @@ Reaper::~Reaper() {
 }
 
 Result<void> Reaper::withdraw(RamBlock& block) {
-  if (auto drained = books_.blocks.drain(block); !drained) {
+  if (auto drained = ram_.blocks.drain(block); !drained) {
     log_error("block " + block.id() + " cannot be withdrawn: " + drained.error().message);
     return drained;
   }
@@ -54,31 +54,31 @@ bool Reaper::free(RamBlock& block, std::function<void(bool)> freed) {
 
 void Reaper::drain(RamBlock& block) {
   if (!withdraw(block)) return arm_timer();
-  keeper_.save({}, {block.id()});
+  changed_(block.id());
   if (!free(block)) events_.publish("model.draining", event_of(block));
 }
 
 bool Reaper::nobody_has(const RamBlock& block) const {
-  if (books_.leases.count(block.id()) > 0) return false;
-  const auto unmapped = block.block->unmapped_everywhere(books_.os);
+  if (leases_.count(block.id()) > 0) return false;
+  const auto unmapped = block.block->unmapped_everywhere(env_.os);
   if (unmapped) return *unmapped;
-  // No word from this kernel: our own books must do, for an adopted block once every holder had time to state its
+  // No word from this kernel: our own leases must do, for an adopted block once every holder had time to state its
   // lease.
   if (unmapped.error().code == ErrorCode::kUnimplemented) {
-    return !block.adopted || books_.clock.now() >= books_.started + books_.config.grace;
+    return !block.adopted || env_.clock.now() >= env_.started + env_.config.grace;
   }
   log_warning("block " + block.id() + ": " + unmapped.error().message);
   return false;
 }
 
 void Reaper::check(const std::string& id) {
-  RamBlock* const block = books_.blocks.find(id);
+  RamBlock* const block = ram_.blocks.find(id);
   if (block != nullptr && block->draining() && !block->removing) free(*block);
 }
 
 void Reaper::check_all() {
   std::vector<std::string> draining, unwanted;
-  for (const auto& [id, block] : books_.blocks.all()) {
+  for (const auto& [id, block] : ram_.blocks.all()) {
     if (block.draining()) {
       draining.push_back(id);
     } else if (block.unwanted()) {
@@ -86,13 +86,13 @@ void Reaper::check_all() {
     }
   }
   for (const std::string& id : draining) check(id);
-  for (const std::string& id : unwanted) drain(*books_.blocks.find(id));
+  for (const std::string& id : unwanted) drain(*ram_.blocks.find(id));
   remove_orphans();
   if (!draining.empty() || !orphans_.empty()) arm_timer();
 }
 
 void Reaper::take_over_draining() {
-  for (const auto& [id, block] : books_.blocks.all()) {
+  for (const auto& [id, block] : ram_.blocks.all()) {
     if (block.draining()) watch(block);
   }
   check_all();
@@ -101,12 +101,12 @@ void Reaper::take_over_draining() {
 void Reaper::start_removing(RamBlock& block) {
   block.removing = true;
   jobs_.run(
-      [os = &books_.os, file = block.block] { return file->remove(*os); },
+      [os = &env_.os, file = block.block] { return file->remove(*os); },
       [this, id = block.id(), bytes = block.bytes()](const Result<void>& outcome) { removed(id, bytes, outcome); });
 }
 
 void Reaper::removed(const std::string& id, std::uint64_t bytes, const Result<void>& outcome) {
-  RamBlock* const block = books_.blocks.find(id);
+  RamBlock* const block = ram_.blocks.find(id);
   if (!outcome) {
     log_error("block " + id + " cannot be freed: " + outcome.error().message);
     if (block != nullptr) block->removing = false;  // the timer tries again
@@ -116,8 +116,8 @@ void Reaper::removed(const std::string& id, std::uint64_t bytes, const Result<vo
     data.bytes = bytes;
     events_.publish("model.freed", data);
     unwatch(id);
-    books_.blocks.erase(id);
-    keeper_.save({}, {id});
+    ram_.blocks.erase(id);
+    changed_(id);
   }
   auto waiting = waiting_.extract(id);
   for (; !waiting.empty(); waiting = waiting_.extract(id)) waiting.mapped()(outcome.has_value());
@@ -132,8 +132,8 @@ void Reaper::remove_later(Budget::Reservation reservation, std::uint64_t generat
 
 void Reaper::remove_orphans() {
   for (const auto& [generation, reservation] : orphans_) {
-    const std::string path = books_.directory.path_of(books_.directory.temporary(generation));
-    jobs_.run([os = &books_.os, gauge = reservation.gauge(), path] { return gauge->remove(*os, path).has_value(); },
+    const std::string path = ram_.directory.path_of(ram_.directory.temporary(generation));
+    jobs_.run([os = &env_.os, gauge = reservation.gauge(), path] { return gauge->remove(*os, path).has_value(); },
               [this, generation = generation](bool removed) {
                 if (!removed) return;  // the timer tries again
                 orphans_.erase(generation);
@@ -148,7 +148,7 @@ void Reaper::tell_gone(const std::string& block, bool gone) {
 }
 
 void Reaper::when_gone(const std::string& block, std::function<void(bool gone)> told) {
-  if (books_.blocks.find(block) == nullptr) return told(true);
+  if (ram_.blocks.find(block) == nullptr) return told(true);
   gone_.emplace(block, std::move(told));
 }
 
@@ -159,14 +159,14 @@ void Reaper::revived(const std::string& block) {
 
 void Reaper::watch(const RamBlock& block) {
   if (!inotify_) return;
-  const auto watch = books_.os.inotify_watch_close(inotify_.get(), block.block->path());
+  const auto watch = env_.os.inotify_watch_close(inotify_.get(), block.block->path());
   if (watch) block_of_watch_[*watch] = block.id();
 }
 
 void Reaper::unwatch(const std::string& block) {
   for (auto entry = block_of_watch_.begin(); entry != block_of_watch_.end();) {
     if (entry->second == block) {
-      (void)books_.os.inotify_unwatch(inotify_.get(), entry->first);
+      (void)env_.os.inotify_unwatch(inotify_.get(), entry->first);
       entry = block_of_watch_.erase(entry);
     } else {
       ++entry;

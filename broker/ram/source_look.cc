@@ -1,4 +1,4 @@
-#include "broker/models/source_look.h"
+#include "broker/ram/source_look.h"
 
 #include <fcntl.h>
 

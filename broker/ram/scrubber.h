@@ -14,12 +14,14 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "broker/base/environment.h"
 #include "broker/base/event_sink.h"
 #include "broker/base/jobs.h"
-#include "broker/models/books.h"
-#include "broker/models/withdrawal.h"
+#include "broker/ram/ram_store.h"
+#include "broker/workers/sessions.h"
 #include "wire/messages.h"
 
 namespace modelbroker {
@@ -33,8 +35,13 @@ class Scrubber {
     std::function<void(const Result<wire::ScrubReply>&)> done;
   };
 
-  Scrubber(Books& books, Loop& loop, Withdrawal& withdrawal, EventSink& events)
-      : books_(books), loop_(loop), withdrawal_(withdrawal), events_(events), jobs_(loop, 1) {}
+  // What the models above have to do with a block.
+  struct Owners {
+    std::function<std::string(const RamBlock&)> name;                              // for people
+    std::function<void(RamBlock&, const wire::EventData& what_is_wrong)> damaged;  // withdraws them all
+  };
+  Scrubber(Environment& env, RamStore& ram, Loop& loop, EventSink& events, Owners owners)
+      : env_(env), ram_(ram), loop_(loop), events_(events), owners_(std::move(owners)), jobs_(loop, 1) {}
 
   void check(Ask ask);
   void session_ended(SessionId session);
@@ -75,10 +82,11 @@ class Scrubber {
   void withdraw(RamBlock& block, const wire::ScrubbedModel& found);
   void arm(TimePoint when);
 
-  Books& books_;
+  Environment& env_;
+  RamStore& ram_;
   Loop& loop_;
-  Withdrawal& withdrawal_;
   EventSink& events_;
+  const Owners owners_;
   std::deque<std::shared_ptr<Order>> orders_;
   PassPtr background_, running_;
   TimePoint next_at_;  // of the next chunk in the background

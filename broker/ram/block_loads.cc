@@ -1,4 +1,4 @@
-#include "broker/models/block_loads.h"
+#include "broker/ram/block_loads.h"
 
 #include <algorithm>
 #include <chrono>
@@ -24,11 +24,11 @@ Jobs& BlockLoads::jobs_of(uid_t uid) {
 }
 
 RamBlock* BlockLoads::usable(const FileIdentity& source, std::string& how) {
-  RamBlock* const block = books_.blocks.by_source(source);
+  RamBlock* const block = ram_.blocks.by_source(source);
   if (block == nullptr) return nullptr;
   how = "resident";
   if (!block->draining()) return scrubber_.withdraw_missing(*block) ? nullptr : block;
-  if (auto revived = books_.blocks.revive(*block); !revived) {
+  if (auto revived = ram_.blocks.revive(*block); !revived) {
     log_warning("block " + block->id() + " cannot be revived: " + revived.error().message);
     return nullptr;
   }
@@ -152,7 +152,7 @@ void BlockLoads::refused(const BatchPtr& batch, const Error& error) {
   std::uint64_t sum = 0;
   for (const FlightPtr& flight : flights) sum += flight->plan.layout.block_size;
   for (const BatchPtr& waiting : sharers(flights)) {
-    if (waiting->ask.until <= batch->until || sum > books_.budget.limit()) fail(waiting, error);
+    if (waiting->ask.until <= batch->until || sum > ram_.budget.limit()) fail(waiting, error);
   }
   for (const BatchPtr& waiting : sharers(flights)) look_on(waiting);
 }
@@ -173,7 +173,7 @@ void BlockLoads::got(const BatchPtr& batch, const FlightPtr& flight, RamBlock& b
 void BlockLoads::complete(const BatchPtr& batch) {
   Done done{.blocks = std::vector<Got>(), .is_told = batch->is_told};
   for (const Part& part : batch->parts) {
-    RamBlock* const block = books_.blocks.find(part.block);
+    RamBlock* const block = ram_.blocks.find(part.block);
     if (block == nullptr || block->removing || block->damaged || block->draining()) {
       return fail(batch, {ErrorCode::kUnavailable, "'" + printable(part.path) + "' was withdrawn meanwhile; retry"});
     }
@@ -228,7 +228,7 @@ void BlockLoads::leave(const BatchPtr& batch, const std::string& reason) {
 }
 
 void BlockLoads::let_go(const std::string& id) {
-  RamBlock* const block = books_.blocks.find(id);
+  RamBlock* const block = ram_.blocks.find(id);
   if (block == nullptr) return;
   --block->promised;
   if (block->unwanted() && !block->draining()) reaper_.drain(*block);
@@ -236,10 +236,10 @@ void BlockLoads::let_go(const std::string& id) {
 
 bool BlockLoads::stop(std::chrono::milliseconds patience) {
   for (const FlightPtr& flight : flights_) flight->progress.cancelled = true;
-  const auto end = books_.clock.now() + patience;
+  const auto end = env_.clock.now() + patience;
   bool ended = true;
   for (const auto& [uid, jobs] : jobs_) {
-    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(end - books_.clock.now());
+    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(end - env_.clock.now());
     ended = jobs->stop(std::max(left, std::chrono::milliseconds(0))) && ended;
   }
   return ended;
@@ -255,7 +255,7 @@ std::pair<std::uint64_t, std::uint64_t> BlockLoads::progress_of(const Batch& bat
       const std::uint64_t told = part.flight->progress.total_bytes;
       total += told > 0 ? told : part.flight->plan.directory.payload.size;
       read += part.flight->progress.read_bytes;
-    } else if (const RamBlock* const block = books_.blocks.find(part.block)) {
+    } else if (const RamBlock* const block = ram_.blocks.find(part.block)) {
       total += block->payload_bytes();
       read += block->payload_bytes();
     }

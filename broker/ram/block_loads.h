@@ -22,14 +22,14 @@
 #include <utility>
 #include <vector>
 
+#include "broker/base/environment.h"
 #include "broker/base/event_sink.h"
 #include "broker/base/jobs.h"
-#include "broker/models/books.h"
-#include "broker/models/load_notes.h"
-#include "broker/models/reaper.h"
-#include "broker/models/scrubber.h"
-#include "broker/models/source_look.h"
+#include "broker/ram/load_notes.h"
 #include "broker/ram/loader.h"
+#include "broker/ram/reaper.h"
+#include "broker/ram/scrubber.h"
+#include "broker/ram/source_look.h"
 #include "broker/tier/admission.h"
 
 namespace modelbroker {
@@ -63,9 +63,11 @@ class BlockLoads {
     std::function<void(Done)> done;  // on the loop's thread, unless it is given up before
   };
 
-  BlockLoads(Books& books, Loop& loop, Reaper& reaper, Admission& admission, Scrubber& scrubber, EventSink& events,
-             LoadNotes& notes)
-      : books_(books),
+  BlockLoads(Environment& env, RamStore& ram, const Rights& rights, Loop& loop, Reaper& reaper, Admission& admission,
+             Scrubber& scrubber, EventSink& events, LoadNotes& notes)
+      : env_(env),
+        ram_(ram),
+        rights_(rights),
         loop_(loop),
         reaper_(reaper),
         admission_(admission),
@@ -176,7 +178,9 @@ class BlockLoads {
   void compared(const FlightPtr& flight, Result<Compared> outcome);
   void unpark();
 
-  Books& books_;
+  Environment& env_;
+  RamStore& ram_;
+  const Rights& rights_;
   Loop& loop_;
   Reaper& reaper_;
   Admission& admission_;

@@ -11,7 +11,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "broker/models/block_loads.h"
+#include "broker/ram/block_loads.h"
 
 namespace modelbroker {
 
