@@ -33,7 +33,17 @@ if TYPE_CHECKING:
         UnimplementedError,
     )
     from ._events import Event, EventStream
-    from ._models import Holder, Loaded, Model, Scrubbed, ScrubbedModel, Status, Tier, Unloaded
+    from ._models import (
+        Holder,
+        Loaded,
+        Model,
+        ModelBlock,
+        Scrubbed,
+        ScrubbedModel,
+        Status,
+        Tier,
+        Unloaded,
+    )
     from ._sharing.block import sharing
     from ._sharing.shared import shared
     from ._weights import TensorView, Weights
@@ -56,6 +66,7 @@ __all__ = [
     "InvalidArgumentError",
     "Loaded",
     "Model",
+    "ModelBlock",
     "ModelBrokerError",
     "NotFoundError",
     "PermissionDeniedError",
@@ -106,6 +117,7 @@ _HOMES = {
             "Holder",
             "Loaded",
             "Model",
+            "ModelBlock",
             "Scrubbed",
             "ScrubbedModel",
             "Status",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -11,13 +10,12 @@ from typing import Any, NoReturn, TypeAlias
 
 from ._block import read_header
 from ._deadline import Deadline
-from ._descriptors import exhausted, none_left, or_exhausted
+from ._descriptors import or_exhausted
 from ._endpoint import endpoints_to_try
 from ._errors import (
     BrokerHangsError,
     FailedPreconditionError,
     InvalidArgumentError,
-    ModelBrokerError,
     NotFoundError,
     PermissionDeniedError,
     UnavailableError,
@@ -27,6 +25,7 @@ from ._keep_alive import seconds_of
 from ._link import Data, Failure, Link
 from ._memory import Memory, Mode
 from ._models import Loaded, Model, Scrubbed, Status, Unloaded, take
+from ._sources import SUFFIXES, Sources
 from ._threads import no_thread_left
 from ._weights import Weights
 
@@ -37,7 +36,6 @@ _CONNECT_SECONDS = 2.0
 _SHORT = 30.0
 # Of several places that failed, the one to name: where a broker is, otherwise the first.
 _TELLING = (BrokerHangsError, PermissionDeniedError)
-_SUFFIXES = (".safetensors", ".sft")
 
 
 def connect(endpoint: str | None = None, *, timeout: float = _CONNECT_SECONDS) -> Broker:
@@ -101,6 +99,7 @@ class Broker:
     ) -> Loaded:
         """Loads a safetensors file, once for everybody; returns when its weights are in memory.
 
+        Or a model of several files, by its index (*.safetensors.index.json): see python.md.
         The file is opened here, with this process's rights. `name` defaults to the file's
         stem, or to its folder's or repository's name where the stem says nothing (python.md).
         `keep_alive`: how long after its last use it is evicted, in seconds or as "90s", "5m", "2h";
@@ -118,11 +117,11 @@ class Broker:
             data["keep_alive"] = seconds_of(keep_alive)
         if retry:
             data["retry"] = True
-        with _Source(label) as source, self._watched(label, progress, deadline):
-            loaded = self._open_link().call("model.load_model", data, deadline, source.descriptor)
+        with Sources(label) as sources, self._watched(label, progress, deadline):
+            loaded = self._open_link().call("model.load_model", data, deadline, sources)
         if progress is not None:
             progress(loaded["payload_bytes"], loaded["payload_bytes"])
-        return take(Loaded, loaded)
+        return Loaded.of(loaded)
 
     def unload(
         self, model: ModelOrPath, *, wait: bool = False, timeout: float | None = _SHORT
@@ -152,15 +151,15 @@ class Broker:
         if not is_path:
             return self._attach(data, mode, deadline)
         try:
-            source = _Source(word)
+            sources = Sources(word)
         except NotFoundError as gone:
             # The file may be gone while its weights are not.
             try:
                 return self._attach({**data, "load": False}, mode, deadline)
             except NotFoundError:
                 raise gone from None
-        with source:
-            return self._attach(data, mode, deadline, source.descriptor)
+        with sources:
+            return self._attach(data, mode, deadline, sources)
 
     def attach_open_file(self, descriptor: int, path: str, *, load: bool) -> Weights:
         """Maps the weights of a file that the caller has open; `path` is its label.
@@ -168,7 +167,7 @@ class Broker:
         For the door of sharing(). Without `load` only what is resident: else NotFoundError.
         """
         data: Data = {"model": absolute(path), "device": "cpu", "load": load}
-        return self._attach(data, "private", Deadline(None), descriptor)
+        return self._attach(data, "private", Deadline(None), Sources(path, descriptor))
 
     def wait_for_a_lost_broker(self, seconds: float) -> None:
         """How long calls without a timeout do, from now on."""
@@ -292,9 +291,9 @@ class Broker:
             raise raised.pop()  # it keeps this frame, which is not to keep it
 
     def _attach(
-        self, data: Data, mode: Mode, deadline: Deadline, file: int | None = None
+        self, data: Data, mode: Mode, deadline: Deadline, sources: Sources | None = None
     ) -> Weights:
-        reply, lease = self._open_link().attach(data, deadline, file)
+        reply, lease = self._open_link().attach(data, deadline, sources)
         blocks = []
         for block in reply["blocks"]:
             descriptor = self._open_block(str(block["block"]), str(block["path"]), deadline)
@@ -339,37 +338,6 @@ def _reading(stream: EventStream, path: str, deadline: Deadline) -> Iterator[tup
                 yield model["loaded_bytes"], model["payload_bytes"]
 
 
-class _Source:
-    """A source file, opened here so that the broker needs no rights of its own on it."""
-
-    def __init__(self, path: str) -> None:
-        # O_NONBLOCK: a fifo must not hold us up; the broker refuses it by its kind.
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-        try:
-            self.descriptor = os.open(path, flags)
-        except OSError as error:
-            raise _open_error(error, path) from None
-        except ValueError as error:
-            raise InvalidArgumentError(f"{path!r}: {error}") from None
-
-    def __enter__(self) -> _Source:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self.descriptor)
-
-
-def _open_error(error: OSError, path: str) -> ModelBrokerError:
-    message = f"opening '{path}': {error.strerror}"
-    if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        return NotFoundError(message)
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return PermissionDeniedError(message)
-    if none_left(error):
-        return exhausted(f"opening '{path}'")
-    return InvalidArgumentError(message)
-
-
 def absolute(path: ModelOrPath) -> str:
     text: Any = os.fspath(path)
     if not isinstance(text, str) or not text:
@@ -386,7 +354,7 @@ def _name_or_path(model: ModelOrPath) -> tuple[str, bool]:
     text = os.fspath(model)
     if not text:
         raise InvalidArgumentError("an empty string names no model")
-    suffix, slash = text.endswith(_SUFFIXES), os.sep in text
+    suffix, slash = text.endswith(SUFFIXES), os.sep in text
     is_path = not isinstance(model, str) or text.startswith(("/", "./", "../"))
     if is_path or (suffix and slash) or ((suffix or slash) and os.path.isfile(text)):
         return absolute(text), True

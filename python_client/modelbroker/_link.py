@@ -35,6 +35,7 @@ from ._keeper import Keeper
 from ._leases import Held, Lease, LeaseRef
 from ._pool import Pool
 from ._session import Session
+from ._sources import Sources
 from ._threads import OutOfThreadsError, no_thread_left
 from ._whole import take
 from ._wire import RequestIds, SessionLost, UnansweredError, encode_request
@@ -75,21 +76,25 @@ class Link:
 
     # ---- calls
 
-    def call(self, type_: str, data: Data, deadline: Deadline, file: int | None = None) -> Data:
+    def call(
+        self, type_: str, data: Data, deadline: Deadline, sources: Sources | None = None
+    ) -> Data:
         """Asks, and after a restart of the broker asks again, until there is an answer.
 
-        `file`, if given, is offered to each session, and its handle goes along.
+        `sources`, if given, are offered to each session, and their handles go along.
         """
         self.settle(deadline)  # what was released before this call has ended when it is served
         request_id = self._ids()
         while True:
             session = self.session(deadline)
             with _Losing(self, session):
-                offered = _offered(data, file, session, deadline)
+                offered = _offered(data, sources, session, deadline)
                 return self._ask(session, request_id, type_, offered, deadline)
             data = {**data, "retry": False} if "retry" in data else data  # costs one broker at most
 
-    def attach(self, data: Data, deadline: Deadline, file: int | None = None) -> tuple[Data, Lease]:
+    def attach(
+        self, data: Data, deadline: Deadline, sources: Sources | None = None
+    ) -> tuple[Data, Lease]:
         """Gets a lease; it ends when the returned object is gone."""
         self.settle(deadline)
         if self._keeper is None:
@@ -99,7 +104,7 @@ class Link:
         while True:
             session = self.session(deadline)
             with _Losing(self, session):
-                offered = _offered(data, file, session, deadline)
+                offered = _offered(data, sources, session, deadline)
                 reply, lease = self._attach_once(session, offered, deadline)
                 if lease is not None:
                     return reply, lease
@@ -404,9 +409,11 @@ class Link:
         self._reset()
 
 
-def _offered(data: Data, file: int | None, session: Session, deadline: Deadline) -> Data:
-    """A request's data, with the handle of the file that it is about."""
-    return data if file is None else {**data, "file": session.offer(file, deadline)}
+def _offered(data: Data, sources: Sources | None, session: Session, deadline: Deadline) -> Data:
+    """A request's data, with the handles of the files that it is about."""
+    if sources is None:
+        return data
+    return sources.offered(data, lambda file: session.offer(file, deadline))
 
 
 def _is_answer(error: BaseException) -> bool:

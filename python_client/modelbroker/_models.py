@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
@@ -11,12 +11,34 @@ _T = TypeVar("_T")
 def take(kind: type[_T], data: dict[str, Any]) -> _T:
     """A reply as a value. Known fields only: a newer broker may say more."""
     known = fields(kind)  # type: ignore[arg-type]  # every kind is a dataclass
-    return kind(**{field.name: data[field.name] for field in known if field.name in data})
+    return kind(**{each.name: data[each.name] for each in known if each.name in data})
+
+
+@dataclass(frozen=True, slots=True)
+class ModelBlock:
+    """A block of a model: one for each of its files."""
+
+    block: str
+    path: str  # where it can be mapped
+    source: str  # the file that was read
+    generation: int
+    bytes: int
+    payload_bytes: int
+    page_kind: str
+
+
+def _blocks(data: dict[str, Any]) -> list[ModelBlock]:
+    """From a reply or model map; an older broker tells none."""
+    return [take(ModelBlock, block) for block in data.get("blocks", ())]
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A load's outcome: "loaded", "resident", "revived" or "alias"."""
+    """A load's outcome: "loaded", "resident", "revived" or "alias".
+
+    `block` and `page_kind` are empty where the model has several blocks; `generation` is that of
+    the newest.
+    """
 
     model: str
     block: str
@@ -26,6 +48,12 @@ class Loaded:
     page_kind: str
     outcome: str
     seconds: float
+    blocks: list[ModelBlock] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, data: dict[str, Any]) -> Loaded:
+        """From a reply."""
+        return take(cls, {**data, "blocks": _blocks(data)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +98,13 @@ class Model:
     keep_alive: float  # seconds after the last use; below zero: for ever
     expires_at: float | None  # Unix seconds; None while it is used, pinned or kept for ever
     leases: list[Holder]
+    blocks: list[ModelBlock] = field(default_factory=list)  # one for each of its files
 
     @classmethod
     def of(cls, data: dict[str, Any]) -> Model:
         """From a model map."""
         holders = [take(Holder, holder) for holder in data["leases"]]
-        return take(cls, {**data, "leases": holders})
+        return take(cls, {**data, "leases": holders, "blocks": _blocks(data)})
 
 
 @dataclass(frozen=True, slots=True)

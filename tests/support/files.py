@@ -59,3 +59,27 @@ def sum_of_bytes(path: Path) -> int:
     raw = path.read_bytes()
     (length,) = struct.unpack("<Q", raw[:8])
     return sum(raw[8 + length :])
+
+
+def write_shard(folder: Path, number: int, megabytes: float = 0.5, seed: int = 0) -> Path:
+    """A part of write_set(); one of another seed has other bytes."""
+    source = np.random.SFC64(1000 * seed + number)
+    each = max(1, int(megabytes * 1e6 / 4))
+    data = source.random_raw(-(-each // 4)).tobytes()[: 2 * each]
+    tensors = {f"layer.{number}.{part}": ("F16", [each], data) for part in ("a", "b")}
+    fresh = write(folder / f"new-{number}", tensors, {"seed": str(seed)})
+    return fresh.rename(folder / f"model-{number:05}.safetensors")
+
+
+def write_set(
+    folder: Path, shards: int = 4, megabytes: float = 0.5, *, stem: str = "model"
+) -> Path:
+    """A model in several files, of two tensors each; its index."""
+    folder.mkdir(exist_ok=True)
+    where: dict[str, str] = {}
+    for number in range(shards):
+        name = write_shard(folder, number, megabytes).name
+        where |= {f"layer.{number}.{part}": name for part in ("a", "b")}
+    index = folder / f"{stem}.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 0}, "weight_map": where}))
+    return index
