@@ -25,6 +25,7 @@ double seconds_of(Duration keep_alive) {
 // The leases on any of these blocks.
 std::vector<wire::LeaseHolder> ModelViews::leases_on(const std::vector<wire::ModelBlock>& blocks) const {
   std::vector<std::string> ids;
+  ids.reserve(blocks.size());
   for (const wire::ModelBlock& block : blocks) ids.push_back(block.block);
   std::vector<wire::LeaseHolder> leases;
   const TimePoint now = env_.clock.now();

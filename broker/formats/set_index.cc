@@ -140,8 +140,7 @@ Result<SetIndex> read_set_index(Os& os, int fd, const std::string& label) {
   SetIndex index;
   for (const auto& [tensor, file] : sax.weight_map) index.files.push_back(file);
   std::ranges::sort(index.files);
-  const auto repeated = std::ranges::unique(index.files);
-  index.files.erase(repeated.begin(), repeated.end());
+  index.files.erase(std::unique(index.files.begin(), index.files.end()), index.files.end());
   if (index.files.size() > SetIndex::kMostFiles) {
     return refuse(ErrorCode::kInvalidArgument, "names " + std::to_string(index.files.size()) + " files; at most 1024");
   }

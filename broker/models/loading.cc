@@ -200,6 +200,7 @@ std::optional<std::string> Loading::finish(const Waiter& waiter, const Gots& got
   const auto settled = naming_.settle(waiter, blocks, outcome_of(gots));
   if (!settled) return refuse(settled.error());
   std::vector<std::string> own;
+  own.reserve(blocks.size());
   for (const RamBlock* const block : blocks) own.push_back(block->id());
   for (const std::string& id : settled->superseded) ++ram_.blocks.find(id)->promised;
   for (const std::string& id : own) ++ram_.blocks.find(id)->promised;

@@ -253,7 +253,7 @@ void Naming::learn_paths(const Claim& claim, const std::string& name, bool is_ne
 Result<Naming::Settled> Naming::settle(const Claim& claim, const std::vector<RamBlock*>& blocks,
                                        const std::string& outcome) {
   Settled settled;
-  settled.id = model_id(blocks, claim.is_set);
+  settled.id = models_.id_for(blocks, claim.is_set);
   settled.outcome = outcome;
   ModelEntry* const model = models_.find_id(settled.id);
   ModelEntry* const older = before(claim, model);

@@ -171,7 +171,7 @@ bool is_superseded(const ModelEntry& owner, const Unnamed& model, const Known& k
 }
 
 void name_from_manifest(const AdoptInto& into, const Unnamed& model, const Known& known) {
-  ModelEdit edit{.id = model_id(model.parts, model.is_set),
+  ModelEdit edit{.id = into.models.id_for(model.parts, model.is_set),
                  .parts = model.parts,
                  .type = model.type,
                  .path = model.path,

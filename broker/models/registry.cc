@@ -61,6 +61,12 @@ ModelEntry* Registry::find_id(const std::string& id) {
   return found == models_.end() ? nullptr : &found->second;
 }
 
+std::string Registry::id_for(const std::vector<RamBlock*>& parts, bool is_set) {
+  std::string id = model_id(parts, is_set);
+  for (const ModelEntry* there = find_id(id); there != nullptr && there->parts != parts; there = find_id(id)) id += '+';
+  return id;
+}
+
 std::vector<ModelEntry*> Registry::with_block(const RamBlock& block) {
   std::vector<ModelEntry*> models;
   const auto found = having_.find(&block);

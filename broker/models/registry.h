@@ -116,6 +116,8 @@ class Registry {
   [[nodiscard]] const Models& all() const noexcept { return models_; }
   [[nodiscard]] Models& all() noexcept { return models_; }
   [[nodiscard]] ModelEntry* find_id(const std::string& id);
+  // model_id(), unless other blocks have the same hash.
+  [[nodiscard]] std::string id_for(const std::vector<RamBlock*>& parts, bool is_set);
   // Those that have it, with others or alone.
   [[nodiscard]] std::vector<ModelEntry*> with_block(const RamBlock& block);
   [[nodiscard]] ModelEntry* by_name(std::string_view name);

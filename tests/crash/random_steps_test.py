@@ -6,6 +6,7 @@ the model is tests/support/reference_model.py.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import socket
@@ -20,15 +21,29 @@ from support import files
 from support.faults import FaultyBroker
 from support.features import KERNEL_TELLS_HOLDERS
 from support.raw_wire import Socket, call, code_of, dealer, frame, open_session, received
-from support.reference_model import FOR_EVER, Books, Entry
+from support.reference_model import FOR_EVER, Books
 
 WORKERS = 3
-SMALL, LARGE = 8, 2  # models
+SMALL, LARGE = 8, 2  # files, and models of one
+SETS = ((0, 1), (1, 2, 3), (0, 8))  # models of several of these files
+XXH3 = ctypes.CDLL("libxxhash.so.0").XXH3_64bits
+XXH3.restype = ctypes.c_uint64
 PATIENCE = 60  # real seconds for what the broker does a moment later
 
 
+def model_id(blocks: list[str]) -> str:
+    """As model_id() of the broker makes it: it decides among models that were used at one time."""
+    if len(blocks) == 1:
+        return blocks[0]
+    text = "".join(block + "\n" for block in blocks).encode()
+    return f"set.{XXH3(text, len(text)):016x}"
+
+
 class Walk:
-    """A broker, its reference, and the workers that speak to it."""
+    """A broker, its reference, and the workers that speak to it.
+
+    `sources`: of each model; first those of one file, then the indexes of SETS.
+    """
 
     def __init__(self, broker: FaultyBroker, sources: list[Path], peer: Socket, seed: int) -> None:
         self.broker, self.sources, self.peer = broker, sources, peer
@@ -37,8 +52,9 @@ class Walk:
         broker.faults.set_clock(self.now)
         broker.start()
         self.workers: list[tuple[socket.socket, str]] = [self.new_worker() for _ in range(WORKERS)]
-        self.sizes = [self.size_of(model) for model in range(len(sources))]
-        self.books = Books(5 * self.sizes[0] + self.sizes[-1])
+        sizes = [self.size_of(file) for file in range(SMALL + LARGE)]
+        parts = [*((file,) for file in range(SMALL + LARGE)), *SETS]
+        self.books = Books(5 * sizes[0] + sizes[-1], parts, sizes)
         self.leases: dict[tuple[int, int], int] = {}  # worker, number -> model
         broker.kill()
         broker.flags = (*broker.flags, "--ram-budget", str(self.books.limit))
@@ -69,11 +85,11 @@ class Walk:
         self.requests += 1
         return f"r{self.requests}"
 
-    def size_of(self, model: int) -> int:
+    def size_of(self, file: int) -> int:
         size = int(
-            self.call("model.load_model", {"path": str(self.sources[model])})["data"]["bytes"]
+            self.call("model.load_model", {"path": str(self.sources[file])})["data"]["bytes"]
         )
-        self.call("model.unload_model", {"model": f"m{model}", "wait": True})
+        self.call("model.unload_model", {"model": f"m{file}", "wait": True})
         return size
 
     def restart_broker(self) -> None:
@@ -102,14 +118,20 @@ class Walk:
         if self.pick.random() < 0.1:
             data["pin"] = True
         reply = self.call("model.load_model", data)
-        outcome = self.books.load(model, self.sizes[model], self.now)
+        outcome = self.books.load(model, self.now)
         self.compare_outcome(reply, outcome)
         if outcome is None:
             return
+        self.take_names(model, reply["data"]["blocks"])
         entry = self.books.entries[model]
-        entry.block = reply["data"]["block"]
         entry.keep_alive = data.get("keep_alive", entry.keep_alive)
         entry.pinned = entry.pinned or "pin" in data
+
+    def take_names(self, model: int, told: list[dict[str, Any]]) -> None:
+        for block, named in zip(self.books.blocks_of(model), told, strict=True):
+            assert block.name in ("", named["block"])
+            block.name = named["block"]
+        self.books.entries[model].id = model_id([block["block"] for block in told])
 
     def compare_outcome(self, reply: dict[str, Any], outcome: str | None) -> None:
         if outcome is None:
@@ -125,8 +147,8 @@ class Walk:
 
     def attach_by_name(self) -> None:
         model = self.pick.randrange(len(self.sources))
-        entry, kept = self.books.entries.get(model), self.books.evicted.get(model)
-        if kept is None and (entry is None or entry.draining):
+        kept = self.books.evicted.get(model)
+        if kept is None and model not in self.books.entries:
             reply = self.call("model.attach", {"model": f"m{model}", "load": True})
             assert code_of(reply) == "not_found", reply
             return
@@ -136,22 +158,22 @@ class Walk:
     def attach(self, model: int, asked: str) -> bool:
         worker = self.pick.randrange(WORKERS)
         reply = self.call("model.attach", {"model": asked, "load": True}, worker)
-        outcome = self.books.load(model, self.sizes[model], self.now)
+        outcome = self.books.load(model, self.now)
         self.compare_outcome(reply, outcome)
         if outcome is None:
             return False
-        grant = reply["data"]["blocks"][0]
-        entry = self.books.entries[model]
-        entry.block = grant["block"]
+        grants = reply["data"]["blocks"]
+        self.take_names(model, grants)
         lease = (worker, int(reply["data"]["lease"]))
-        entry.leases.add(lease)
+        self.books.lease(model, lease)
         self.leases[lease] = model
         if self.pick.random() < 0.1:
-            self.compare_bytes(model, grant)
+            for file, grant in zip(self.books.parts[model], grants, strict=True):
+                self.compare_bytes(file, grant)
         return True
 
-    def compare_bytes(self, model: int, grant: dict[str, Any]) -> None:
-        raw = self.sources[model].read_bytes()
+    def compare_bytes(self, file: int, grant: dict[str, Any]) -> None:
+        raw = self.sources[file].read_bytes()
         with open(grant["path"], "rb") as block:
             block.seek(grant["payload_offset"])
             assert block.read(grant["payload_size"]) == raw[-int(grant["payload_size"]) :]
@@ -161,14 +183,16 @@ class Walk:
             return
         lease = self.pick.choice(sorted(self.leases))
         assert self.call("model.detach", {"lease": lease[1]}, lease[0])["data"]["released"]
-        self.books.release(self.leases.pop(lease), lease, self.now)
+        del self.leases[lease]
+        self.books.release(lease, self.now)
 
     def worker_dies(self) -> None:
         worker = self.pick.randrange(WORKERS)
         dead, self.workers[worker] = self.workers[worker][0], self.new_worker()
         dead.close()
         for lease in sorted(lease for lease in self.leases if lease[0] == worker):
-            self.books.release(self.leases.pop(lease), lease, self.now)
+            del self.leases[lease]
+            self.books.release(lease, self.now)
 
     def unload(self) -> None:
         model = self.pick.randrange(len(self.sources))
@@ -180,14 +204,19 @@ class Walk:
                 session=self.workers[0][1],
             )
         )
-        entry = self.books.entries.get(model)
-        if entry is not None and not entry.draining and entry.leases:
+        if self.somebody_has_what_goes_with(model):
             self.call_until_answered()
         reply = received(self.peer.recv())
         if self.books.unload(model):
             assert reply["success"], reply
         else:
             assert code_of(reply) == "not_found", reply
+
+    def somebody_has_what_goes_with(self, model: int) -> bool:
+        if model not in self.books.entries:
+            return False
+        alone = [part for part in self.books.parts[model] if self.books.owners(part) == [model]]
+        return any(self.books.blocks[part].leases for part in alone)
 
     def call_until_answered(self) -> None:
         """An unload of what somebody has is answered a moment later: by our clock."""
@@ -205,7 +234,7 @@ class Walk:
         model, pinned = self.pick.randrange(len(self.sources)), self.pick.random() < 0.3
         reply = self.call("model.pin" if pinned else "model.unpin", {"model": f"m{model}"})
         kept = self.books.evicted.get(model) or self.books.entries.get(model)
-        if kept is None or (isinstance(kept, Entry) and kept.draining):
+        if kept is None:
             assert code_of(reply) == "not_found", reply
         else:
             assert reply["success"], reply
@@ -217,7 +246,10 @@ class Walk:
     def broker_dies(self) -> None:
         self.broker.kill()
         held = sorted(self.leases.items())
-        blocks = {model: entry.block for model, entry in self.books.entries.items()}
+        blocks = {
+            lease: [block.name for block in self.books.blocks.values() if lease in block.leases]
+            for lease in self.leases
+        }
         self.books.restart(self.now)
         if KERNEL_TELLS_HOLDERS:
             self.books.free_what_nobody_has()
@@ -226,14 +258,17 @@ class Walk:
         for (worker, number), model in held:
             if self.pick.random() < 0.5:
                 continue
-            stated = {"lease": number, "model": f"m{model}", "blocks": [blocks[model]]}
+            names = blocks[worker, number]
+            stated = {"lease": number, "model": f"m{model}", "blocks": names}
             reply = self.call("lease.restate", {"leases": [stated]}, worker)["data"]
-            if model not in self.books.entries:
+            here = [block for block in self.books.blocks.values() if block.name in names]
+            if len(here) < len(names):
                 assert reply["lost"] == [number], reply
-            else:
-                assert reply["restated"] == [number], reply
-                self.books.entries[model].leases.add((worker, number))
-                self.leases[worker, number] = model
+                continue
+            assert reply["restated"] == [number], reply
+            for block in here:
+                block.leases.add((worker, number))
+            self.leases[worker, number] = model
         # The time for leases to be stated again; else grace and the next look at what drains.
         self.advance(0.5 if KERNEL_TELLS_HOLDERS else 4.0)
         self.books.free_what_nobody_has()
@@ -254,7 +289,7 @@ class Walk:
                 raise AssertionError(
                     f"the broker's books: {got}\nthe model's: {wanted}\nfiles: "
                     f"{self.files_in_ram()}\nlast steps: {self.log[-12:]}\n{models}\n"
-                    f"{self.books.entries}"
+                    f"{self.books.entries}\n{self.books.blocks}"
                 )
 
     def files_in_ram(self) -> int:
@@ -271,13 +306,22 @@ class Walk:
     def compare_models(self) -> None:
         listed = self.call("model.list", {})["data"]
         resident = {
-            int(m["name"][1:]): (m["block"], m["pinned"], len(m["leases"]), m["keep_alive"])
+            int(m["name"][1:]): (
+                [block["block"] for block in m["blocks"]],
+                m["pinned"],
+                len(m["leases"]),
+                m["keep_alive"],
+            )
             for m in listed["models"]
         }
         assert resident == {
-            model: (e.block, e.pinned, len(e.leases), e.keep_alive)
-            for model, e in self.books.entries.items()
-            if not e.draining
+            model: (
+                [block.name for block in self.books.blocks_of(model)],
+                entry.pinned,
+                len(self.books.leases_on(model)),
+                entry.keep_alive,
+            )
+            for model, entry in self.books.entries.items()
         }
 
     def step(self) -> None:
@@ -307,12 +351,24 @@ STEPS = [
 
 @pytest.fixture
 def sources(tmp_path: Path) -> list[Path]:
-    small = [files.write_random(tmp_path / f"m{i}.safetensors", 0.05, seed=i) for i in range(SMALL)]
+    small = [
+        files.write_random(tmp_path / f"m{i}.safetensors", 0.05, seed=i, suffix=f".{i}")
+        for i in range(SMALL)
+    ]
     large = [
-        files.write_random(tmp_path / f"m{SMALL + i}.safetensors", 0.11, seed=100 + i)
+        files.write_random(
+            tmp_path / f"m{SMALL + i}.safetensors", 0.11, seed=100 + i, suffix=f".{SMALL + i}"
+        )
         for i in range(LARGE)
     ]
-    return small + large
+    indexes = [
+        files.write_index(
+            tmp_path / f"m{SMALL + LARGE + i}.safetensors.index.json",
+            {f"t{number}.{file}": f"m{file}.safetensors" for number in range(4) for file in parts},
+        )
+        for i, parts in enumerate(SETS)
+    ]
+    return small + large + indexes
 
 
 @pytest.fixture

@@ -39,15 +39,17 @@ def write(path: Path, tensors: Tensors, metadata: Mapping[str, str] | None = Non
     return path
 
 
-def write_random(path: Path, megabytes: float = 1.0, seed: int = 0, tensors: int = 4) -> Path:
-    """F16 tensors of random bytes, `megabytes` in all."""
+def write_random(
+    path: Path, megabytes: float = 1.0, seed: int = 0, tensors: int = 4, *, suffix: str = ""
+) -> Path:
+    """F16 tensors of random bytes, `megabytes` in all. `suffix`: of their names."""
     source = np.random.SFC64(seed)  # several times faster than random.Random
     each = max(1, int(megabytes * 1e6 / 2 / tensors))
     words = -(-2 * each // 8)
     return write(
         path,
         {
-            f"t{index}": ("F16", [each], source.random_raw(words).tobytes()[: 2 * each])
+            f"t{index}{suffix}": ("F16", [each], source.random_raw(words).tobytes()[: 2 * each])
             for index in range(tensors)
         },
         {"seed": str(seed)},
@@ -80,6 +82,10 @@ def write_set(
     for number in range(shards):
         name = write_shard(folder, number, megabytes).name
         where |= {f"layer.{number}.{part}": name for part in ("a", "b")}
-    index = folder / f"{stem}.safetensors.index.json"
-    index.write_text(json.dumps({"metadata": {"total_size": 0}, "weight_map": where}))
-    return index
+    return write_index(folder / f"{stem}.safetensors.index.json", where)
+
+
+def write_index(path: Path, weight_map: Mapping[str, str]) -> Path:
+    """What says in which file each tensor of a set is."""
+    path.write_text(json.dumps({"metadata": {"total_size": 0}, "weight_map": weight_map}))
+    return path
