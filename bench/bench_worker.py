@@ -192,10 +192,18 @@ def open_file(path: str, count: str) -> None:
 
 
 def load_file(path: str, count: str) -> None:
-    """All tensors, mapped."""
+    """All tensors, mapped; of a folder, those of all its files, as transformers reads a set."""
     import safetensors.torch
 
-    repeat(lambda: safetensors.torch.load_file(path), int(count))
+    files = sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else [Path(path)]
+
+    def load() -> dict[str, Any]:
+        state: dict[str, Any] = {}
+        for file in files:
+            state |= safetensors.torch.load_file(file)
+        return state
+
+    repeat(load, int(count))
 
 
 def ping(endpoint: str, count: str) -> None:

@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 
 
-def write_header(path: Path, size: int, tensors: int) -> int:
-    """A file of about `size` bytes in equal F16 tensors, all holes; its payload's start."""
+def write_header(path: Path, size: int, tensors: int, first: int = 0) -> int:
+    """A file of about `size` bytes in equal F16 tensors, all holes; its payload's start.
+
+    `first`: the number in the first one's name.
+    """
     each = max(2, size // tensors // 2 * 2)
     entries = {
-        f"layer.{i}.weight": {
+        f"layer.{first + i}.weight": {
             "dtype": "F16",
             "shape": [each // 2],
             "data_offsets": [i * each, (i + 1) * each],
@@ -31,6 +34,20 @@ def write_header(path: Path, size: int, tensors: int) -> int:
 def write_sparse(path: Path, size: int, tensors: int = 400) -> None:
     """All zeros, and nothing of it on the disk."""
     write_header(path, size, tensors)
+
+
+def write_sparse_set(folder: Path, size: int, files: int, tensors: int) -> Path:
+    """The same in several files; their index."""
+    folder.mkdir()
+    where: dict[str, str] = {}
+    for number in range(files):
+        name = f"model-{number + 1:05}-of-{files:05}.safetensors"
+        first, end = (each * tensors // files for each in (number, number + 1))
+        write_header(folder / name, size // files, end - first, first)
+        where |= {f"layer.{i}.weight": name for i in range(first, end)}
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": where}))
+    return index
 
 
 def write_random(path: Path, size: int, tensors: int, seed: int) -> None:

@@ -38,6 +38,7 @@ Result<Fd> open_block(Link& link, const wire::BlockGrant& grant, const Deadline&
 
 std::vector<ModelBlock> blocks_of(std::vector<wire::ModelBlock>&& told) {
   std::vector<ModelBlock> blocks;
+  blocks.reserve(told.size());
   for (wire::ModelBlock& block : told) {
     blocks.push_back({.block = std::move(block.block),
                       .path = std::move(block.path),

@@ -76,7 +76,7 @@ def decode_manifest(raw: Any, header: Header) -> tuple[dict[str, str], dict[str,
     DataLossError for what contradicts itself, UnimplementedError for what a later version wrote.
     """
     try:
-        manifest = msgpack.unpackb(raw, use_list=False)
+        manifest = _fields(raw)
         version = manifest["version"]
         is_newer = version > _MANIFEST_VERSION
     except Exception as error:
@@ -92,6 +92,22 @@ def decode_manifest(raw: Any, header: Header) -> tuple[dict[str, str], dict[str,
             f"the manifest of block {header.block} has another form ({error!r}): "
             "install the modelbroker package of the broker's version"
         ) from None
+
+
+def _fields(raw: Any) -> dict[str, Any]:
+    """All but `set`: each block of a model in many files has the list of all of them."""
+    unpacker = msgpack.Unpacker(use_list=False, max_buffer_size=len(raw))
+    unpacker.feed(raw)
+    fields: dict[str, Any] = {}
+    for _ in range(unpacker.read_map_header()):
+        key = unpacker.unpack()
+        if key == "set":
+            unpacker.skip()
+        else:
+            fields[key] = unpacker.unpack()
+    if unpacker.tell() != len(raw):
+        raise ValueError("more bytes follow")
+    return fields
 
 
 def _entries(tensors: Any, room: int) -> dict[str, Entry]:

@@ -315,13 +315,16 @@ def _runs(part: Part) -> list[torch.Tensor]:
 def _decode(blocks: list[tuple[Memory, Header]]) -> tuple[dict[str, str], list[Part]]:
     metadata: dict[str, str] = {}
     parts: list[Part] = []
+    known: set[str] = set()
     for memory, header in blocks:
         whole = np.asarray(memory)
         manifest = whole[header.manifest : header.manifest + header.manifest_size]
         about, entries = decode_manifest(manifest.data, header)
         metadata |= about
-        for earlier in parts:
-            for name in earlier.entries.keys() & entries.keys():
-                del earlier.entries[name]
+        if not known.isdisjoint(entries):  # later names win
+            for earlier in parts:
+                for name in earlier.entries.keys() & entries.keys():
+                    del earlier.entries[name]
+        known.update(entries)
         parts.append(Part(whole, header.payload, entries))
     return metadata, parts
