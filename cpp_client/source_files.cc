@@ -30,8 +30,11 @@ Result<SourceFiles> open_sources(Os& os, const std::string& path) {
   std::ranges::sort(*names);
   for (const std::string& name : *names) {
     auto file = open_source(os, folder + name);
-    // If the index names it, the broker says that it is missing.
-    if (file) sources.files.push_back({std::move(*file), name});
+    if (file) {
+      sources.files.push_back({std::move(*file), name});
+    } else if (file.error().code == ErrorCode::kResourceExhausted) {
+      return tl::unexpected(std::move(file).error());
+    }  // else, if the index names it, the broker says that it is missing
   }
   return sources;
 }

@@ -39,8 +39,8 @@ void LeaseService::attach(Session& session, const wire::Attach& data, const Repl
   const RememberedNames::Model* const evicted = data.load ? models_.remembered().find(data.model) : nullptr;
   if (evicted != nullptr) {
     if (evicted->given.is_label) {
-      return reply.error(
-          {ErrorCode::kPermissionDenied, "'" + printable(data.model) + "' was evicted: load it again from its file"});
+      return reply.error({ErrorCode::kPermissionDenied,
+                          "'" + printable(data.model) + "' was evicted or damaged: load it again from its file"});
     }
     auto ask = ask_for_files(env_.clock.now(), session, evicted->given.path, "", {});
     if (!ask) return reply.error(ask.error());
@@ -62,7 +62,7 @@ void LeaseService::attach(Session& session, const wire::Attach& data, const Repl
     }
     ++env_.counters.hits;
     const std::string& name = is_path(data.model) ? (*model)->name() : data.model;
-    return reply.ok(grant(session, data.lease, **model, name, "resident"));
+    return reply.ok(grant(session, data.lease, **model, name, Outcome::kResident));
   }
   auto ask = ask_for_files(env_.clock.now(), session, data.model, data.file, data.files);
   if (!ask) return reply.error(ask.error());
@@ -83,14 +83,15 @@ void LeaseService::attach_by_load(Loading::Ask ask, const Reply<wire::AttachRepl
     Session* const asker = workers_.sessions.find(id);
     return asker != nullptr && (asker->attaching.erase(lease) > 0 || lease == 0);
   };
-  const auto done = [this, reply, id, lease, evicted, waited](Result<Loading::Outcome> outcome) {
+  const auto done = [this, reply, id, lease, evicted, waited](Result<Loading::Answer> outcome) {
     const bool is_wanted = waited();
     if (!outcome) {
       Error error = outcome.error();
       if (!evicted.empty() && error.code == ErrorCode::kPermissionDenied) {
-        error.message = "'" + printable(evicted) + "' was evicted: load it again from its file";
+        error.message = "'" + printable(evicted) + "' was evicted or damaged: load it again from its file";
       } else if (!evicted.empty()) {
-        error.message = "'" + printable(evicted) + "' was evicted and cannot be loaded again: " + error.message;
+        error.message =
+            "'" + printable(evicted) + "' was evicted or damaged, and cannot be loaded again: " + error.message;
       }
       return reply.error(error);
     }
@@ -111,11 +112,11 @@ void LeaseService::attach_by_load(Loading::Ask ask, const Reply<wire::AttachRepl
 }
 
 wire::AttachReply LeaseService::grant(Session& session, std::uint64_t lease, ModelEntry& model, const std::string& name,
-                                      const std::string& outcome) {
+                                      Outcome outcome) {
   wire::AttachReply attached;
   attached.lease = lease != 0 ? lease : session.lease_numbers.use_next();
   attached.model = name;
-  attached.outcome = outcome;
+  attached.outcome = to_string(outcome);
   std::vector<std::string> blocks;
   for (const RamBlock* const part : model.parts) {
     const Block& block = *part->block;

@@ -46,7 +46,7 @@ class LeaseService {
  private:
   void attach_by_load(Loading::Ask ask, const Reply<wire::AttachReply>& reply, const std::string& evicted);
   [[nodiscard]] wire::AttachReply grant(Session& session, std::uint64_t lease, ModelEntry& model,
-                                        const std::string& name, const std::string& outcome);
+                                        const std::string& name, Outcome outcome);
   void book(const Session& session, std::uint64_t number, const std::string& model,
             const std::vector<std::string>& blocks);
 

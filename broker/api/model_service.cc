@@ -42,7 +42,7 @@ void ModelService::load(Session& session, const wire::LoadModel& data, const Rep
   if (data.keep_alive) ask->keep_alive = keep_alive_from_seconds(*data.keep_alive);
   ask->until = reply.deadline();
   const TimePoint began = env_.clock.now();
-  const Loading::AskId asked = loading_.start(std::move(*ask), [this, reply, began](Result<Loading::Outcome> outcome) {
+  const Loading::AskId asked = loading_.start(std::move(*ask), [this, reply, began](Result<Loading::Answer> outcome) {
     if (!outcome) return reply.error(outcome.error());
     const ModelEntry* const model = models_.find_id(outcome->id);
     if (model == nullptr) {
@@ -58,7 +58,7 @@ void ModelService::load(Session& session, const wire::LoadModel& data, const Rep
       loaded.block = loaded.blocks.front().block;
       loaded.page_kind = loaded.blocks.front().page_kind;
     }
-    loaded.outcome = outcome->outcome;
+    loaded.outcome = to_string(outcome->outcome);
     loaded.seconds = seconds_between(began, env_.clock.now());
     reply.ok(loaded);
   });

@@ -201,8 +201,9 @@ Result<void> show(const Common& common, Connection& connection, const std::strin
                      connection.request<wire::ModelGetReply>("model.get", wire::ModelName{model}, kShort));
   std::vector<Manifest> manifests;
   if (tensors && found.model.state == "remembered") {
-    return fail(ErrorCode::kFailedPrecondition,
-                "'" + shown(word) + "' was evicted: its tensors are known once it is loaded or attached again");
+    return fail(
+        ErrorCode::kFailedPrecondition,
+        "'" + shown(word) + "' was evicted or damaged: its tensors are known once it is loaded or attached again");
   }
   if (tensors) {
     MODELBROKER_ASSIGN(manifests, read_manifests(connection, model));

@@ -13,11 +13,8 @@ namespace modelbroker {
 namespace {
 
 // Of a model whose blocks came to be here in different ways.
-std::string outcome_of(const std::vector<BlockLoads::Got>& gots) {
-  for (const char* const outcome : {"loaded", "revived"}) {
-    if (std::ranges::find(gots, outcome, &BlockLoads::Got::how) != gots.end()) return outcome;
-  }
-  return "resident";
+Outcome outcome_of(const std::vector<BlockLoads::Got>& gots) {
+  return std::ranges::max_element(gots, {}, &BlockLoads::Got::how)->how;
 }
 
 // For the manifests of a set's blocks.
@@ -99,13 +96,12 @@ void Loading::identified(const WaiterPtr& waiter, Result<ModelSources> sources) 
 std::optional<Loading::Gots> Loading::resident(const std::vector<SourcePart>& parts) {
   Gots gots;
   for (const SourcePart& part : parts) {
-    std::string how;
-    RamBlock* const block = blocks_.usable(part.look.source, how);
-    if (block == nullptr) {
+    const BlockLoads::Got got = blocks_.usable(part.look.source);
+    if (got.block == nullptr) {
       drain_unwanted(gots);
       return std::nullopt;
     }
-    gots.push_back({block, how});
+    gots.push_back(got);
   }
   return gots;
 }
@@ -161,7 +157,7 @@ void Loading::loaded(const WaiterPtr& waiter, BlockLoads::Done outcome) {
   if (!outcome.blocks) return waiter->done(tl::unexpected(outcome.blocks.error()));
   const std::string wanted = waiter->wanted_name();
   const auto name = finish(*waiter, *outcome.blocks);
-  if (!outcome.is_told || outcome_of(*outcome.blocks) != "loaded" || name == wanted) return;
+  if (!outcome.is_told || outcome_of(*outcome.blocks) != Outcome::kLoaded || name == wanted) return;
   wire::EventData data;  // by that name it is not there
   data.model = wanted;
   if (std::ranges::none_of(waiter->files, &Look::is_private)) data.path = waiter->path;
@@ -204,7 +200,7 @@ std::optional<std::string> Loading::finish(const Waiter& waiter, const Gots& got
   for (const RamBlock* const block : blocks) own.push_back(block->id());
   for (const std::string& id : settled->superseded) ++ram_.blocks.find(id)->promised;
   for (const std::string& id : own) ++ram_.blocks.find(id)->promised;
-  Result<Outcome> answer = Outcome{settled->id, settled->name, settled->outcome};
+  Result<Answer> answer = Answer{settled->id, settled->name, settled->outcome};
   if (settled->refused) answer = tl::unexpected(*settled->refused);
   models_.apply(settled->change,
                 [this, done = waiter.done, answer = std::move(answer), superseded = settled->superseded, own] {

@@ -38,14 +38,14 @@ class Loading {
     std::optional<TimePoint> until;    // how long it may wait for room
     std::optional<uid_t> name_loader;  // who gave the name, if not the peer
   };
-  struct Outcome {
-    std::string id;       // the model's
-    std::string model;    // the name that was asked for, or the first
-    std::string outcome;  // loaded, resident, revived, alias
+  struct Answer {
+    std::string id;     // the model's
+    std::string model;  // the name that was asked for, or the first
+    Outcome outcome = Outcome::kResident;
   };
   // Why an attach is not granted whose lease was detached before.
   [[nodiscard]] static Error lease_detached(std::uint64_t lease);
-  using Done = std::function<void(Result<Outcome>)>;
+  using Done = std::function<void(Result<Answer>)>;
   using AskId = std::uint64_t;
 
   Loading(Environment& env, const Rights& rights, RamStore& ram, Registry& models, RamTier& tier, Loop& loop,

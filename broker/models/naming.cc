@@ -58,7 +58,7 @@ std::string name_at(const std::string& path, const std::vector<ModelEdit::Named>
 }  // namespace
 
 Error Naming::taken(const std::string& name, const ModelEntry* owner, uid_t asker) const {
-  if (owner == nullptr) return name_taken(name, "another user's model that was evicted");
+  if (owner == nullptr) return name_taken(name, "another user's model, which is remembered");
   return name_taken(name, file_at(models_.given(name).path, may_attach(rights_, asker, *owner)));
 }
 
@@ -250,8 +250,7 @@ void Naming::learn_paths(const Claim& claim, const std::string& name, bool is_ne
 }
 
 // ENSURES: applied, the change leaves the model with a name; a name that another model keeps is not in it.
-Result<Naming::Settled> Naming::settle(const Claim& claim, const std::vector<RamBlock*>& blocks,
-                                       const std::string& outcome) {
+Result<Naming::Settled> Naming::settle(const Claim& claim, const std::vector<RamBlock*>& blocks, Outcome outcome) {
   Settled settled;
   settled.id = models_.id_for(blocks, claim.is_set);
   settled.outcome = outcome;
@@ -277,17 +276,18 @@ Result<Naming::Settled> Naming::settle(const Claim& claim, const std::vector<Ram
   const bool is_new = !name.empty() && std::ranges::find(own.names, name, &ModelEdit::Named::name) == own.names.end();
   if (is_new) own.names.push_back({name, given_by(claim, name)});
   learn_paths(claim, name, is_new, own.names);
-  if (is_new && outcome == "resident" && model != nullptr) settled.outcome = "alias";
+  if (is_new && outcome == Outcome::kResident && model != nullptr) settled.outcome = Outcome::kAlias;
   if ((claim.pin || claim.keep_alive) && !is_managers(claim.manager())) {
     settled.refused = Rights::not_manageable(settled.name, own.names.front().given.loader);
   } else {
     if (claim.pin) own.pinned = true;
     if (claim.keep_alive) own.keep_alive = claim.keep_alive;
   }
-  const bool is_put_together = claim.is_set && model == nullptr && outcome == "resident";  // of blocks that were here
-  settled.change.why = outcome == "loaded" || is_put_together ? Why::kLoaded
-                       : outcome == "revived"                 ? Why::kRevived
-                                                              : Why::kNamed;
+  const bool is_put_together =
+      claim.is_set && model == nullptr && outcome == Outcome::kResident;  // of blocks that were here
+  settled.change.why = outcome == Outcome::kLoaded || is_put_together ? Why::kLoaded
+                       : outcome == Outcome::kRevived                 ? Why::kRevived
+                                                                      : Why::kNamed;
   settled.change.told = settled.name;
   settled.change.edits.push_back(std::move(own));
   return settled;

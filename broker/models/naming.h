@@ -50,14 +50,13 @@ class Naming {
   struct Settled {
     std::string id;                       // the model's
     std::string name;                     // by which the model answers to this claim
-    std::string outcome;                  // "alias" where it is one name more
+    Outcome outcome;                      // kAlias where it is one name more
     ModelChange change;                   // to be applied
     std::vector<std::string> superseded;  // blocks that no model has then: to be drained once that is written
     std::optional<Error> refused;         // it is named, but neither pinned nor kept as was wanted
   };
   // `outcome`: how they came to be resident. stale_generation: the path leads elsewhere since.
-  [[nodiscard]] Result<Settled> settle(const Claim& claim, const std::vector<RamBlock*>& blocks,
-                                       const std::string& outcome);
+  [[nodiscard]] Result<Settled> settle(const Claim& claim, const std::vector<RamBlock*>& blocks, Outcome outcome);
 
  private:
   using Names = std::vector<ModelEdit::Named>;

@@ -23,18 +23,16 @@ Jobs& BlockLoads::jobs_of(uid_t uid) {
   return *jobs;
 }
 
-RamBlock* BlockLoads::usable(const FileIdentity& source, std::string& how) {
+BlockLoads::Got BlockLoads::usable(const FileIdentity& source) {
   RamBlock* const block = ram_.blocks.by_source(source);
-  if (block == nullptr) return nullptr;
-  how = "resident";
-  if (!block->draining()) return scrubber_.withdraw_missing(*block) ? nullptr : block;
+  if (block == nullptr) return {};
+  if (!block->draining()) return scrubber_.withdraw_missing(*block) ? Got() : Got{block, Outcome::kResident};
   if (auto revived = ram_.blocks.revive(*block); !revived) {
     log_warning("block " + block->id() + " cannot be revived: " + revived.error().message);
-    return nullptr;
+    return {};
   }
   reaper_.revived(block->id());
-  how = "revived";
-  return block;
+  return {block, Outcome::kRevived};
 }
 
 bool BlockLoads::is_under_way(const FileIdentity& source) const {
@@ -58,11 +56,12 @@ BlockLoads::Id BlockLoads::want(Ask ask) {
 // Resident, under way, or a flight of its own.
 void BlockLoads::add_part(const BatchPtr& batch, Want want) {
   batch->is_private = batch->is_private || want.look.is_private;
-  batch->parts.push_back({.flight = nullptr, .block = "", .how = "", .path = want.identity.path});
+  batch->parts.push_back({.flight = nullptr, .block = "", .path = want.identity.path});
   Part& part = batch->parts.back();
-  if (RamBlock* const block = usable(want.look.source, part.how)) {
-    ++block->promised;
-    part.block = block->id();
+  if (const Got there = usable(want.look.source); there.block != nullptr) {
+    ++there.block->promised;
+    part.block = there.block->id();
+    part.how = there.how;
     return;
   }
   const auto running = std::ranges::find_if(flights_, [&](const FlightPtr& flight) {
@@ -159,7 +158,7 @@ void BlockLoads::refused(const BatchPtr& batch, const Error& error) {
 
 // ---- the ends of a part, and of a batch
 
-void BlockLoads::got(const BatchPtr& batch, const FlightPtr& flight, RamBlock& block, const std::string& how) {
+void BlockLoads::got(const BatchPtr& batch, const FlightPtr& flight, RamBlock& block, Outcome how) {
   for (Part& part : batch->parts) {
     if (part.flight != flight) continue;
     part.flight.reset();

@@ -45,7 +45,7 @@ class BlockLoads {
   };
   struct Got {
     RamBlock* block = nullptr;
-    std::string how;  // loaded, resident, revived
+    Outcome how = Outcome::kResident;
   };
   struct Done {
     Result<std::vector<Got>> blocks;  // in the order of the files
@@ -77,8 +77,8 @@ class BlockLoads {
 
   // The threads on which files of this user are looked at and read.
   [[nodiscard]] Jobs& jobs_of(uid_t uid);
-  // The block that holds this source, resident again if it drained; else nullptr.
-  [[nodiscard]] RamBlock* usable(const FileIdentity& source, std::string& how);
+  // The block that holds this source, resident again if it drained; else without a block.
+  [[nodiscard]] Got usable(const FileIdentity& source);
   // Whether a flight of that very file is under way.
   [[nodiscard]] bool is_under_way(const FileIdentity& source) const;
   Id want(Ask ask);
@@ -102,7 +102,8 @@ class BlockLoads {
   struct Part {
     FlightPtr flight;   // until its block is there
     std::string block;  // then; it is promised to the batch
-    std::string how, path;
+    Outcome how = Outcome::kResident;
+    std::string path;
   };
   struct Batch {
     Id id = 0;
@@ -144,7 +145,7 @@ class BlockLoads {
   void refused(const BatchPtr& batch, const Error& error);
   [[nodiscard]] std::vector<FlightPtr> led_and_lacking(const BatchPtr& batch) const;
   [[nodiscard]] std::vector<BatchPtr> sharers(const std::vector<FlightPtr>& flights) const;
-  void got(const BatchPtr& batch, const FlightPtr& flight, RamBlock& block, const std::string& how);
+  void got(const BatchPtr& batch, const FlightPtr& flight, RamBlock& block, Outcome how);
   void complete(const BatchPtr& batch);
   void fail(const BatchPtr& batch, const Error& error);
   void leave(const BatchPtr& batch, const std::string& reason);
@@ -160,7 +161,7 @@ class BlockLoads {
   void header_read(const FlightPtr& flight, Result<LoadPlan> plan);
   void read(const FlightPtr& flight, Budget::Reservation reservation);
   void landed(const FlightPtr& flight, Result<LoadedBlock> loaded);
-  void land(const FlightPtr& flight, RamBlock& block, const std::string& how);
+  void land(const FlightPtr& flight, RamBlock& block, Outcome how);
   void crash(const FlightPtr& flight, const Error& error);
   void abandon(const FlightPtr& flight);
   void ended(const FlightPtr& flight);

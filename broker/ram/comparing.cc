@@ -102,10 +102,9 @@ void BlockLoads::compared(const FlightPtr& flight, Result<Compared> outcome) {
       if (part.flight == flight) ram_.blocks.confirm(*block, part.path, source);
     }
   }
-  std::string how;
-  RamBlock* const found = usable(source, how);
-  if (found == nullptr) return find_same(flight);
-  land(flight, *found, how);
+  const Got found = usable(source);
+  if (found.block == nullptr) return find_same(flight);
+  land(flight, *found.block, found.how);
 }
 
 // Looks again, in the loop's next turn, at those behind a flight that has ended.

@@ -82,16 +82,16 @@ void BlockLoads::landed(const FlightPtr& flight, Result<LoadedBlock> loaded) {
   RamBlock& added = ram_.blocks.add(std::move(block));
   crash_point("load.in_books");
   log_info("loaded block " + added.id() + " (" + std::string(to_string(added.block->page_kind())) + " pages)");
-  land(flight, added, "loaded");
+  land(flight, added, Outcome::kLoaded);
 }
 
 // For the first as it came to be here, for the others as what is resident. What nobody wants any more is not kept.
-void BlockLoads::land(const FlightPtr& flight, RamBlock& block, const std::string& how) {
+void BlockLoads::land(const FlightPtr& flight, RamBlock& block, Outcome how) {
   ++block.promised;
   ended(flight);
   bool is_first = true;
   for (const BatchPtr& batch : std::exchange(flight->batches, {})) {
-    got(batch, flight, block, std::exchange(is_first, false) ? how : "resident");
+    got(batch, flight, block, std::exchange(is_first, false) ? how : Outcome::kResident);
   }
   let_go(block.id());
 }

@@ -4,6 +4,20 @@
 #include <tuple>
 
 namespace modelbroker {
+
+std::string_view to_string(Outcome outcome) noexcept {
+  switch (outcome) {
+    case Outcome::kResident:
+      return "resident";
+    case Outcome::kRevived:
+      return "revived";
+    case Outcome::kLoaded:
+      return "loaded";
+    case Outcome::kAlias:
+      return "alias";
+  }
+  return "";
+}
 namespace {
 
 constexpr std::size_t kMostSources = 17;  // more copies are hashed again at each look

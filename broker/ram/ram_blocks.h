@@ -23,6 +23,15 @@
 
 namespace modelbroker {
 
+// How a block, or a model, came to be there for a request; of a model in several blocks, the highest of theirs.
+enum class Outcome : std::uint8_t {
+  kResident,  // was there
+  kRevived,   // drained, and was wanted again
+  kLoaded,    // its file was read
+  kAlias,     // was there, and has one name more
+};
+[[nodiscard]] std::string_view to_string(Outcome outcome) noexcept;
+
 struct RamBlock {
   // A file that has these bytes, as it was when that was last confirmed: it may be newer than the manifest's.
   struct SourceFile {
