@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn, TypeAlias
 
-from ._block import read_header
+from ._block import Header, read_header
 from ._deadline import Deadline
 from ._descriptors import or_exhausted
 from ._endpoint import endpoints_to_try
@@ -22,6 +23,7 @@ from ._errors import (
 )
 from ._events import SNAPSHOT, EventStream
 from ._keep_alive import seconds_of
+from ._leases import Lease
 from ._link import Data, Failure, Link
 from ._memory import Memory, Mode
 from ._models import Loaded, Model, Scrubbed, Status, Unloaded, take
@@ -294,26 +296,40 @@ class Broker:
         self, data: Data, mode: Mode, deadline: Deadline, sources: Sources | None = None
     ) -> Weights:
         reply, lease = self._open_link().attach(data, deadline, sources)
-        blocks = []
-        for block in reply["blocks"]:
-            descriptor = self._open_block(str(block["block"]), str(block["path"]), deadline)
-            try:
-                header = read_header(descriptor, str(block["block"]))
-                memory = Memory(
-                    descriptor,
-                    header.size,
-                    mode,
-                    keeps=lease,
-                    header=header,
-                    path=str(block["path"]),
-                    reopen=self._link.open_block,
+        blocks: list[tuple[Memory, Header]] = []
+        try:
+            for block in reply["blocks"]:
+                blocks.append(
+                    self._map(str(block["block"]), str(block["path"]), mode, lease, deadline)
                 )
-                blocks.append((memory, header))
-            finally:
-                os.close(descriptor)
+        except BaseException as error:
+            # Whoever keeps the error keeps its frames: they are to keep no mapping and no lease.
+            traceback.clear_frames(error.__traceback__)
+            blocks.clear()
+            del lease
+            raise
         generation = max(int(block["generation"]) for block in reply["blocks"])
         outcome = str(reply.get("outcome") or "")  # an older broker does not tell
         return Weights(str(reply["model"]), generation, mode, blocks, outcome)
+
+    def _map(
+        self, name: str, path: str, mode: Mode, lease: Lease, deadline: Deadline
+    ) -> tuple[Memory, Header]:
+        descriptor = self._open_block(name, path, deadline)
+        try:
+            header = read_header(descriptor, name)
+            memory = Memory(
+                descriptor,
+                header.size,
+                mode,
+                keeps=lease,
+                header=header,
+                path=path,
+                reopen=self._link.open_block,
+            )
+            return memory, header
+        finally:
+            os.close(descriptor)
 
     def _open_block(self, name: str, path: str, deadline: Deadline) -> int:
         try:
