@@ -64,8 +64,10 @@ struct Row {
   OtherFormat format;
 };
 
-constexpr OtherFormat kIndex{ErrorCode::kUnimplemented, "the JSON index of a model in several files",
-                             "load each of the .safetensors files that its \"weight_map\" names"};
+constexpr OtherFormat kIndex{
+    ErrorCode::kUnimplemented, "the JSON index of a model in several files",
+    "beside its files it has a name that ends in .safetensors.index.json: load it by that one; "
+    "an index of other files than safetensors is not read"};
 constexpr OtherFormat kHtml{ErrorCode::kDataLoss, "an HTML page",
                             "the link that it was downloaded from leads to a page: download the file itself"};
 constexpr OtherFormat kXml{

@@ -52,7 +52,7 @@ Result<void> check_tensors(Os& os, const SetIndex& index, const std::vector<Sour
 }
 
 Result<ModelSources> look_at_set(Os& os, const LookOrder& order, std::vector<OfferedSource> offered) {
-  const bool has_all = offered.size() > 1;
+  const bool has_all = !offered.empty() && !offered.front().name.empty();  // handed in with names, as all of a set are
   MODELBROKER_ASSIGN(const SourcePart index,
                      look_at(os, order, order.path, offered.empty() ? Fd() : std::move(offered.front().file)));
   const std::string label = printable(order.path);
