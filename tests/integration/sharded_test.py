@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
+import torch
 
 import modelbroker
 from modelbroker import (
@@ -76,6 +78,25 @@ def test_nothing_is_copied(broker: BrokerProcess, tmp_path: Path) -> None:
         assert weights.restore() > 0
         assert modelbroker.shared(state).written_bytes == 0
         assert right(weights, index.parent)
+
+
+def test_a_module_takes_a_set_and_its_copy_is_its_own(broker: BrokerProcess, index: Path) -> None:
+    with broker.connect() as client, client.attach(index) as weights:
+        state = weights.state_dict()
+        with torch.device("meta"):
+            layers = {
+                str(number): torch.nn.ParameterDict(
+                    {part: torch.empty_like(state[f"layer.{number}.{part}"]) for part in ("a", "b")}
+                )
+                for number in range(4)
+            }
+            module = torch.nn.ModuleDict({"layer": torch.nn.ModuleDict(layers)})
+        weights.apply_to(module)
+        assert modelbroker.shared(module).copied_bytes == 0
+        copy = deepcopy(module)
+        assert modelbroker.shared(copy).shared_bytes == 0
+        for name, parameter in copy.named_parameters():
+            assert torch.equal(parameter.view(torch.int16), state[name].view(torch.int16))
 
 
 def test_workers_that_attach_at_once_load_each_file_once(
