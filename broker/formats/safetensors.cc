@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "broker/formats/directory.h"
+#include "broker/formats/text_of_file.h"
 #include "shm/dtype.h"
 
 namespace modelbroker {
@@ -31,14 +32,8 @@ std::string in_quotes(std::string_view name) { return "'" + shown(name, kShownNa
 
 // Takes the header apart while nlohmann's parser walks it: nothing but the tensors is ever built.
 // Every event returns false at the first thing that the format does not allow.
-class HeaderSax {
+class HeaderSax : public JsonWalker {
  public:
-  using number_integer_t = nlohmann::json::number_integer_t;
-  using number_unsigned_t = nlohmann::json::number_unsigned_t;
-  using number_float_t = nlohmann::json::number_float_t;
-  using string_t = nlohmann::json::string_t;
-  using binary_t = nlohmann::json::binary_t;
-
   std::vector<TensorEntry> tensors;
   std::map<std::string, std::string> metadata;
   std::string problem;
@@ -252,14 +247,8 @@ Result<std::string> read_header(Os& os, int fd, const std::string& label, const 
     return damaged("its header should have " + std::to_string(length) + " bytes, the file has " +
                    std::to_string(source.size));
   }
-  std::string text(length, '\0');
-  std::size_t done = 0;
-  while (done < text.size()) {
-    const auto got = os.pread(fd, std::as_writable_bytes(std::span(text)).subspan(done), kPrefix + done);
-    if (!got) return fail_errno(got.error().number, "reading '" + label + "'");
-    if (*got == 0) return damaged("it ends inside its header");
-    done += *got;
-  }
+  MODELBROKER_ASSIGN(std::string text, text_of_file(os, fd, {kPrefix, length}, label));
+  if (text.size() < length) return damaged("it ends inside its header");
   const auto first = text.find_first_not_of(" \t\r\n");  // none by the format's text; the reference passes it over
   if (first == std::string::npos || text[first] != '{') return damaged("its header does not begin with '{'");
   // The parser would take a zero byte for the end and look no further.

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
-#include <span>
 #include <utility>
 
 #include "broker/formats/directory.h"
+#include "broker/formats/text_of_file.h"
 #include "shm/text.h"
 
 namespace modelbroker {
@@ -22,14 +22,8 @@ bool is_plain(std::string_view name) {
 }
 
 // Builds the map while nlohmann's parser walks the JSON: nothing else is kept.
-class IndexSax {
+class IndexSax : public JsonWalker {
  public:
-  using number_integer_t = nlohmann::json::number_integer_t;
-  using number_unsigned_t = nlohmann::json::number_unsigned_t;
-  using number_float_t = nlohmann::json::number_float_t;
-  using string_t = nlohmann::json::string_t;
-  using binary_t = nlohmann::json::binary_t;
-
   std::map<std::string, std::string> weight_map;
   bool has_map = false;
   Error problem{ErrorCode::kDataLoss, ""};
@@ -111,16 +105,7 @@ Result<std::string> read_text(Os& os, int fd, const std::string& label) {
     return fail(ErrorCode::kResourceExhausted,
                 "'" + label + "' has " + std::to_string(source.size) + " bytes; the index of a set has at most 64 MiB");
   }
-  std::string text(source.size, '\0');
-  std::size_t done = 0;
-  while (done < text.size()) {
-    const auto got = os.pread(fd, std::as_writable_bytes(std::span(text)).subspan(done), done);
-    if (!got) return fail_errno(got.error().number, "reading '" + label + "'");
-    if (*got == 0) break;
-    done += *got;
-  }
-  text.resize(done);
-  return text;
+  return text_of_file(os, fd, {0, source.size}, label);
 }
 
 }  // namespace

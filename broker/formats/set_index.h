@@ -1,7 +1,7 @@
 // SetIndex: the JSON that says which tensor of a sharded model is in which file (`*.safetensors.index.json`).
 //
 // Only `weight_map` is read, an object of tensor names and plain file names; all else is passed over. Threads: any;
-// call on a job thread (it reads the file). Failure: data_loss for what is no such JSON (what and where),
+// call on a job thread (it reads the file). Failure: data_loss for anything else (what and where),
 // invalid_argument for a file name that leads elsewhere, resource_exhausted for one that is too large. `label` is the
 // path for messages.
 #pragma once

@@ -108,9 +108,7 @@ std::optional<Loading::Gots> Loading::resident(const std::vector<SourcePart>& pa
 
 // What was revived for a model that did not come to be.
 void Loading::drain_unwanted(const Gots& gots) {
-  for (const BlockLoads::Got& got : gots) {
-    if (got.block->unwanted() && !got.block->draining()) reaper_.drain(*got.block);
-  }
+  for (const BlockLoads::Got& got : gots) reaper_.drain_unwanted(*got.block);
 }
 
 Result<void> Loading::check_harmless(const Waiter& waiter, const std::vector<SourcePart>& parts) {
@@ -217,7 +215,7 @@ std::optional<std::string> Loading::finish(const Waiter& waiter, const Gots& got
 void Loading::keep_promise(const std::string& id) {
   RamBlock* const block = ram_.blocks.find(id);
   if (block == nullptr || --block->promised > 0) return;
-  if (block->unwanted() && !block->draining()) reaper_.drain(*block);
+  reaper_.drain_unwanted(*block);
   for (const ModelEntry* const model : models_.with_block(*block)) expiry_.changed(tier_.expires_at(*model));
 }
 

@@ -38,7 +38,7 @@ Result<void> check_tensors(Os& os, const SetIndex& index, const std::vector<Sour
       if (is_new) continue;
       return fail(ErrorCode::kDataLoss, "'" + label + "': tensor '" + printable(tensor.name, 80) + "' is in '" +
                                             printable(index.files[known->second]) + "' and in '" +
-                                            printable(index.files[i]) + "': these files are no set of one model");
+                                            printable(index.files[i]) + "': these files do not belong to one model");
     }
   }
   for (const auto& [tensor, file] : index.tensors) {

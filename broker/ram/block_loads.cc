@@ -35,10 +35,11 @@ BlockLoads::Got BlockLoads::usable(const FileIdentity& source) {
   return {block, Outcome::kRevived};
 }
 
-bool BlockLoads::is_under_way(const FileIdentity& source) const {
-  return std::ranges::any_of(flights_, [&](const FlightPtr& flight) {
+BlockLoads::FlightPtr BlockLoads::flight_of(const FileIdentity& source) const {
+  const auto found = std::ranges::find_if(flights_, [&](const FlightPtr& flight) {
     return flight->want.look.source == source && !flight->progress.cancelled;
   });
+  return found == flights_.end() ? nullptr : *found;
 }
 
 BlockLoads::Id BlockLoads::want(Ask ask) {
@@ -64,11 +65,8 @@ void BlockLoads::add_part(const BatchPtr& batch, Want want) {
     part.how = there.how;
     return;
   }
-  const auto running = std::ranges::find_if(flights_, [&](const FlightPtr& flight) {
-    return flight->want.look.source == want.look.source && !flight->progress.cancelled;
-  });
-  if (running != flights_.end()) {
-    part.flight = *running;
+  part.flight = flight_of(want.look.source);
+  if (part.flight) {
     part.flight->batches.push_back(batch);
     if (part.flight->offer) part.flight->offer(batch->ask.uid);
     const BatchPtr leader = part.flight->batches.front();
@@ -95,6 +93,12 @@ std::vector<BlockLoads::FlightPtr> BlockLoads::led_and_lacking(const BatchPtr& b
     if (lacks && part.flight->batches.front() == batch) flights.push_back(part.flight);
   }
   return flights;
+}
+
+std::uint64_t BlockLoads::room_for(const std::vector<FlightPtr>& flights) {
+  std::uint64_t bytes = 0;
+  for (const FlightPtr& flight : flights) bytes += flight->plan.layout.block_size;
+  return bytes;
 }
 
 std::vector<BlockLoads::BatchPtr> BlockLoads::sharers(const std::vector<FlightPtr>& flights) const {
@@ -126,8 +130,6 @@ void BlockLoads::look_on(const BatchPtr& batch) {
 // REQUIRES: all that it leads and lacks is planned.
 void BlockLoads::admit(const BatchPtr& batch) {
   const std::vector<FlightPtr> flights = led_and_lacking(batch);
-  std::uint64_t sum = 0;
-  for (const FlightPtr& flight : flights) sum += flight->plan.layout.block_size;
   const auto then = [this, batch, flights](Result<Budget::Reservation> admitted) {
     batch->asked.reset();
     if (!admitted) return refused(batch, admitted.error());
@@ -141,17 +143,16 @@ void BlockLoads::admit(const BatchPtr& batch) {
       (*std::ranges::min_element(waiting, {}, [](const BatchPtr& each) { return each->ask.until; }))->ask.until;
   const bool is_one = batch->parts.size() == 1;
   const std::string what = is_one ? flights.front()->plan.label : printable(batch->ask.path);
-  batch->asked = admission_.ask({sum, "'" + what + "'", batch->until}, then, batch->place);
+  batch->asked = admission_.ask({room_for(flights), "'" + what + "'", batch->until}, then, batch->place);
   batch->place = batch->asked;
 }
 
 // Who gave no deadline, or none that is later than what was waited for, hears it now; the others wait for room.
 void BlockLoads::refused(const BatchPtr& batch, const Error& error) {
   const std::vector<FlightPtr> flights = led_and_lacking(batch);
-  std::uint64_t sum = 0;
-  for (const FlightPtr& flight : flights) sum += flight->plan.layout.block_size;
+  const bool can_never_be = room_for(flights) > ram_.budget.limit();
   for (const BatchPtr& waiting : sharers(flights)) {
-    if (waiting->ask.until <= batch->until || sum > ram_.budget.limit()) fail(waiting, error);
+    if (waiting->ask.until <= batch->until || can_never_be) fail(waiting, error);
   }
   for (const BatchPtr& waiting : sharers(flights)) look_on(waiting);
 }
@@ -230,7 +231,7 @@ void BlockLoads::let_go(const std::string& id) {
   RamBlock* const block = ram_.blocks.find(id);
   if (block == nullptr) return;
   --block->promised;
-  if (block->unwanted() && !block->draining()) reaper_.drain(*block);
+  reaper_.drain_unwanted(*block);
 }
 
 bool BlockLoads::stop(std::chrono::milliseconds patience) {

@@ -80,7 +80,7 @@ class BlockLoads {
   // The block that holds this source, resident again if it drained; else without a block.
   [[nodiscard]] Got usable(const FileIdentity& source);
   // Whether a flight of that very file is under way.
-  [[nodiscard]] bool is_under_way(const FileIdentity& source) const;
+  [[nodiscard]] bool is_under_way(const FileIdentity& source) const { return flight_of(source) != nullptr; }
   Id want(Ask ask);
   // `done` is not called any more; idempotent.
   void give_up(Id id);
@@ -144,6 +144,8 @@ class BlockLoads {
   void admit(const BatchPtr& batch);
   void refused(const BatchPtr& batch, const Error& error);
   [[nodiscard]] std::vector<FlightPtr> led_and_lacking(const BatchPtr& batch) const;
+  [[nodiscard]] FlightPtr flight_of(const FileIdentity& source) const;
+  [[nodiscard]] static std::uint64_t room_for(const std::vector<FlightPtr>& flights);
   [[nodiscard]] std::vector<BatchPtr> sharers(const std::vector<FlightPtr>& flights) const;
   void got(const BatchPtr& batch, const FlightPtr& flight, RamBlock& block, Outcome how);
   void complete(const BatchPtr& batch);

@@ -58,6 +58,10 @@ void Reaper::drain(RamBlock& block) {
   if (!free(block)) events_.publish("model.draining", event_of(block));
 }
 
+void Reaper::drain_unwanted(RamBlock& block) {
+  if (block.unwanted() && !block.draining()) drain(block);
+}
+
 bool Reaper::nobody_has(const RamBlock& block) const {
   if (leases_.count(block.id()) > 0) return false;
   const auto unmapped = block.block->unmapped_everywhere(env_.os);

@@ -33,6 +33,8 @@ class Reaper {
   bool free(RamBlock& block, std::function<void(bool freed)> freed = {});
   // Both, of a block that no model has: tried again until it can be withdrawn.
   void drain(RamBlock& block);
+  // The same, if no model has it, no answer hands it out, and it does not drain already.
+  void drain_unwanted(RamBlock& block);
   // By our leases and by the kernel's word.
   [[nodiscard]] bool nobody_has(const RamBlock& block) const;
   // The file of a load that failed could not be removed: tried again until it can be, and counted until then.
